@@ -1,0 +1,262 @@
+"""Owns what happens around the steps: console, samples, overfit notice, saving, stopping."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import defaultdict
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lit_gpt.checkpoint import save_atomically
+from lit_gpt.data import TextDataModule
+from lit_gpt.sampling import generate
+
+
+class Bar(ProgressBar):
+    """One line with step, loss and tokens a second; none where the output is no terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.console = Console(highlight=False)
+        self.enabled = self.console.is_terminal
+        self.progress: Progress | None = None
+        self.last_refresh = 0.0
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        self.console.print(*args, markup=False, soft_wrap=True)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.enabled:
+            return
+        columns = ("loss {task.fields[loss]}", "{task.fields[rate]} tokens/s")
+        self.progress = Progress(
+            TextColumn("Training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            *map(TextColumn, columns),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        total = trainer.max_steps if trainer.max_steps > 0 else None
+        self.progress.add_task("", total=total, loss="-", rate="-", completed=trainer.global_step)
+        self.progress.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        # Reading the loss waits for the device, so it is done five times a second, not each step.
+        if self.progress and time.monotonic() - self.last_refresh > 0.2:
+            self.last_refresh = time.monotonic()
+            metrics = trainer.callback_metrics
+            fields = {"loss": f"{metrics['train/loss']:.3f}"} if "train/loss" in metrics else {}
+            if "tokens_per_second" in metrics:
+                fields["rate"] = f"{metrics['tokens_per_second']:,.0f}"
+            self.progress.update(self.progress.task_ids[0], completed=trainer.global_step, **fields)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.progress:
+            self.progress.stop()
+            self.progress = None
+
+
+class StepLines(Callback):
+    """Says the losses of each evaluation, and once when the model begins to overfit.
+
+    Args:
+        patience: how many evaluations in a row may end above the best validation loss, while the
+            training loss falls, before it is called overfitting.
+    """
+
+    def __init__(self, patience: int = 3) -> None:
+        self.patience = patience
+        self.best = {"val": float("inf"), "train": 0.0, "step": 0}
+        self.worse, self.said = 0, False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        train = trainer.callback_metrics["train/eval_loss"].item()
+        val = trainer.callback_metrics["val/loss"].item()
+        step = trainer.global_step
+        self.print(trainer, f"Step: {step}, Training Loss: {train:.3f}, Validation Loss: {val:.3f}")
+        if val < self.best["val"]:
+            self.best, self.worse = {"val": val, "train": train, "step": step}, 0
+            return
+        self.worse += 1
+        if self.worse >= self.patience and train < self.best["train"] and not self.said:
+            self.said = True
+            self.print(
+                trainer,
+                f"The model is overfitting: the validation loss was best at step "
+                f"{self.best['step']} ({self.best['val']:.3f}) and has been higher for "
+                f"{self.worse} evaluations, while the training loss still falls. best.ckpt keeps "
+                "the best model; more text, more dropout or a smaller model would help.",
+            )
+
+    @rank_zero_only
+    def print(self, trainer: pl.Trainer, line: str) -> None:
+        (trainer.progress_bar_callback.print if trainer.progress_bar_callback else print)(line)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "worse": self.worse, "said": self.said}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.worse, self.said = (state_dict[k] for k in ("best", "worse", "said"))
+
+
+class Throughput(Callback):
+    """Logs tokens_per_second of training, all devices together, evaluations left out."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.tokens, self.since = 0, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
+    ) -> None:
+        self.tokens += batch[0].numel() * trainer.world_size
+        # Lightning counts the step that just ended: this is a step at which it writes the log.
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            now = time.monotonic()
+            self.log("tokens_per_second", self.tokens / (now - self.since))
+            self.tokens, self.since = 0, now
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.paused = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self.since += time.monotonic() - self.paused
+
+
+class Samples(Callback):
+    """Lets the model go on from a few fixed prompts at each evaluation and logs the text.
+
+    Args:
+        prompts: texts to go on from; None: the beginnings of three lines of the validation text.
+        num_tokens: how many tokens each sample goes on for; 0: no samples.
+    """
+
+    def __init__(self, prompts: list[str] | None = None, num_tokens: int = 32) -> None:
+        self.prompts, self.num_tokens = prompts, num_tokens
+        self.texts: list[str] = []  # of the newest evaluation
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.num_tokens > 0 and trainer.is_global_zero and trainer.datamodule is not None:
+            self.texts = self.write(pl_module.gpt, trainer.datamodule)
+            for logger in trainer.loggers:
+                log_samples(logger, self.texts, trainer.global_step)
+
+    def write(self, model: torch.nn.Module, data: TextDataModule) -> list[str]:
+        tokenizer = data.tokenizer
+        prompts = [tokenizer.encode(text) for text in self.prompts or []] or line_starts(data)
+        groups = defaultdict(list)  # prompts of one length are written together
+        for i, prompt in enumerate(prompts):
+            groups[len(prompt)].append(i)
+        texts = [""] * len(prompts)
+        for members in groups.values():
+            ids = torch.tensor([[int(t) for t in prompts[i]] for i in members])
+            steps = generate(
+                model, ids.to(model.embedding.weight.device), self.num_tokens, self.sampling
+            )
+            new = torch.stack(list(steps), dim=1).cpu()
+            for i, row in zip(members, torch.cat([ids, new], dim=1).tolist(), strict=True):
+                texts[i] = tokenizer.decode(row)
+        return texts
+
+
+def line_starts(data: TextDataModule, count: int = 3, length: int = 4) -> list[np.ndarray]:
+    """The first `length` tokens of lines spread over the validation split."""
+    tokens, starts = data.val_tokens, []
+    ends_line = np.array([token.endswith(b"\n") for token in data.tokenizer.tokens])
+    for i in range(count):
+        start = i * len(tokens) // count
+        ends = np.flatnonzero(ends_line[tokens[start : start + 500]])  # within reach, if any
+        if len(ends) and start + ends[0] + 1 + length <= len(tokens):
+            start += ends[0] + 1
+        starts.append(tokens[start : start + length])
+    return starts
+
+
+def log_samples(logger: Any, texts: list[str], step: int) -> None:
+    """Text to a logger that can show it: TensorBoard or, by `log_text`, Weights & Biases."""
+    if isinstance(logger, TensorBoardLogger):
+        fenced = "\n\n".join(f"```\n{text}\n```" for text in texts)  # shown as it is, not Markdown
+        logger.experiment.add_text("samples", fenced, step)
+    elif hasattr(logger, "log_text"):
+        logger.log_text("samples", columns=["text"], data=[[text] for text in texts], step=step)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """checkpoints/best.ckpt: the lowest validation loss."""
+
+    def __init__(self) -> None:
+        super().__init__(monitor="val/loss", filename="best", enable_version_counter=False)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """checkpoints/last.ckpt: after each evaluation and at the end, wherever that is."""
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", enable_version_counter=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own leaves half a file where the temporary folder is on another disk."""
+
+    def save_checkpoint(self, checkpoint: dict, path: Any, storage_options: Any = None) -> None:
+        save_atomically(checkpoint, path)
+
+
+class GracefulStop(Callback):
+    """The first Ctrl-C or SIGTERM ends the run after the step in hand; a second one at once.
+
+    Also ends it after max_steps, so that the last step is evaluated, on the interval or not.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.old_handlers: dict[int, Any] = {}
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            raise SystemExit(128 + number)
+        self.signal = number
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.old_handlers[number] = signal.signal(number, self._handle)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        stop = trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+        if stop or trainer.global_step >= trainer.max_steps > 0:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for number, handler in self.old_handlers.items():
+            signal.signal(number, handler)
+
+
+class FinalEvaluation(Callback):
+    """The loss over the whole validation split, once, at the end of a run that wasn't stopped."""
+
+    def __init__(self) -> None:
+        self.result = None
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        stopped = any(isinstance(c, GracefulStop) and c.signal for c in trainer.callbacks)
+        if trainer.datamodule is not None and not stopped:
+            self.result = pl_module.full_loss(trainer.datamodule.whole_val_split())

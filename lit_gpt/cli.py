@@ -1,0 +1,279 @@
+"""Owns the training command: options, their links and defaults, what is printed, exit status."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import warnings
+from dataclasses import fields
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lit_gpt import callbacks
+from lit_gpt.checkpoint import newest_checkpoint, read_checkpoint
+from lit_gpt.data import TextDataModule
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPTConfig
+from lit_gpt.module import LitGPT
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_steps": 500,
+    "val_check_interval": 50,
+    "check_val_every_n_epoch": None,  # steps, not epochs, are what is counted
+    "limit_val_batches": 10,
+    "num_sanity_val_steps": 0,  # the evaluation at step 0 serves
+    "log_every_n_steps": 10,
+    "devices": 1,
+    "inference_mode": False,  # metrics of the evaluation at step 0 live on in the fit
+    "default_root_dir": "logs",
+    "enable_model_summary": False,  # its FLOPs are 0; we print our own line
+}
+
+
+class Parser(LightningArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        raise UserError(f"{message} (--help lists all options)")
+
+
+class SaveConfig(SaveConfigCallback):
+    """config.yaml in the run's folder, without the checkpoint that the run came from."""
+
+    def __init__(self, parser: Parser, config: Any, **kwargs: Any) -> None:
+        config = config.clone()
+        config["ckpt_path"] = None
+        super().__init__(parser, config, **kwargs)
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard events in ROOT/version_N, a new N for each run, even of two started at once."""
+
+    @property
+    def version(self) -> str:
+        if self._version is None:
+            self._version = claim_run(Path(self.root_dir)) if rank_zero_only.rank == 0 else "rank"
+        return self._version
+
+
+def claim_run(root: Path) -> str:
+    """Makes the next folder version_N below root; two processes never get the same one."""
+    taken = [p.name.removeprefix("version_") for p in root.glob("version_*")]
+    for n in count(max((int(t) for t in taken if t.isdecimal()), default=-1) + 1):
+        try:
+            (root / f"version_{n}").mkdir(parents=True)
+            return f"version_{n}"
+        except FileExistsError:
+            continue
+
+
+class TrainingCLI(LightningCLI):
+    """`python scripts/train.py`: LightningCLI without subcommands, and our defaults."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        self.checkpoint: dict[str, Any] | None = None
+        super().__init__(
+            LitGPT,
+            TextDataModule,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},  # only a continued run finds one
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=1337,
+            parser_class=Parser,
+            args=args,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: Parser) -> None:
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="Checkpoint to continue, or `last` for the newest run's; none: start afresh.",
+        )
+        parser.add_lightning_class_args(callbacks.Samples, "samples")
+        parser.add_lightning_class_args(callbacks.StepLines, "overfit")
+        parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+        parser.link_arguments("data.context_length", "model.context_length")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+
+    def before_instantiate_classes(self) -> None:
+        root = self.config.trainer.default_root_dir or "."
+        if self.config.ckpt_path == "last":
+            path = newest_checkpoint(root, "last")
+            if path is None:
+                raise UserError(
+                    f"--ckpt_path last: no run below {root!r} has a last.ckpt: start one without "
+                    "--ckpt_path, or give the path of a checkpoint"
+                )
+            self.config["ckpt_path"] = str(path)
+        if self.config.ckpt_path:
+            self.checkpoint = read_checkpoint(self.config.ckpt_path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        config = self.config_init.trainer
+        if config.logger in (None, True):
+            root = config.default_root_dir or "."
+            version = run_of_last(self.config.ckpt_path, root)
+            kwargs["logger"] = RunLogger(root, name="", version=version, default_hp_metric=False)
+        kwargs["callbacks"] = [
+            *(config.callbacks or []),
+            callbacks.Throughput(),
+            callbacks.GracefulStop(),
+            callbacks.FinalEvaluation(),
+            callbacks.BestCheckpoint(),  # before the last one, which keeps the best score
+            callbacks.LastCheckpoint(),
+        ]
+        if config.enable_progress_bar is not False:
+            kwargs["callbacks"].append(callbacks.Bar())
+        kwargs["plugins"] = [*(config.plugins or []), callbacks.AtomicCheckpointIO()]
+        # Lightning's interval counts batches; ours counts steps, as everything else here.
+        if isinstance(config.val_check_interval, int):
+            kwargs["val_check_interval"] = (
+                config.val_check_interval * config.accumulate_grad_batches
+            )
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        if self.checkpoint:
+            check_fit(self.config.ckpt_path, self.checkpoint, self.model, self.datamodule)
+
+    def run(self) -> int:
+        """Trains, evaluates and prints; returns the exit status."""
+        print_start(self.trainer, self.model, self.datamodule)
+        if not self.checkpoint and self.trainer.limit_val_batches != 0:
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        self.trainer.fit(
+            self.model,
+            datamodule=self.datamodule,
+            ckpt_path=self.config.ckpt_path,
+            weights_only=True,
+        )
+        print_end(self.trainer, self.datamodule)
+        stop = next(c for c in self.trainer.callbacks if isinstance(c, callbacks.GracefulStop))
+        return 128 + stop.signal if stop.signal else 0
+
+
+def run_of_last(ckpt_path: str | None, root: str) -> str | None:
+    """The run's folder below root, where `ckpt_path` is the last.ckpt of a run: it goes on there.
+
+    Any other checkpoint starts a new run, so that nothing saved after it is overwritten.
+    """
+    if ckpt_path is None or Path(ckpt_path).name != "last.ckpt":
+        return None
+    run = Path(ckpt_path).expanduser().resolve().parent.parent
+    return run.name if run.parent == Path(root).expanduser().resolve() else None
+
+
+def check_fit(path: str, checkpoint: dict[str, Any], model: LitGPT, data: TextDataModule) -> None:
+    """Refuses to continue a checkpoint of another model, tokenizer, text or split."""
+    differ = []
+    for field in fields(GPTConfig):
+        saved, given = checkpoint["gpt"].get(field.name), getattr(model.gpt.config, field.name)
+        if saved != given and field.name not in ("dropout", "style"):
+            differ.append(f"{field.name} is {saved} there and {given} here")
+    saved_data = checkpoint.get("datamodule_hyper_parameters", {})
+    for name in ("tokenizer", "compact_vocab", "train_fraction"):
+        saved, given = saved_data.get(name), data.hparams[name]
+        if saved != given:
+            differ.append(f"{name} is {saved} there and {given} here")
+    if checkpoint["corpus"]["fingerprint"] != data.corpus.info.fingerprint:
+        differ.append(f"the text of {data.hparams.path} is not the one it was trained on")
+    if differ:
+        config = Path(path).parent.parent / "config.yaml"
+        hint = f"--config {config}" if config.is_file() else "the options of that run"
+        raise UserError(
+            f"{path} does not fit the options given: {'; '.join(differ)}. Continue it with {hint}, "
+            "or start a new run without --ckpt_path"
+        )
+
+
+@rank_zero_only
+def print_start(trainer: pl.Trainer, model: LitGPT, data: TextDataModule) -> None:
+    info, tokenizer = data.corpus.info, data.tokenizer
+    print(f"Text length: {info.num_characters:,} characters")
+    if info.removed_boms:
+        print(f"Byte-order marks left out: {info.removed_boms:,}")
+    print(f"Total: {info.num_tokens:,} tokens")
+    print(f"Training: {len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}")
+    kind = f"{data.hparams.tokenizer}{', compact' if data.hparams.compact_vocab else ''}"
+    print(f"Vocabulary: {tokenizer.vocab_size:,} tokens ({kind})")
+    print(f"Bytes per token: {info.num_bytes / info.num_tokens:.2f}")
+    device = trainer.strategy.root_device
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    print(f"Device: {device.type}{name}, precision {trainer.precision}")
+    outer, rest = model.gpt.num_parameters()
+    print(f"Parameters: {outer + rest:,} (embedding and output {outer:,}, the rest {rest:,})")
+
+
+@rank_zero_only
+def print_end(trainer: pl.Trainer, data: TextDataModule) -> None:
+    by_type = {type(callback): callback for callback in trainer.callbacks}
+    for text in by_type[callbacks.Samples].texts:
+        print("Sample: " + " / ".join(text.splitlines()))
+    if result := by_type[callbacks.FinalEvaluation].result:
+        print(
+            f"Final validation loss: {result.loss:.4f} nats a token over all {result.num_tokens:,} "
+            f"tokens, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
+        )
+    if trainer.fast_dev_run:
+        return
+    best, last = by_type[callbacks.BestCheckpoint], by_type[callbacks.LastCheckpoint]
+    folder = Path(last.dirpath)
+    if best.best_model_path:
+        score = best.best_model_score.item()
+        print(f"Best checkpoint: {shorten(best.best_model_path)} (evaluated at {score:.3f})")
+    print(f"Last checkpoint: {shorten(folder / 'last.ckpt')} (step {trainer.global_step})")
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        print(f"See the curves:  {command('tensorboard', '--logdir', trainer.default_root_dir)}")
+    model = shorten(best.best_model_path or folder / "last.ckpt")
+    prompt = data.tokenizer.decode(callbacks.line_starts(data, 1)[0]).splitlines()[0]
+    generate = command("python", "scripts/generate.py", "--ckpt_path", model, "--prompt", prompt)
+    print(f"Generate text:   {generate}")
+    steps = max(2 * trainer.global_step, trainer.max_steps)
+    if trainer.global_step < trainer.max_steps:
+        steps = trainer.max_steps
+    go_on = ["--config", shorten(folder.parent / "config.yaml")]
+    go_on += ["--ckpt_path", shorten(folder / "last.ckpt"), f"--trainer.max_steps={steps}"]
+    print(f"Continue:        {command('python', 'scripts/train.py', *go_on)}")
+
+
+def command(*words: str) -> str:
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def shorten(path: str | Path) -> str:
+    """The path as it would be typed from here."""
+    path = Path(path).resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def quieten() -> None:
+    """Silences, by their exact source, messages that would tell a user nothing."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*LeafSpec.*",  # torch 2.13 and Lightning's use of its pytrees
+        "Checkpoint directory .* exists and is not empty",  # at each continued run
+        ".*`weights_only` was not set.*",  # said on saving, where it means nothing
+        ".*does not have many workers.*",
+        "The dirpath has changed from",  # a new run from another run's checkpoint
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def main(args: list[str] | None = None) -> int:
+    quieten()
+    try:
+        return TrainingCLI(args).run()
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error

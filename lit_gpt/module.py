@@ -1,0 +1,173 @@
+"""Owns training: LitGPT, the LightningModule with the loss, the steps and the metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, SumMetric
+
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.optim import Schedule, build_adamw, learning_rate_factor
+
+SPLITS = ("train", "val")  # the order of TextDataModule's evaluation loaders
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    loss: float  # nats a token
+    bits_per_byte: float
+    num_tokens: int  # targets counted
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss)
+
+
+def next_token_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy in nats a token; logits (B, T, V), y (B, T)."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
+
+
+class LitGPT(pl.LightningModule):
+    """Trains a GPT to tell the next token.
+
+    Args:
+        learning_rate: AdamW's, at its peak.
+        weight_decay: AdamW's, for matrices; biases and norms don't decay.
+        betas: AdamW's decay rates of the two moments.
+        schedule: of the learning rate after the warm-up: constant, linear or cosine, down to
+            min_learning_rate at the last step.
+        warmup_steps: steps over which the learning rate rises from 0.
+        min_learning_rate: where linear and cosine end.
+        seed: of dropout's masks, together with step and rank.
+        gpt: the fields of GPTConfig.
+
+    Raises:
+        UserError: values out of range.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        schedule: Schedule = "constant",
+        warmup_steps: int = 0,
+        min_learning_rate: float = 0.0,
+        seed: int = 1337,
+        **gpt: Any,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if not 0 < learning_rate < math.inf:
+            raise UserError(f"--model.learning_rate must be above 0, not {learning_rate}")
+        if not 0 <= weight_decay < math.inf:
+            raise UserError(f"--model.weight_decay must be 0 or more, not {weight_decay}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise UserError(f"--model.betas must both be in [0, 1), not {list(betas)}")
+        if warmup_steps < 0:
+            raise UserError(f"--model.warmup_steps must be 0 or more, not {warmup_steps}")
+        if not 0 <= min_learning_rate <= learning_rate:
+            raise UserError(
+                f"--model.min_learning_rate must be between 0 and --model.learning_rate "
+                f"({learning_rate}), not {min_learning_rate}"
+            )
+        self.gpt = GPT(GPTConfig(**gpt))
+        self.losses = torch.nn.ModuleList(MeanMetric() for _ in SPLITS)
+        self.val_tokens, self.val_bytes = SumMetric(), SumMetric()  # of the validation targets
+        self.token_lengths: Tensor | None = None
+
+    def setup(self, stage: str) -> None:
+        if data := getattr(self.trainer, "datamodule", None):
+            self.token_lengths = torch.from_numpy(data.tokenizer.token_lengths())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids (B, T) to logits (B, T, V)."""
+        return self.gpt(ids)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout becomes a pure function of where the run is, so that a resumed run draws the
+        # same masks, whatever drew random numbers before, and each rank draws its own.
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        where = (self.hparams.seed, self.global_step, part, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0]))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = next_token_loss(self.gpt(x), y)
+        self.log("train/loss", loss)
+        self.log("step", float(self.global_step + 1))  # the x-axis of the curves: steps done
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("gradient_norm", torch.nn.utils.get_total_norm(gradients))
+            self.log("learning_rate", optimizer.param_groups[0]["lr"])
+
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        x, y = batch
+        self.losses[dataloader_idx].update(next_token_loss(self.gpt(x), y), weight=y.numel())
+        if SPLITS[dataloader_idx] == "val" and self.token_lengths is not None:
+            self.val_tokens.update(y.numel())
+            self.val_bytes.update(self.token_lengths.to(y.device)[y].sum())
+
+    def on_validation_epoch_end(self) -> None:
+        train_loss, val_loss = (metric.compute() for metric in self.losses)
+        self.log("step", float(self.global_step))
+        self.log("train/eval_loss", train_loss)
+        self.log("val/loss", val_loss)
+        self.log("val/perplexity", val_loss.exp())
+        if self.token_lengths is not None:
+            bytes_per_token = self.val_bytes.compute() / self.val_tokens.compute()
+            self.log("val/bits_per_byte", val_loss / math.log(2) / bytes_per_token)
+        for metric in (*self.losses, self.val_bytes, self.val_tokens):
+            metric.reset()
+
+    @torch.inference_mode()
+    def full_loss(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+        """Loss over all of `batches`, shared out to the ranks, with the trainer's precision."""
+        strategy, rank, ranks = self.trainer.strategy, self.global_rank, self.trainer.world_size
+        sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
+        self.eval()
+        for x, y in islice(batches, rank, None, ranks):
+            with self.trainer.precision_plugin.forward_context():
+                logits = self.gpt(x.to(self.device))
+            loss = next_token_loss(logits, y.to(self.device)).item()
+            sums += torch.tensor([loss * y.numel(), y.numel(), self.token_lengths[y].sum()])
+        nats, tokens, num_bytes = strategy.reduce(sums.to(self.device), reduce_op="sum").tolist()
+        return Evaluation(nats / tokens, nats / math.log(2) / num_bytes, int(tokens))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        h, max_steps = self.hparams, self.trainer.max_steps
+        # Lightning clips under a float16 gradient scaler only where the optimizer is not fused.
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = build_adamw(self.gpt, h.learning_rate, h.weight_decay, h.betas, fused)
+        share = h.min_learning_rate / h.learning_rate
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(step, max_steps, h.warmup_steps, h.schedule, share),
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what makes a checkpoint enough: the whole GPTConfig and, as text, the tokenizer."""
+        checkpoint["gpt"] = asdict(self.gpt.config)
+        if data := getattr(self.trainer, "datamodule", None):
+            checkpoint["tokenizer"] = data.tokenizer.to_dict()
+            checkpoint["corpus"] = asdict(data.corpus.info)

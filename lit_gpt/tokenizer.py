@@ -1,0 +1,163 @@
+"""Owns text <-> token ids: tiktoken encodings, built offline, and compact ones for one corpus."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from itertools import pairwise
+
+import numpy as np
+import tiktoken
+
+from lit_gpt.errors import UserError
+
+# Split patterns and sha256 of the vocabulary files, both as tiktoken pins them
+# (tiktoken_ext/openai_public.py), and the number of ordinary tokens.
+OFFLINE = {
+    "cl100k_base": (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+        r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+        "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+        100_256,
+    ),
+    "o200k_base": (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+        199_998,
+    ),
+}
+BYTES = "bytes"
+
+
+class Tokenizer:
+    """Text to ids and back, without loss and without special tokens: all text is ordinary text.
+
+    Args:
+        name: where the vocabulary comes from, as given to `load_tokenizer`.
+        pattern: regular expression that splits text into pieces; merges stay inside a piece.
+        tokens: the bytes of token 0, 1, ...: all 256 single bytes, merges in the order of rank.
+    """
+
+    def __init__(self, name: str, pattern: str, tokens: list[bytes]) -> None:
+        self.name, self.pattern, self.tokens = name, pattern, tokens
+        self.ranks = {token: rank for rank, token in enumerate(tokens)}
+        self.encoding = tiktoken.Encoding(
+            name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={}
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text to ids, (N,) uint32."""
+        if self.name == BYTES:
+            return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
+        return self.encoding.encode_to_numpy(text, disallowed_special=())
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return b"".join(self.tokens[i] for i in ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids to text; bytes that are no UTF-8 (a character cut in two) show as U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def token_lengths(self) -> np.ndarray:
+        """UTF-8 bytes of each token, (vocab_size,) int64: what bits per byte are counted with."""
+        return np.array([len(token) for token in self.tokens], dtype=np.int64)
+
+    def compact(self, used: Iterable[int]) -> tuple[Tokenizer, np.ndarray]:
+        """Keeps the 256 bytes, the tokens in `used` and, for each, the merges that lead to it.
+
+        Merging by rank takes the same steps with these as with all, so a text whose tokens are
+        all in `used` splits into the same tokens, and any other text still encodes exactly.
+
+        Returns:
+            the smaller tokenizer, and an array that maps old ids to new ones (-1: dropped).
+        """
+        keep = {self.ranks[bytes([byte])] for byte in range(256)}
+        todo = [int(i) for i in used]
+        while todo:
+            rank = todo.pop()
+            if rank not in keep:
+                keep.add(rank)
+                todo += [self.ranks[part] for part in self._last_merge(rank)]
+        old_ids = np.array(sorted(keep))
+        new_ids = np.full(self.vocab_size, -1, dtype=np.int64)
+        new_ids[old_ids] = np.arange(len(old_ids))
+        return Tokenizer(self.name, self.pattern, [self.tokens[i] for i in old_ids]), new_ids
+
+    def _last_merge(self, rank: int) -> list[bytes]:
+        """The tokens that byte-pair encoding joins last to make this one: merges below its rank."""
+        parts = [bytes([byte]) for byte in self.tokens[rank]]
+        while len(parts) > 2:
+            joined = (self.ranks.get(left + right, rank) for left, right in pairwise(parts))
+            best, at = min((candidate, i) for i, candidate in enumerate(joined))
+            if best >= rank:  # no merge leads to it: tiktoken still finds it as a whole piece
+                break
+            parts[at : at + 2] = [self.tokens[best]]
+        return parts
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain strings that make the tokenizer again, the vocabulary in tiktoken's file format."""
+        lines = (f"{base64.b64encode(t).decode()} {i}\n" for i, t in enumerate(self.tokens))
+        return {"name": self.name, "pattern": self.pattern, "vocabulary": "".join(lines)}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, str]) -> Tokenizer:
+        lines = state["vocabulary"].splitlines()
+        tokens = [base64.b64decode(line.split()[0], validate=True) for line in lines]
+        return cls(state["name"], state["pattern"], tokens)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self.to_dict() == other.to_dict()
+
+    __hash__ = None
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The full vocabulary of that name: any of tiktoken's, or `bytes` for raw UTF-8 bytes.
+
+    cl100k_base and o200k_base are built from the copy in the splintr wheel and checked against
+    tiktoken's own sha256: no network. tiktoken downloads the others at their first use.
+
+    Raises:
+        UserError: unknown name, or a vocabulary that can't be downloaded.
+    """
+    if name == BYTES:
+        return Tokenizer(BYTES, r"(?s:.)", [bytes([byte]) for byte in range(256)])
+    if name in OFFLINE:
+        return _from_splintr(name)
+    known = [*tiktoken.list_encoding_names(), BYTES]
+    if name not in known:
+        raise UserError(f"unknown tokenizer {name!r}: give --data.tokenizer one of {sorted(known)}")
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors, a bad hash ValueError
+        raise UserError(
+            f"tiktoken could not download the vocabulary of {name!r} ({type(error).__name__}): "
+            f"use {' or '.join(OFFLINE)}, which need no network, or point TIKTOKEN_CACHE_DIR "
+            "at a folder that holds it"
+        ) from error
+    tokens = sorted(encoding._mergeable_ranks, key=encoding._mergeable_ranks.get)
+    return Tokenizer(name, encoding._pat_str, tokens)
+
+
+def _from_splintr(name: str) -> Tokenizer:
+    import splintr
+
+    pattern, sha256, size = OFFLINE[name]
+    source = splintr.Tokenizer.from_pretrained(name)
+    tokenizer = Tokenizer(name, pattern, [source.decode_bytes([i]) for i in range(size)])
+    found = hashlib.sha256(tokenizer.to_dict()["vocabulary"].encode()).hexdigest()
+    if found != sha256:
+        raise UserError(
+            f"the vocabulary of {name} in the installed splintr-rs is not tiktoken's (sha256 "
+            f"{found[:12]}..., not {sha256[:12]}...): pip install -U splintr-rs"
+        )
+    return tokenizer

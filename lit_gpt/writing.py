@@ -1,0 +1,53 @@
+"""Owns the generate command: options in, streamed text out."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from lit_gpt.checkpoint import load_checkpoint, newest_checkpoint
+from lit_gpt.errors import UserError
+from lit_gpt.sampling import Sampling, generate, stream_text
+
+
+def write_samples(options: Namespace) -> None:
+    """Prints the prompt and what the model adds to it, as it is written; options of generate.py.
+
+    Raises:
+        UserError: no checkpoint, or options out of range.
+    """
+    for name in ("max_new_tokens", "num_samples"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} must be at least 1, not {getattr(options, name)}")
+    sampling = Sampling(
+        options.temperature, options.top_k, options.top_p, options.repetition_penalty
+    )
+    model, tokenizer = load_checkpoint(options.ckpt_path or find_newest(options.logs))
+    try:
+        prompt = options.prompt or "\n"  # the model needs something to go on from
+        ids = torch.from_numpy(tokenizer.encode(prompt).astype("int64"))[None]  # (1, T)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            "--prompt is not valid Unicode text: check the terminal's encoding"
+        ) from error
+    for i in range(options.num_samples):
+        if options.num_samples > 1:
+            print(f"--- sample {i + 1}, seed {options.seed + i}")
+        print(prompt, end="", flush=True)
+        new = generate(model, ids, options.max_new_tokens, sampling, options.seed + i)
+        for text in stream_text(tokenizer, (int(next_ids) for next_ids in new)):
+            print(text, end="", flush=True)
+        print()
+
+
+def find_newest(logs: str) -> Path:
+    path = newest_checkpoint(logs, "best") or newest_checkpoint(logs, "last")
+    if path is None:
+        raise UserError(
+            f"no checkpoint below {logs!r}: train a model first, or name one with --ckpt_path"
+        )
+    print(f"Using {path}", file=sys.stderr)
+    return path

@@ -1,0 +1,38 @@
+"""Lets a trained model write: `python scripts/generate.py --help` lists the options."""
+
+import argparse
+import sys
+
+from lit_gpt import errors
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise errors.UserError(f"{message} (--help lists all options)")
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--ckpt_path", help="checkpoint to use; default: the newest run's best")
+    add("--logs", default="logs", help="where to look for the newest run (default: %(default)s)")
+    add("--prompt", default="\n", help="text to go on from; default: a new line")
+    add("--max_new_tokens", type=int, default=100, help="default: %(default)s")
+    add("--temperature", type=float, default=0.8, help="0: always the likeliest (%(default)s)")
+    add("--top_k", type=int, help="only the k likeliest tokens (default: all)")
+    add("--top_p", type=float, default=1.0, help="only the likeliest, up to this share (1.0)")
+    add("--repetition_penalty", type=float, default=1.0, help="above 1: fewer repeats (1.0)")
+    add("--num_samples", type=int, default=1, help="default: %(default)s")
+    add("--seed", type=int, default=1337, help="of the first sample; the next use the next ones")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    from lit_gpt.writing import write_samples  # after the options: torch takes a second to load
+
+    write_samples(options)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))
