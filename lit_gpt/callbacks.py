@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lit_gpt.checkpoint import save_atomically
 from lit_gpt.data import TextDataModule
-from lit_gpt.sampling import generate
+from lit_gpt.sampling import generate, stream_text
 
 
 class Bar(ProgressBar):
@@ -164,13 +164,12 @@ class Samples(Callback):
             groups[len(prompt)].append(i)
         texts = [""] * len(prompts)
         for members in groups.values():
-            ids = torch.tensor([[int(t) for t in prompts[i]] for i in members])
-            steps = generate(
-                model, ids.to(model.embedding.weight.device), self.num_tokens, self.sampling
-            )
-            new = torch.stack(list(steps), dim=1).cpu()
-            for i, row in zip(members, torch.cat([ids, new], dim=1).tolist(), strict=True):
-                texts[i] = tokenizer.decode(row)
+            ids = torch.from_numpy(np.array([prompts[i] for i in members]).astype(np.int64))
+            on_device = ids.to(model.embedding.weight.device)
+            new = list(generate(model, on_device, self.num_tokens, tokenizer=tokenizer))
+            rows = torch.cat([ids, torch.stack(new, dim=1).cpu()], dim=1).tolist()
+            for i, row in zip(members, rows, strict=True):
+                texts[i] = "".join(stream_text(tokenizer, row))
         return texts
 
 

@@ -261,9 +261,14 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """Normal(0, 0.02), and less where a block adds to x, so that its variance stays (GPT-2)."""
+        """Normal(0, 0.02), and less where a block adds to x, so that its variance stays (GPT-2).
+
+        An embedding of its own is as large as the positions added to it: at 0.02 they drown it.
+        """
         for name, weight in self.named_parameters():
-            if weight.ndim > 1:
+            if name == "embedding.weight" and not self.config.tie_embeddings:
+                nn.init.normal_(weight, 0, 1)
+            elif weight.ndim > 1:
                 adds = name.endswith("out.weight")
                 nn.init.normal_(weight, 0, 0.02 / math.sqrt(2 * len(self.blocks)) if adds else 0.02)
             elif name.endswith("bias"):

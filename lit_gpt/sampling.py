@@ -6,12 +6,13 @@ import codecs
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, KVCache
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.tokenizer import Tokenizer, unfinished_bytes
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ class Sampling:
             raise UserError(f"--repetition_penalty must be above 0, not {self.repetition_penalty}")
 
     def __call__(self, logits: Tensor, seen: Tensor, generator: torch.Generator) -> Tensor:
-        """Logits (B, V) and the ids (B, T) the model saw to the next ids (B,)."""
-        logits = logits.float()
+        """Logits (B, V) and the ids (B, T) that the model saw to the next ids (B,)."""
         if self.repetition_penalty != 1:
             old = logits.gather(1, seen)
             lower = torch.where(
@@ -69,6 +69,29 @@ class Sampling:
         return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(seen.device)
 
 
+class ValidText:
+    """Rules out tokens whose bytes can't go on as UTF-8, so that what is written is always text.
+
+    Vocabularies of bytes (cl100k_base cuts most Chinese characters in two or three) let a model
+    write half a character and then something else.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, batch_size: int) -> None:
+        self.tokenizer = tokenizer
+        self.unfinished = [b""] * batch_size  # bytes of a character that each text has begun
+
+    def mask(self) -> Tensor:
+        """Which tokens may come next, (B, V) bool."""
+        rows = [self.tokenizer.may_follow(begun) for begun in self.unfinished]
+        return torch.from_numpy(np.stack(rows))
+
+    def add(self, ids: Tensor) -> None:
+        """Takes note of the ids (B,) that were chosen."""
+        pairs = zip(self.unfinished, ids.tolist(), strict=True)
+        texts = (begun + self.tokenizer.tokens[i] for begun, i in pairs)
+        self.unfinished = [unfinished_bytes(text) or b"" for text in texts]
+
+
 @torch.inference_mode()
 def generate(
     model: GPT,
@@ -76,9 +99,12 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     seed: int = 1337,
+    tokenizer: Tokenizer | None = None,
     use_cache: bool = True,
 ) -> Iterator[Tensor]:
     """Yields the next ids (B,), one at a time, after the prompts `ids` (B, T), T at least 1.
+
+    With a `tokenizer`, only such as make valid UTF-8.
 
     The model sees the last context_length tokens at most. When they fill up, the window slides on
     to its later half, so that the cache is made anew only every context_length / 2 tokens;
@@ -87,22 +113,29 @@ def generate(
     sampling, generator = sampling or Sampling(), torch.Generator().manual_seed(seed)
     context = model.config.context_length
     seen, cache = ids[:, -context:], None
+    valid = ValidText(tokenizer, len(ids)) if tokenizer else None
     for _ in range(max_new_tokens):
         if seen.size(1) > context:
             seen, cache = seen[:, -max(1, context // 2) :], None
         if use_cache and cache is None:
             cache = KVCache(model.config, len(seen), model.embedding.weight)
         new = seen[:, cache.length :] if use_cache else seen
-        next_ids = sampling(model(new, cache)[:, -1], seen, generator)
+        logits = model(new, cache)[:, -1].float()  # (B, V)
+        if valid:
+            logits = logits.masked_fill(~valid.mask().to(logits.device), -torch.inf)
+        next_ids = sampling(logits, seen, generator)
+        if valid:
+            valid.add(next_ids)
         seen = torch.cat([seen, next_ids[:, None]], dim=1)
         yield next_ids
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Text of the ids as they come; a character of several tokens appears once it is whole."""
+    """Text of the ids as they come; a character of several tokens appears once it is whole.
+
+    So one that the ids only begin at their end does not appear.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for i in ids:
         if text := decoder.decode(tokenizer.tokens[i]):
             yield text
-    if rest := decoder.decode(b"", final=True):
-        yield rest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import hashlib
 from collections.abc import Iterable
 from itertools import pairwise
@@ -49,6 +50,7 @@ class Tokenizer:
         self.encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={}
         )
+        self._may_follow: dict[bytes, np.ndarray] = {}
 
     @property
     def vocab_size(self) -> int:
@@ -66,6 +68,17 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text; bytes that are no UTF-8 (a character cut in two) show as U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def may_follow(self, begun: bytes) -> np.ndarray:
+        """Which tokens, (vocab_size,) bool, go on from the bytes of a begun character as UTF-8."""
+        if begun not in self._may_follow:
+            allowed = np.zeros(self.vocab_size, dtype=bool)
+            for i, token in enumerate(self.tokens):
+                # 10xxxxxx, and nothing else, goes on from a begun character.
+                if (token[0] >> 6 == 0b10) == bool(begun):
+                    allowed[i] = unfinished_bytes(begun + token) is not None
+            self._may_follow[begun] = allowed
+        return self._may_follow[begun]
 
     def token_lengths(self) -> np.ndarray:
         """UTF-8 bytes of each token, (vocab_size,) int64: what bits per byte are counted with."""
@@ -118,6 +131,16 @@ class Tokenizer:
         return isinstance(other, Tokenizer) and self.to_dict() == other.to_dict()
 
     __hash__ = None
+
+
+def unfinished_bytes(text: bytes) -> bytes | None:
+    """The bytes of a character that `text` begins at its end; None where it is no UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        decoder.decode(text)
+    except UnicodeDecodeError:
+        return None
+    return decoder.getstate()[0]
 
 
 def load_tokenizer(name: str) -> Tokenizer:

@@ -37,7 +37,8 @@ def write_samples(options: Namespace) -> None:
         if options.num_samples > 1:
             print(f"--- sample {i + 1}, seed {options.seed + i}")
         print(prompt, end="", flush=True)
-        new = generate(model, ids, options.max_new_tokens, sampling, options.seed + i)
+        seed = options.seed + i
+        new = generate(model, ids, options.max_new_tokens, sampling, seed, tokenizer)
         for text in stream_text(tokenizer, (int(next_ids) for next_ids in new)):
             print(text, end="", flush=True)
         print()
