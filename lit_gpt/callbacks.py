@@ -239,7 +239,11 @@ class GracefulStop(Callback):
         for number in (signal.SIGINT, signal.SIGTERM):
             self.old_handlers[number] = signal.signal(number, self._handle)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
+    ) -> None:
+        if (i + 1) % trainer.accumulate_grad_batches:
+            return  # the step is not done: what it has added up would be lost
         stop = trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
         if stop or trainer.global_step >= trainer.max_steps > 0:
             trainer.should_stop = True

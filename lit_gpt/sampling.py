@@ -76,9 +76,14 @@ class ValidText:
     write half a character and then something else.
     """
 
-    def __init__(self, tokenizer: Tokenizer, batch_size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, ids: Tensor) -> None:
         self.tokenizer = tokenizer
-        self.unfinished = [b""] * batch_size  # bytes of a character that each text has begun
+        ends = (tokenizer.decode_bytes(row)[-3:] for row in ids[:, -3:].tolist())
+        # The bytes of a character that each text has begun.
+        self.unfinished = [
+            next((end[-k:] for k in (3, 2, 1) if unfinished_bytes(end[-k:]) == end[-k:]), b"")
+            for end in ends
+        ]
 
     def mask(self) -> Tensor:
         """Which tokens may come next, (B, V) bool."""
@@ -113,7 +118,7 @@ def generate(
     sampling, generator = sampling or Sampling(), torch.Generator().manual_seed(seed)
     context = model.config.context_length
     seen, cache = ids[:, -context:], None
-    valid = ValidText(tokenizer, len(ids)) if tokenizer else None
+    valid = ValidText(tokenizer, ids) if tokenizer else None
     for _ in range(max_new_tokens):
         if seen.size(1) > context:
             seen, cache = seen[:, -max(1, context // 2) :], None

@@ -140,7 +140,8 @@ def unfinished_bytes(text: bytes) -> bytes | None:
         decoder.decode(text)
     except UnicodeDecodeError:
         return None
-    return decoder.getstate()[0]
+    rest = decoder.getstate()[0]
+    return None if b"\xed\xa0" <= rest < b"\xee" else rest  # what would become a surrogate
 
 
 def load_tokenizer(name: str) -> Tokenizer:

@@ -17,7 +17,7 @@ CORPUS = Path(__file__).resolve().parents[1] / "data" / "订单商品名称.csv"
 
 def pick(rng, options, flatness):
     """Draw one option, the n-th with weight 1 / (n + flatness)."""
-    # Of all its methods, random() alone is promised to give the same numbers on every Python.
+    # Only random() is promised to give the same numbers on every Python; choices() is not.
     ends = list(accumulate(1 / (n + flatness) for n in range(1, len(options) + 1)))
     return options[bisect(ends, rng.random() * ends[-1])]
 
@@ -29,8 +29,8 @@ def draw_item(rng, categories, flatness):
         return pick(rng, list(options), flatness[level])
 
     groups = draw("category", categories.values())
-    brands, products = draw("group", groups.items())
-    brand = draw("brand", brands.split())
+    sellers = ((brand, products) for brands, products in groups.items() for brand in brands.split())
+    brand, products = draw("brand", sellers)
     product, varieties, sizes, packings = draw("product", products)
     variety = draw("variety", varieties or [""])
     size = draw("size", sizes or [""])

@@ -1,0 +1,95 @@
+"""Shared fixtures: small texts, and the training command run in this process."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_gpt import cli, errors
+
+ROOT = Path(__file__).parents[1]
+SMALL = {  # a model and windows that take a hundredth of a second a step
+    "model.d_model": 16,
+    "model.num_blocks": 2,
+    "model.num_heads": 2,
+    "data.context_length": 16,
+    "trainer.accelerator": "cpu",
+    "trainer.enable_progress_bar": False,
+    "trainer.max_steps": 6,
+    "trainer.val_check_interval": 2,
+    "trainer.limit_val_batches": 2,
+    "trainer.log_every_n_steps": 1,
+}
+
+
+@dataclass
+class Result:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+    cli: cli.TrainingCLI | None
+
+    @property
+    def steps(self) -> list[str]:
+        return [line for line in self.out.splitlines() if line.startswith("Step: ")]
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """A text of about 6,000 characters with something to learn in it."""
+    words = [
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "a",
+        "mat",
+        "and",
+        "一只",
+        "猫",
+        "坐在",
+        "垫子",
+        "上",
+        "while",
+        "it",
+        "rained",
+    ]
+    rng = random.Random(0)
+    lines = (" ".join(rng.choices(words, k=8)) + "." for _ in range(200))
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def train(text_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: Any):
+    """`train("--model.d_model=32", **{"data.path": ...})`: train.py on the small text, in here."""
+    monkeypatch.setattr("sys.argv", ["train.py"])  # LightningCLI warns of arguments given twice
+    seen: list[cli.TrainingCLI] = []
+    init = cli.TrainingCLI.__init__
+
+    def remember(self: cli.TrainingCLI, args: list[str] | None = None) -> None:
+        seen.append(self)
+        init(self, args)
+
+    monkeypatch.setattr(cli.TrainingCLI, "__init__", remember)
+
+    def run(*args: str, small: bool = True, **options: Any) -> Result:
+        places = {"data.path": text_file, "data.cache": tmp_path / "cache"}
+        places["trainer.default_root_dir"] = tmp_path / "logs"
+        options = {**places, **(SMALL if small else {}), **options}
+        words = ["the", "cat", "sat", "on", "a", "mat", "and", "一只", "猫", "坐在", "垫子", "上"]
+        capfd.readouterr()
+        try:
+            status = errors.run(lambda: cli.main([*words, *args]))
+        except SystemExit as stop:  # --help, --print_config
+            status = stop.code or 0
+        return Result(status, *capfd.readouterr(), seen[-1] if seen else None)
+
+    return run
