@@ -84,7 +84,7 @@ def train(text_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture, monkeyp
         places = {"data.path": text_file, "data.cache": tmp_path / "cache"}
         places["trainer.default_root_dir"] = tmp_path / "logs"
         options = {**places, **(SMALL if small else {}), **options}
-        words = ["the", "cat", "sat", "on", "a", "mat", "and", "一只", "猫", "坐在", "垫子", "上"]
+        words = [f"--{name}={value}" for name, value in options.items()]
         capfd.readouterr()
         try:
             status = errors.run(lambda: cli.main([*words, *args]))
