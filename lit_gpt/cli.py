@@ -1,9 +1,9 @@
-"""Owns the training command: options, their links and defaults, what is printed, exit status."""
+"""Owns the training command: options, their links and defaults, where a run goes, exit status."""
 
 from __future__ import annotations
 
 import logging
-import shlex
+import re
 import warnings
 from dataclasses import fields
 from itertools import count
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.tensorboard.summary import hparams
 
-from lit_gpt import callbacks
+from lit_gpt import callbacks, console
 from lit_gpt.checkpoint import newest_checkpoint, read_checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
@@ -40,6 +40,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:
+        message = re.sub('Parser key "(.+?)"', r"--\1", message)  # as it was typed
         raise UserError(f"{message} (--help lists all options)")
 
 
@@ -60,6 +61,14 @@ class RunLogger(TensorBoardLogger):
         if self._version is None:
             self._version = claim_run(Path(self.root_dir)) if rank_zero_only.rank == 0 else "rank"
         return self._version
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        super().log_hyperparams(params, *args, **kwargs)  # hparams.yaml
+        plain = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in params.items()}
+        # Names the curve that TensorBoard's table shows; Lightning would add a point to it.
+        for summary in hparams(plain, {"val/loss": 0.0}):
+            self.experiment._get_file_writer().add_summary(summary)  # as Lightning does it
 
 
 def claim_run(root: Path) -> str:
@@ -121,10 +130,15 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config_init.trainer
-        if config.logger in (None, True):
-            root = config.default_root_dir or "."
-            version = run_of_last(self.config.ckpt_path, root)
-            kwargs["logger"] = RunLogger(root, name="", version=version, default_hp_metric=False)
+        root = config.default_root_dir or "."
+        version = run_of_last(self.config.ckpt_path, root)
+        others = [] if config.logger in (None, True, False) else config.logger
+        others = [others] if isinstance(others, Logger) else list(others)
+        if config.logger is False and rank_zero_only.rank == 0:
+            kwargs["default_root_dir"] = str(Path(root) / (version or claim_run(Path(root))))
+        elif not any(isinstance(logger, TensorBoardLogger) for logger in others):
+            ours = RunLogger(root, name="", version=version, default_hp_metric=False)
+            kwargs["logger"] = [ours, *others]
         kwargs["callbacks"] = [
             *(config.callbacks or []),
             callbacks.Throughput(),
@@ -136,20 +150,32 @@ class TrainingCLI(LightningCLI):
         if config.enable_progress_bar is not False:
             kwargs["callbacks"].append(callbacks.Bar())
         kwargs["plugins"] = [*(config.plugins or []), callbacks.AtomicCheckpointIO()]
-        # Lightning's interval counts batches; ours counts steps, as everything else here.
-        if isinstance(config.val_check_interval, int):
-            kwargs["val_check_interval"] = (
-                config.val_check_interval * config.accumulate_grad_batches
+        interval = config.val_check_interval
+        if not isinstance(interval, int) or interval < 1:
+            raise UserError(
+                f"--trainer.val_check_interval is a number of steps, at least 1, not {interval}; "
+                "to evaluate only at the end give it --trainer.max_steps"
             )
-        return super().instantiate_trainer(**kwargs)
+        # Lightning's interval counts batches; ours counts steps, as everything else here.
+        kwargs["val_check_interval"] = interval * config.accumulate_grad_batches
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # what the Trainer says of options that it can't use
+            raise UserError(str(error)) from error
 
     def after_instantiate_classes(self) -> None:
         if self.checkpoint:
-            check_fit(self.config.ckpt_path, self.checkpoint, self.model, self.datamodule)
+            check_fit(
+                self.config.ckpt_path,
+                self.checkpoint,
+                self.trainer.max_steps,
+                self.model,
+                self.datamodule,
+            )
 
     def run(self) -> int:
         """Trains, evaluates and prints; returns the exit status."""
-        print_start(self.trainer, self.model, self.datamodule)
+        console.print_start(self.trainer, self.model, self.datamodule)
         if not self.checkpoint and self.trainer.limit_val_batches != 0:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         self.trainer.fit(
@@ -158,7 +184,7 @@ class TrainingCLI(LightningCLI):
             ckpt_path=self.config.ckpt_path,
             weights_only=True,
         )
-        print_end(self.trainer, self.datamodule)
+        console.print_end(self.trainer, self.datamodule)
         stop = next(c for c in self.trainer.callbacks if isinstance(c, callbacks.GracefulStop))
         return 128 + stop.signal if stop.signal else 0
 
@@ -174,18 +200,28 @@ def run_of_last(ckpt_path: str | None, root: str) -> str | None:
     return run.name if run.parent == Path(root).expanduser().resolve() else None
 
 
-def check_fit(path: str, checkpoint: dict[str, Any], model: LitGPT, data: TextDataModule) -> None:
-    """Refuses to continue a checkpoint of another model, tokenizer, text or split."""
+def check_fit(
+    path: str, checkpoint: dict[str, Any], max_steps: int, model: LitGPT, data: TextDataModule
+) -> None:
+    """Refuses to continue a checkpoint of another model, optimizer, tokenizer, text or split."""
+    if 0 < max_steps <= checkpoint["global_step"]:
+        raise UserError(
+            f"{path} is at step {checkpoint['global_step']} already: give a larger "
+            f"--trainer.max_steps than {max_steps}"
+        )
     differ = []
     for field in fields(GPTConfig):
         saved, given = checkpoint["gpt"].get(field.name), getattr(model.gpt.config, field.name)
         if saved != given and field.name not in ("dropout", "style"):
             differ.append(f"{field.name} is {saved} there and {given} here")
     saved_data = checkpoint.get("datamodule_hyper_parameters", {})
-    for name in ("tokenizer", "compact_vocab", "train_fraction"):
-        saved, given = saved_data.get(name), data.hparams[name]
-        if saved != given:
-            differ.append(f"{name} is {saved} there and {given} here")
+    for names, saved, given in (
+        (("learning_rate", "weight_decay", "betas"), checkpoint["hyper_parameters"], model.hparams),
+        (("tokenizer", "compact_vocab", "train_fraction"), saved_data, data.hparams),
+    ):
+        for name in names:
+            if saved.get(name) != given[name]:
+                differ.append(f"{name} is {saved.get(name)} there and {given[name]} here")
     if checkpoint["corpus"]["fingerprint"] != data.corpus.info.fingerprint:
         differ.append(f"the text of {data.hparams.path} is not the one it was trained on")
     if differ:
@@ -197,66 +233,6 @@ def check_fit(path: str, checkpoint: dict[str, Any], model: LitGPT, data: TextDa
         )
 
 
-@rank_zero_only
-def print_start(trainer: pl.Trainer, model: LitGPT, data: TextDataModule) -> None:
-    info, tokenizer = data.corpus.info, data.tokenizer
-    print(f"Text length: {info.num_characters:,} characters")
-    if info.removed_boms:
-        print(f"Byte-order marks left out: {info.removed_boms:,}")
-    print(f"Total: {info.num_tokens:,} tokens")
-    print(f"Training: {len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}")
-    kind = f"{data.hparams.tokenizer}{', compact' if data.hparams.compact_vocab else ''}"
-    print(f"Vocabulary: {tokenizer.vocab_size:,} tokens ({kind})")
-    print(f"Bytes per token: {info.num_bytes / info.num_tokens:.2f}")
-    device = trainer.strategy.root_device
-    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-    print(f"Device: {device.type}{name}, precision {trainer.precision}")
-    outer, rest = model.gpt.num_parameters()
-    print(f"Parameters: {outer + rest:,} (embedding and output {outer:,}, the rest {rest:,})")
-
-
-@rank_zero_only
-def print_end(trainer: pl.Trainer, data: TextDataModule) -> None:
-    by_type = {type(callback): callback for callback in trainer.callbacks}
-    for text in by_type[callbacks.Samples].texts:
-        print("Sample: " + " / ".join(text.splitlines()))
-    if result := by_type[callbacks.FinalEvaluation].result:
-        print(
-            f"Final validation loss: {result.loss:.4f} nats a token over all {result.num_tokens:,} "
-            f"tokens, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
-        )
-    if trainer.fast_dev_run:
-        return
-    best, last = by_type[callbacks.BestCheckpoint], by_type[callbacks.LastCheckpoint]
-    folder = Path(last.dirpath)
-    if best.best_model_path:
-        score = best.best_model_score.item()
-        print(f"Best checkpoint: {shorten(best.best_model_path)} (evaluated at {score:.3f})")
-    print(f"Last checkpoint: {shorten(folder / 'last.ckpt')} (step {trainer.global_step})")
-    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-        print(f"See the curves:  {command('tensorboard', '--logdir', trainer.default_root_dir)}")
-    model = shorten(best.best_model_path or folder / "last.ckpt")
-    prompt = data.tokenizer.decode(callbacks.line_starts(data, 1)[0]).splitlines()[0]
-    generate = command("python", "scripts/generate.py", "--ckpt_path", model, "--prompt", prompt)
-    print(f"Generate text:   {generate}")
-    steps = max(2 * trainer.global_step, trainer.max_steps)
-    if trainer.global_step < trainer.max_steps:
-        steps = trainer.max_steps
-    go_on = ["--config", shorten(folder.parent / "config.yaml")]
-    go_on += ["--ckpt_path", shorten(folder / "last.ckpt"), f"--trainer.max_steps={steps}"]
-    print(f"Continue:        {command('python', 'scripts/train.py', *go_on)}")
-
-
-def command(*words: str) -> str:
-    return " ".join(shlex.quote(word) for word in words)
-
-
-def shorten(path: str | Path) -> str:
-    """The path as it would be typed from here."""
-    path = Path(path).resolve()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
 def quieten() -> None:
     """Silences, by their exact source, messages that would tell a user nothing."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
@@ -265,7 +241,7 @@ def quieten() -> None:
         ".*LeafSpec.*",  # torch 2.13 and Lightning's use of its pytrees
         "Checkpoint directory .* exists and is not empty",  # at each continued run
         ".*`weights_only` was not set.*",  # said on saving, where it means nothing
-        ".*does not have many workers.*",
+        "It is recommended to use .*sync_dist",  # torchmetrics have done so
         "The dirpath has changed from",  # a new run from another run's checkpoint
     ):
         warnings.filterwarnings("ignore", message)
@@ -275,5 +251,5 @@ def main(args: list[str] | None = None) -> int:
     quieten()
     try:
         return TrainingCLI(args).run()
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ModuleNotFoundError) as error:
         raise UserError(str(error)) from error

@@ -39,6 +39,11 @@ class Result:
     def steps(self) -> list[str]:
         return [line for line in self.out.splitlines() if line.startswith("Step: ")]
 
+    @property
+    def evaluated(self) -> list[int]:
+        """The steps after which there was an evaluation."""
+        return [int(line.split()[1].rstrip(",")) for line in self.steps]
+
 
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
@@ -80,10 +85,11 @@ def train(text_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture, monkeyp
 
     monkeypatch.setattr(cli.TrainingCLI, "__init__", remember)
 
-    def run(*args: str, small: bool = True, **options: Any) -> Result:
-        places = {"data.path": text_file, "data.cache": tmp_path / "cache"}
-        places["trainer.default_root_dir"] = tmp_path / "logs"
-        options = {**places, **(SMALL if small else {}), **options}
+    places = {"data.path": text_file, "data.cache": tmp_path / "cache"}
+    places["trainer.default_root_dir"] = tmp_path / "logs"
+
+    def run(*args: str, defaults: dict[str, Any] = places | SMALL, **options: Any) -> Result:
+        options = {**defaults, **options}
         words = [f"--{name}={value}" for name, value in options.items()]
         capfd.readouterr()
         try:

@@ -1,0 +1,81 @@
+"""Owns what a run says before the first step and after the last one."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_gpt import callbacks
+from lit_gpt.data import TextDataModule
+from lit_gpt.module import LitGPT
+
+
+@rank_zero_only
+def print_start(trainer: pl.Trainer, model: LitGPT, data: TextDataModule) -> None:
+    info, tokenizer = data.corpus.info, data.tokenizer
+    print(f"Text length: {info.num_characters:,} characters")
+    if info.removed_boms:
+        print(f"Byte-order marks left out: {info.removed_boms:,}")
+    print(f"Total: {info.num_tokens:,} tokens")
+    print(f"Training: {len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}")
+    kind = f"{data.hparams.tokenizer}{', compact' if data.hparams.compact_vocab else ''}"
+    print(f"Vocabulary: {tokenizer.vocab_size:,} tokens ({kind})")
+    print(f"Bytes per token: {info.num_bytes / info.num_tokens:.2f}")
+    device = trainer.strategy.root_device
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    print(f"Device: {device.type}{name}, precision {trainer.precision}")
+    outer, rest = model.gpt.num_parameters()
+    print(f"Parameters: {outer + rest:,} (embedding and output {outer:,}, the rest {rest:,})")
+
+
+@rank_zero_only
+def print_end(trainer: pl.Trainer, data: TextDataModule) -> None:
+    by_type = {type(callback): callback for callback in trainer.callbacks}
+    for text in by_type[callbacks.Samples].texts:
+        print("Sample: " + " / ".join(text.splitlines()))
+    if number := by_type[callbacks.GracefulStop].signal:
+        print(f"Stopped by {signal.Signals(number).name} after step {trainer.global_step}")
+    if result := by_type[callbacks.FinalEvaluation].result:
+        print(
+            f"Final validation loss: {result.loss:.4f} nats a token over all {result.num_tokens:,} "
+            f"tokens, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
+        )
+    if trainer.fast_dev_run:
+        return
+    best, last = by_type[callbacks.BestCheckpoint], by_type[callbacks.LastCheckpoint]
+    newest = shorten(Path(last.dirpath) / "last.ckpt")
+    if best.best_model_path:
+        score = best.best_model_score.item()
+        print(f"Best checkpoint: {shorten(best.best_model_path)} (evaluated at {score:.3f})")
+    print(f"Last checkpoint: {newest} (step {trainer.global_step})")
+    print_commands(trainer, data, shorten(best.best_model_path or newest), newest)
+
+
+def print_commands(trainer: pl.Trainer, data: TextDataModule, model: str, newest: str) -> None:
+    """What to type next, to be pasted as it is."""
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        print(f"See the curves:  {command('tensorboard', '--logdir', trainer.loggers[0].save_dir)}")
+    prompt = data.tokenizer.decode(callbacks.line_starts(data, 1)[0]).strip("\n\ufffd")
+    generate = command("python", "scripts/generate.py", "--ckpt_path", model, "--prompt", prompt)
+    print(f"Generate text:   {generate}")
+    done, planned = trainer.global_step, trainer.max_steps
+    go_on = ["--config", str(Path(newest).parent.parent / "config.yaml"), "--ckpt_path", newest]
+    if 0 < planned <= done:
+        go_on.append(f"--trainer.max_steps={2 * done}")
+    print(f"Continue:        {command('python', 'scripts/train.py', *go_on)}")
+
+
+def command(*words: str) -> str:
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def shorten(path: str | Path) -> str:
+    """The path as it would be typed from here."""
+    path = Path(path).resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

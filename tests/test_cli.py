@@ -1,0 +1,308 @@
+"""The training command: options, defaults, what it prints, and one line for each mistake."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+from lit_gpt.cli import claim_run
+
+DEFAULTS = {  # the table of the README
+    "model.d_model": 80,
+    "model.num_blocks": 6,
+    "model.num_heads": 4,
+    "model.dropout": 0.1,
+    "model.style": "classic",
+    "model.learning_rate": 1e-3,
+    "model.schedule": "constant",
+    "data.batch_size": 2,
+    "data.context_length": 128,
+    "data.path": "data/订单商品名称.csv",
+    "data.tokenizer": "cl100k_base",
+    "data.compact_vocab": True,
+    "data.train_fraction": 0.9,
+    "data.order": "random",
+    "trainer.max_steps": 500,
+    "trainer.val_check_interval": 50,
+    "trainer.limit_val_batches": 10,
+    "trainer.accelerator": "auto",
+    "trainer.devices": 1,
+    "seed_everything": 1337,
+    "ckpt_path": None,
+}
+
+
+def look_up(config: dict, name: str):
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+@pytest.fixture
+def config_of(train):
+    """The configuration that --print_config shows for some options."""
+
+    def run(*args: str, **options) -> dict:
+        result = train(*args, "--print_config", defaults={}, **options)
+        assert result.status == 0, result.err
+        return yaml.safe_load(result.out)
+
+    return run
+
+
+def test_defaults_are_the_documented_ones(config_of):
+    config = config_of()
+    assert {name: look_up(config, name) for name in DEFAULTS} == DEFAULTS
+
+
+def test_options_configs_and_overrides_work_together(config_of, tmp_path: Path):
+    """Later files win over earlier ones, the command line over files."""
+    (tmp_path / "a.yaml").write_text("model: {d_model: 40, num_heads: 2}")
+    (tmp_path / "b.yaml").write_text("model: {num_heads: 8}")
+    files = [f"--config={tmp_path / name}" for name in ("a.yaml", "b.yaml")]
+    config = config_of(*files, "--trainer.max_steps=7", "--model.dropout=0")
+    names = ["model.d_model", "model.num_heads", "trainer.max_steps", "model.dropout"]
+    assert [look_up(config, name) for name in names] == [40, 8, 7, 0.0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_loads_and_holds_only_differences(path: Path, config_of):
+    plain, config = config_of(), config_of(f"--config={path}")
+
+    def leaves(tree: dict, prefix: str = ""):
+        for key, value in tree.items():
+            if isinstance(value, dict) and "class_path" not in value:
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}"
+
+    for name in leaves(yaml.safe_load(path.read_text(encoding="utf-8"))):
+        assert look_up(config, name) != look_up(plain, name), name
+
+
+def test_help_lists_our_options(train):
+    result = train("--help")
+    assert result.status == 0
+    for option in (
+        "--ckpt_path",
+        "--model.style",
+        "--data.path",
+        "--trainer.max_steps",
+        "--config",
+    ):
+        assert option in result.out
+
+
+def test_what_a_run_prints(train, text_file):
+    result = train()
+    assert result.status == 0, result.err
+    lines = result.out.splitlines()
+    text = text_file.read_text(encoding="utf-8")
+    data = result.cli.datamodule
+    num_tokens = data.corpus.info.num_tokens
+    assert lines[0] == f"Text length: {len(text):,} characters"
+    assert lines[1] == f"Total: {num_tokens:,} tokens"
+    train_tokens = int(num_tokens * 0.9)
+    rest = f"validation: {num_tokens - train_tokens:,}"
+    assert lines[2] == f"Training: {train_tokens:,} tokens, {rest}"
+    assert lines[3] == f"Vocabulary: {data.vocab_size:,} tokens (cl100k_base, compact)"
+    assert lines[4] == f"Bytes per token: {len(text.encode()) / num_tokens:.2f}"
+    assert lines[5] == "Device: cpu, precision 32-true"
+    total = sum(p.numel() for p in result.cli.model.gpt.parameters())
+    outer = 2 * data.vocab_size * 16
+    assert lines[6] == (
+        f"Parameters: {total:,} (embedding and output {outer:,}, the rest {total - outer:,})"
+    )
+    number = r"\d+\.\d{3}"
+    for step, line in zip((0, 2, 4, 6), result.steps, strict=True):
+        pattern = rf"Step: {step}, Training Loss: {number}, Validation Loss: {number}"
+        assert re.fullmatch(pattern, line)
+    untrained = float(result.steps[0].rpartition(" ")[2])
+    assert untrained == pytest.approx(math.log(data.vocab_size), abs=0.1)
+    final = next(line for line in lines if line.startswith("Final"))
+    assert f"over all {num_tokens - train_tokens - 1:,} tokens" in final
+    for start in ("Best checkpoint: ", "Last checkpoint: ", "See the curves:  tensorboard"):
+        assert sum(line.startswith(start) for line in lines) == 1
+
+
+def test_final_loss_is_that_of_every_validation_token(train):
+    result = train()
+    tokens, model = result.cli.datamodule.val_tokens.astype("int64"), result.cli.model.gpt.eval()
+    lengths = result.cli.datamodule.tokenizer.token_lengths()
+    nats = num_bytes = 0.0
+    with torch.no_grad():
+        for i in range(0, len(tokens) - 1, 16):
+            window = torch.from_numpy(tokens[i : i + 17])
+            log_probabilities = model(window[None, :-1])[0].log_softmax(-1)
+            nats -= log_probabilities.gather(1, window[1:, None]).sum().item()
+            num_bytes += lengths[window[1:]].sum()
+    loss = nats / (len(tokens) - 1)
+    final = next(line for line in result.out.splitlines() if line.startswith("Final"))
+    found = [float(x.replace(",", "")) for x in re.findall(r"[\d,]*\.\d+", final)]
+    bits_per_byte = nats / math.log(2) / num_bytes
+    assert found == pytest.approx([loss, math.exp(loss), bits_per_byte], abs=6e-3)
+
+
+def test_the_step_after_the_last_interval_is_evaluated_once(train):
+    result = train(**{"trainer.max_steps": 5})
+    assert result.evaluated == [
+        0,
+        2,
+        4,
+        5,
+    ]
+
+
+def test_the_commands_that_it_prints_work(train, monkeypatch, tmp_path):
+    """`Continue: ...` goes on in the same folder, with the same options."""
+    import shlex
+
+    first = train(**{"model.qk_norm": True})
+    line = next(x for x in first.out.splitlines() if x.startswith("Continue:"))
+    words = shlex.split(line.partition(":")[2])
+    assert words[:2] == ["python", "scripts/train.py"]
+    second = train(*words[2:], defaults={})
+    assert second.status == 0, second.err
+    assert second.evaluated == [8, 10, 12]
+    assert second.cli.trainer.log_dir == first.cli.trainer.log_dir
+    assert second.cli.model.gpt.config.qk_norm
+
+
+def test_ckpt_path_last_takes_the_newest_run(train):
+    train()
+    second = train(**{"model.d_model": 32})
+    third = train("--ckpt_path=last", **{"model.d_model": 32, "trainer.max_steps": 8})
+    assert third.status == 0, third.err
+    assert third.cli.trainer.log_dir == second.cli.trainer.log_dir
+    assert third.evaluated == [8]
+
+
+def test_without_ckpt_path_each_run_starts_afresh_in_its_own_folder(train, tmp_path):
+    first, second = train(), train()
+    assert first.steps == second.steps
+    assert {p.name for p in (tmp_path / "logs").iterdir()} == {"version_0", "version_1"}
+
+
+def test_runs_started_at_once_get_their_own_folders(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda _: claim_run(tmp_path), range(40)))
+    assert sorted(names) == sorted(f"version_{n}" for n in range(40))
+
+
+def test_another_seed_gives_another_run(train):
+    assert train().steps != train(seed_everything=7).steps
+    assert train(seed_everything=7).steps == train(seed_everything=7).steps
+
+
+CHANGES = {  # each option changes the run
+    "model.learning_rate": 1e-2,
+    "model.weight_decay": 30,
+    "model.betas": "[0.5, 0.6]",
+    "model.schedule": "linear",
+    "model.warmup_steps": 3,
+    "model.dropout": 0.5,
+    "model.style": "modern",
+    "model.num_blocks": 1,
+    "model.num_kv_heads": 1,
+    "data.batch_size": 3,
+    "data.context_length": 8,
+    "data.order": "shuffled",
+    "data.train_fraction": 0.5,
+    "data.tokenizer": "bytes",
+    "data.compact_vocab": False,
+    "trainer.max_steps": 4,
+    "trainer.val_check_interval": 3,
+    "trainer.limit_val_batches": 1,
+    "trainer.accumulate_grad_batches": 2,
+}
+
+
+def test_each_option_changes_the_run(train):
+    plain = train().steps
+    for name, value in CHANGES.items():
+        result = train(**{name: value})
+        assert result.status == 0, result.err
+        assert result.steps != plain, name
+
+
+MISTAKES = {
+    "a missing path": ({"data.path": "nowhere.txt"}, "no such file or folder: 'nowhere.txt'"),
+    "heads": ({"model.d_model": 81, "model.num_heads": 4}, "d_model 81 is not divisible by"),
+    "dropout 1": ({"model.dropout": 1.0}, "--model.dropout must be in [0, 1), not 1.0"),
+    "dropout -1": ({"model.dropout": -1}, "--model.dropout must be in [0, 1), not -1.0"),
+    "learning rate": ({"model.learning_rate": 0}, "--model.learning_rate must be above 0, not 0.0"),
+    "nan": ({"model.learning_rate": "nan"}, "--model.learning_rate"),
+    "weight decay": ({"model.weight_decay": -1}, "--model.weight_decay must be 0 or more"),
+    "betas": ({"model.betas": "[0.9, 1.0]"}, "--model.betas must both be in [0, 1)"),
+    "warm-up": ({"model.warmup_steps": -1}, "--model.warmup_steps must be 0 or more"),
+    "minimum": ({"model.min_learning_rate": 1}, "--model.min_learning_rate must be between"),
+    "batch size": ({"data.batch_size": 0}, "--data.batch_size must be at least 1, not 0"),
+    "context": ({"data.context_length": -1}, "--data.context_length must be at least 1, not -1"),
+    "too short": ({"data.context_length": 5000}, "its training split has"),
+    "tokenizer": ({"data.tokenizer": "gpt9"}, "unknown tokenizer 'gpt9'"),
+    "a type": ({"model.d_model": "wide"}, "--model.d_model: Expected a <class 'int'>"),
+    "a choice": ({"model.style": "baroque"}, "--model.style: Expected"),
+    "an option": ({"model.size": 3}, "unrecognized arguments: --model.size=3"),
+    "a config": ({"config": "nowhere.yaml"}, "File does not exist"),
+    "no last": ({"ckpt_path": "last"}, "--ckpt_path last: no run below"),
+    "no checkpoint": ({"ckpt_path": "nowhere.ckpt"}, "no checkpoint at 'nowhere.ckpt'"),
+    "interval": ({"trainer.val_check_interval": 0}, "--trainer.val_check_interval is a number"),
+    "accelerator": ({"trainer.accelerator": "abacus"}, "`accelerator='abacus'`"),
+    "steps": ({"trainer.max_steps": "1e2"}, "--trainer.max_steps: Expected a <class 'int'>"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), MISTAKES.values(), ids=list(MISTAKES))
+def test_a_mistake_is_one_line_and_status_2(train, options, message, tmp_path):
+    result = train(**options)
+    assert result.status == 2
+    errors = result.err.splitlines()
+    assert len(errors) == 1, result.err
+    assert errors[0].startswith("error: ")
+    assert message in errors[0]
+    assert not (tmp_path / "logs").exists()
+
+
+def test_an_unfit_checkpoint_is_refused_and_left_alone(train, text_file):
+    run = Path(train().cli.trainer.log_dir)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    for options, words in (
+        ({"model.d_model": 32}, "d_model is 16 there and 32 here"),
+        ({"model.style": "modern"}, "position is sinusoidal there and rotary here"),
+        ({"data.tokenizer": "bytes"}, "tokenizer is cl100k_base there and bytes here"),
+        ({"model.learning_rate": 0.01}, "learning_rate is 0.001 there and 0.01 here"),
+        ({"data.train_fraction": 0.8}, "train_fraction is 0.9 there and 0.8 here"),
+        ({"trainer.max_steps": 6}, "is at step 6 already: give a larger --trainer.max_steps"),
+    ):
+        result = train("--ckpt_path=last", **{"trainer.max_steps": 8, **options})
+        assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
+        assert words in result.err
+        assert "--config" in result.err or "max_steps" in result.err
+    text_file.write_text(text_file.read_text(encoding="utf-8") + "the cat\n", encoding="utf-8")
+    result = train("--ckpt_path=last", **{"trainer.max_steps": 8})
+    assert result.status == 2
+    assert f"the text of {text_file} is not the one it was trained on" in result.err
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_foreign_and_damaged_checkpoints_are_refused(train, tmp_path):
+    run = Path(train().cli.trainer.log_dir)
+    whole = (run / "checkpoints" / "last.ckpt").read_bytes()
+    damaged = {"half.ckpt": whole[: len(whole) // 2], "text.ckpt": b"hello", "empty.ckpt": b""}
+    for name, content in damaged.items():
+        (tmp_path / name).write_bytes(content)
+        result = train(f"--ckpt_path={tmp_path / name}")
+        assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
+        assert f"{name} is no checkpoint that can be loaded" in result.err
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.ckpt")
+    result = train(f"--ckpt_path={tmp_path / 'foreign.ckpt'}")
+    assert result.status == 2
+    assert "foreign.ckpt is not a checkpoint of lit_gpt" in result.err
