@@ -1,0 +1,501 @@
+"""Text files to one token array: exactly the text, encoded piece by piece, cached by content."""
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_gpt import corpus as corpus_module
+from lit_gpt.corpus import Corpus, cut_safely, load_corpus
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer import Tokenizer, load_tokenizer
+
+CHUNK = 1 << 20  # bytes that are read at a time, unless a test says otherwise
+BOM = "\ufeff".encode()
+LINE = "It's 12.5 °C, “fine”!\r\n农夫山泉 天然水，550ml*24瓶。\n\n  été 👩‍👩‍👧 <|endoftext|> word1;"
+MIXED = LINE * 3
+
+load_once = cache(load_tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def tokenizers_built_once(monkeypatch):
+    """Building cl100k_base takes half a second: enough to do it once."""
+    monkeypatch.setattr(corpus_module, "load_tokenizer", load_once)
+
+
+@pytest.fixture
+def cache_folder(tmp_path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def load(cache_folder):
+    def load(path, tokenizer="bytes", compact=True, encoding="utf-8") -> Corpus:
+        return load_corpus(str(path), tokenizer, compact, encoding, str(cache_folder))
+
+    return load
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def text_of(corpus: Corpus) -> str:
+    """The text of all tokens, byte for byte."""
+    return corpus.tokenizer.decode_bytes(corpus.tokens.tolist()).decode()
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*"))
+
+
+# The text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a\r\nb\rc\n", "👩‍👩‍👧 e\u0301", "<|endoftext|>", "农夫山泉", "  \t a  ", "a\ufeffb", MIXED],
+    ids=["CRLF", "emoji", "endoftext", "Chinese", "white space", "BOM inside", "mixed"],
+)
+@pytest.mark.parametrize(
+    ("tokenizer", "compact"),
+    [("bytes", True), ("cl100k_base", True), ("cl100k_base", False), ("o200k_base", True)],
+)
+def test_tokens_decode_to_exactly_the_text(text, tokenizer, compact, load, tmp_path):
+    corpus = load(write(tmp_path / "x.txt", text.encode()), tokenizer, compact)
+    assert text_of(corpus) == text
+    assert corpus.info.removed_boms == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "characters", "num_bytes", "tokens"),
+    [
+        ("hello world", 11, 11, 2),
+        ("农夫", 2, 6, 4),
+        ("<|endoftext|>", 13, 13, 7),
+        ("I'm 1234567", 11, 11, 6),
+        ("hello\r\nworld", 12, 12, 3),
+    ],
+)
+def test_counts(text, characters, num_bytes, tokens, load, tmp_path):
+    info = load(write(tmp_path / "x.txt", text.encode()), "cl100k_base").info
+    counts = info.num_characters, info.num_bytes, info.num_tokens, info.removed_boms
+    assert counts == (characters, num_bytes, tokens, 0)
+
+
+def test_byte_order_mark_is_removed_and_counted(load, tmp_path):
+    corpus = load(write(tmp_path / "x.txt", BOM + b"hello"))
+    assert text_of(corpus) == "hello"
+    assert (corpus.info.removed_boms, corpus.info.num_bytes) == (1, 5)
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-16-le", "latin-1"])
+def test_other_encodings(encoding, load, tmp_path):
+    text = "été\r\n" if encoding == "latin-1" else MIXED
+    path = write(tmp_path / "x.txt", text.encode(encoding))
+    assert text_of(load(path, encoding=encoding)) == text
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        ({"b.txt": b"two", "a.txt": b"one"}, "one\ntwo"),
+        ({"a": b"one\n", "b": b"two\r\n", "c": b"three"}, "one\ntwo\r\nthree"),
+        ({"a": BOM + b"one", "b": b"", "c": BOM + b"two"}, "one\ntwo"),
+        ({"2.txt": b"two", "10.txt": b"ten"}, "ten\ntwo"),
+        ({"b.txt": b"1", "a/z.txt": b"0", "c/d/e.txt": b"2"}, "0\n1\n2"),
+        ({"a": b"one", ".hidden": b"\0", ".git/config": b"\0", "b/.x/y": b"\0"}, "one"),
+    ],
+)
+def test_folder_is_read_in_name_order_one_file_a_line(files, text, load, tmp_path):
+    for name, content in files.items():
+        write(tmp_path / "texts" / name, content)
+    corpus = load(tmp_path / "texts")
+    assert text_of(corpus) == text
+    assert corpus.info.num_characters == len(text)
+    assert corpus.info.removed_boms == sum(content.startswith(BOM) for content in files.values())
+
+
+def test_folder_inside_a_hidden_folder_is_read(load, tmp_path):
+    write(tmp_path / ".hidden" / "texts" / "a", b"one")
+    assert text_of(load(tmp_path / ".hidden" / "texts")) == "one"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "compact", "vocab_size", "dtype"),
+    [
+        ("cl100k_base", True, 265, np.uint16),
+        ("cl100k_base", False, 100_256, np.uint32),
+        ("bytes", True, 256, np.uint16),
+        ("bytes", False, 256, np.uint16),
+    ],
+)
+def test_array_is_as_narrow_as_the_vocabulary_allows(
+    tokenizer, compact, vocab_size, dtype, load, tmp_path
+):
+    corpus = load(write(tmp_path / "x.txt", b"hello world"), tokenizer, compact)
+    assert (corpus.tokenizer.vocab_size, corpus.tokens.dtype) == (vocab_size, dtype)
+    assert corpus.tokens.tolist() == corpus.tokenizer.encode("hello world").tolist()
+
+
+# Piece by piece
+
+
+@pytest.mark.parametrize(
+    ("texts", "parts"),
+    [
+        (["hello world, again"], ["hello world", ", again"]),
+        (["hel", "lo wor", "ld."], ["hello", " world", "."]),
+        (["it's"], ["it's"]),
+        (["a_b c-d"], ["a_b", " c-d"]),
+        (["农夫，山泉。"], ["农夫，山泉", "。"]),
+        (["...", "  ", "\n"], ["...  \n"]),
+        ([], []),
+    ],
+)
+def test_text_is_cut_after_a_letter_or_digit(texts, parts):
+    assert list(cut_safely(texts)) == parts
+
+
+@pytest.mark.parametrize("name", ["cl100k_base", "o200k_base"])
+@given(
+    texts=st.lists(
+        st.text() | st.text(alphabet="ab S1٣é农夫.,'’!，\r\n\t\x1c\u3000\u0301_ªⅧ²👩\u200d")
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_parts_encode_to_the_tokens_of_the_whole(name, texts):
+    tokenizer, parts = load_once(name), list(cut_safely(texts))
+    assert "".join(parts) == "".join(texts)
+    piecewise = [i for part in parts for i in tokenizer.encode(part)]
+    assert piecewise == tokenizer.encode("".join(texts)).tolist()
+
+
+@pytest.mark.parametrize("chunk", [4, 5, 7, 64])  # bytes: 4 is the longest character
+@pytest.mark.parametrize("compact", [True, False])
+def test_corpus_read_in_small_chunks_has_the_tokens_of_the_whole(
+    chunk, compact, load, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(corpus_module, "CHUNK", chunk)
+    corpus = load(write(tmp_path / "x.txt", BOM + MIXED.encode()), "cl100k_base", compact)
+    full = load_once("cl100k_base")
+    split = [corpus.tokenizer.tokens[i] for i in corpus.tokens]
+    assert split == [full.tokens[i] for i in full.encode(MIXED)]
+    assert corpus.tokens.tolist() == corpus.tokenizer.encode(MIXED).tolist()
+    assert corpus.info.num_bytes == len(MIXED.encode())
+    assert corpus.info.num_characters == len(MIXED)
+
+
+@pytest.mark.parametrize(
+    ("piece", "megabytes"),
+    [
+        ("aé=1中😀", 10),
+        ("x", 2),  # one word: byte-pair encoding of 10 MB of it alone takes 8 s
+    ],
+)
+def test_one_long_line_without_white_space(piece, megabytes, load, tmp_path):
+    text = piece * (megabytes * 1_000_000 // len(piece.encode()))
+    corpus = load(write(tmp_path / "x.txt", text.encode()), "cl100k_base")
+    assert text_of(corpus) == text
+    assert corpus.info.num_characters == len(text)
+
+
+# BUG: tiktoken's ValueError ("Max stack size exceeded for backtracking") comes out as a traceback.
+def test_one_million_spaces(load, tmp_path):
+    text = "a" + " " * 1_000_000 + "b"
+    assert text_of(load(write(tmp_path / "x.txt", text.encode()), "cl100k_base")) == text
+
+
+# The cache
+
+
+def test_second_time_the_cache_is_used(load, tmp_path, monkeypatch):
+    path = write(tmp_path / "x.txt", MIXED.encode())
+    first = load(path, "cl100k_base")
+
+    def refuse(*args):
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(corpus_module, "load_tokenizer", refuse)
+    monkeypatch.setattr(Tokenizer, "encode", refuse)
+    again = load(path, "cl100k_base")
+    renamed = load(path.rename(tmp_path / "y.txt"), "cl100k_base")
+    for second in (again, renamed):
+        assert second.tokens.tolist() == first.tokens.tolist()
+        assert (second.tokenizer, second.info) == (first.tokenizer, first.info)
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        ({}, "hello there"),
+        ({"tokenizer": "o200k_base"}, "hello world"),
+        ({"compact": False}, "hello world"),
+        ({"encoding": "latin-1"}, "hello world"),
+    ],
+    ids=["content", "tokenizer", "compactness", "encoding"],
+)
+def test_cache_is_keyed_by(other, text, load, tmp_path, cache_folder):
+    options = {"tokenizer": "cl100k_base", "compact": True, "encoding": "utf-8"}
+    path = write(tmp_path / "x.txt", b"hello world")
+    stat, first = path.stat(), load(path, **options)
+    write(path, text.encode())  # as long as before, and as old
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    second = load(path, **options | other)
+    assert len(entries(cache_folder)) == 2
+    assert (text_of(first), text_of(second)) == ("hello world", text)
+
+
+def test_two_texts_of_one_name_have_two_caches(load, tmp_path):
+    paths = [write(tmp_path / folder / "x.txt", folder.encode()) for folder in ("one", "two")]
+    for _ in range(2):
+        assert [text_of(load(path)) for path in paths] == ["one", "two"]
+
+
+def test_the_same_bytes_in_other_files_are_another_text(load, tmp_path):
+    for folder, contents in {"one": [b"ab", b"c"], "two": [b"a", b"bc"]}.items():
+        for i, content in enumerate(contents):
+            write(tmp_path / folder / f"{i}.txt", content)
+    assert text_of(load(tmp_path / "one")) == "ab\nc"
+    assert text_of(load(tmp_path / "two")) == "a\nbc"
+
+
+def without_rank_0(meta: bytes) -> bytes:
+    return meta.replace(b"AA== 0", b"")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("meta.json", None),  # what is left when writing stops halfway
+        ("meta.json", lambda content: b""),
+        ("meta.json", lambda content: content[:100]),
+        ("meta.json", lambda content: b"[]"),
+        ("meta.json", lambda content: b"\xff"),
+        ("meta.json", without_rank_0),  # BUG: IndexError in Tokenizer.from_dict, a traceback
+        ("tokens.bin", None),
+        ("tokens.bin", lambda content: b""),
+        ("tokens.bin", lambda content: content[:-2]),
+        ("tokens.bin", lambda content: content[:-1]),
+        ("tokens.bin", lambda content: content + b"\0\0"),
+    ],
+)
+def test_damaged_cache_is_built_again(file, damage, load, tmp_path, cache_folder):
+    path = write(tmp_path / "x.txt", b"hello world")
+    load(path)
+    (folder,) = cache_folder.iterdir()
+    content = (folder / file).read_bytes()
+    (folder / file).unlink()
+    if damage:
+        (folder / file).write_bytes(damage(content))
+    assert text_of(load(path)) == "hello world"
+    assert (folder / file).read_bytes() == content
+    assert entries(cache_folder) == [folder.name]
+
+
+def test_what_a_killed_run_left_does_no_harm(load, tmp_path, cache_folder):
+    write(cache_folder / "unfinished-0" / "ids.bin", b"\0")
+    path = write(tmp_path / "x.txt", b"hello world")
+    assert text_of(load(path)) == text_of(load(path)) == "hello world"
+
+
+def raise_on_second_call(error: BaseException):
+    """An `encode` that works once."""
+    encode, calls = Tokenizer.encode, []
+
+    def encode_once(self, text):
+        calls.append(text)
+        if len(calls) > 1:
+            raise error
+        return encode(self, text)
+
+    return encode_once
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()])
+def test_interrupted_run_leaves_nothing_half_made(error, load, tmp_path, cache_folder, monkeypatch):
+    path = write(tmp_path / "x.txt", MIXED.encode())
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_module, "CHUNK", 8)
+        patch.setattr(Tokenizer, "encode", raise_on_second_call(error))
+        with pytest.raises(type(error)):
+            load(path)
+    assert entries(cache_folder) == []
+    assert text_of(load(path)) == MIXED
+
+
+# BUG: the slower process deletes and replaces the folder, which the quicker one may just be
+# opening: its `assert corpus` in load_corpus then fails (1 of 14 loads with two processes).
+def test_the_slower_of_two_processes_keeps_the_folder_of_the_quicker_one(
+    load, tmp_path, cache_folder, monkeypatch
+):
+    path, build, inodes = write(tmp_path / "x.txt", b"hello world"), corpus_module._build, []
+
+    def inode() -> int:
+        (tokens,) = cache_folder.glob("*/tokens.bin")
+        return tokens.stat().st_ino
+
+    def build_while_another_process_finishes(*args):
+        monkeypatch.setattr(corpus_module, "_build", build)
+        load(path)
+        inodes.append(inode())
+        build(*args)
+
+    monkeypatch.setattr(corpus_module, "_build", build_while_another_process_finishes)
+    assert text_of(load(path)) == "hello world"
+    assert [inode()] == inodes
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding", "message"),
+    [
+        (b"", "utf-8", "no text in {}: give --data.path a file that has some"),
+        (BOM, "utf-8", "no text in {}: give --data.path a file that has some"),
+        (b"caf\xe9 au lait", "utf-8", "{} is not utf-8 text (byte 0xe9 at offset 3): give its enc"),
+        (b"abc\xe5\x86", "utf-8", "{} is not utf-8 text (byte 0xe5 at offset 3): give its enc"),
+        (BOM + b"a\xff", "utf-8", "{} is not utf-8 text (byte 0xff at offset 4): give its enc"),
+        (
+            b"a" * 1_500_000 + b"\xff" + b"a" * CHUNK,
+            "utf-8",
+            "{} is not utf-8 text (byte 0xff at offset 1,500,000): give its encoding, as ",
+        ),
+        (
+            b"a" * (CHUNK - 1) + b"\xe5\x86x",  # cut by the border of two chunks
+            "utf-8",
+            "{} is not utf-8 text (byte 0xe5 at offset 1,048,575): give its encoding, as ",
+        ),
+        (
+            b"a" * (2 * CHUNK - 2) + b"\xe5\x86",
+            "utf-8",
+            "{} is not utf-8 text (byte 0xe5 at offset 2,097,150): give its encoding, as ",
+        ),
+        (
+            "农夫".encode("gb18030") + b"\xff",
+            "gb18030",
+            "{} is not gb18030 text (byte 0xff at offset 4): give its encoding, as ",
+        ),
+        ("农夫".encode(), "ascii", "{} is not ascii text (byte 0xe5 at offset 0): give its enc"),
+        (
+            "odd".encode("utf-16") + b"!",
+            "utf-16",
+            "{} is not utf-16 text (byte 0x21 at offset 8): give its encoding, as ",
+        ),
+        # BUG: UnicodeError ("UTF-16 stream does not start with BOM") comes out as a traceback.
+        (b"hello", "utf-16", "{} is not utf-16 text"),
+        (b"\x7fELF\2\1\1\0", "utf-8", "{} looks like a binary file (NUL character near offset 0)"),
+        (b"hello", "utf-9", "unknown --data.encoding 'utf-9': try utf-8 or gb18030"),
+        # BUG: Python's codecs that are no text encodings (hex, zip, too) come out as tracebacks.
+        (b"hello", "rot13", "unknown --data.encoding 'rot13': try utf-8 or gb18030"),
+        (b"hello", "base64", "unknown --data.encoding 'base64': try utf-8 or gb18030"),
+    ],
+)
+def test_text_that_cannot_be_used(content, encoding, message, load, tmp_path, cache_folder):
+    load(write(tmp_path / "good.txt", b"hello"))
+    before, path = entries(cache_folder), write(tmp_path / "bad.txt", content)
+    with pytest.raises(UserError, match=re.escape(message.format(path))):
+        load(path, encoding=encoding)
+    assert entries(cache_folder) == before
+
+
+def test_error_names_the_file_of_a_folder_and_the_offset_in_it(load, tmp_path):
+    write(tmp_path / "texts" / "a.txt", b"good")
+    bad = write(tmp_path / "texts" / "b.txt", b"bad \xff")
+    with pytest.raises(
+        UserError, match=re.escape(f"{bad} is not utf-8 text (byte 0xff at offset 4)")
+    ):
+        load(tmp_path / "texts")
+
+
+def test_folders_without_text(load, tmp_path):
+    write(tmp_path / "hidden" / ".a.txt", b"hidden")
+    write(tmp_path / "empty" / "a.txt", b"")
+    with pytest.raises(
+        UserError, match=f"^no files in the folder '{tmp_path}/hidden': give --data"
+    ):
+        load(tmp_path / "hidden")
+    with pytest.raises(UserError, match=f"^no text in {tmp_path}/empty/a.txt: give --data.path"):
+        load(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "missing.csv",
+        "missing/folder",
+        "x" * 300,  # BUG: OSError "File name too long" comes out as a traceback
+    ],
+    ids=["file", "folder", "too long"],
+)
+def test_missing_path(name, load, tmp_path):
+    path = str(tmp_path / name)
+    with pytest.raises(
+        UserError, match=re.escape(f"no such file or folder: '{path}' (--data.path)")
+    ):
+        load(path)
+
+
+def test_file_that_may_not_be_read(load, tmp_path, monkeypatch):
+    path = write(tmp_path / "x.txt", b"hello")
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=f"^cannot read {path}: Permission denied$"):
+        load(path)
+
+
+def test_file_that_is_changed_while_it_is_read(load, tmp_path, cache_folder, monkeypatch):
+    path = write(tmp_path / "x.txt", b"hello")
+    monkeypatch.setattr(corpus_module, "hash_files", lambda files: "the hash of what it was")
+    with pytest.raises(UserError, match=f"^{path} was changed while it was read: start again$"):
+        load(path)
+    assert entries(cache_folder) == []
+
+
+@pytest.mark.parametrize(
+    ("cache_name", "reason"), [("a file", "File exists"), ("a file/folder", "Not a directory")]
+)
+def test_cache_that_cannot_be_written(cache_name, reason, tmp_path):
+    path, _ = write(tmp_path / "x.txt", b"hello"), write(tmp_path / "a file", b"in the way")
+    where = tmp_path / cache_name
+    with pytest.raises(UserError) as error:
+        load_corpus(str(path), "bytes", True, "utf-8", str(where))
+    assert str(error.value) == (
+        f"cannot keep the tokens in {where}: {reason}; name another folder with --data.cache"
+    )
+
+
+@pytest.mark.parametrize(
+    "damaged_before",
+    [
+        False,
+        True,  # BUG: `assert corpus` fails: the damaged folder is taken for another process's
+    ],
+)
+def test_full_disk_is_said_and_leaves_nothing_half_made(
+    damaged_before, load, tmp_path, cache_folder, monkeypatch
+):
+    path = write(tmp_path / "x.txt", MIXED.encode())
+    if damaged_before:
+        load(path)
+        for meta in cache_folder.glob("*/meta.json"):
+            meta.unlink()
+    before = entries(cache_folder)
+    no_space = OSError(28, "No space left on device")
+    monkeypatch.setattr(corpus_module, "CHUNK", 8)
+    monkeypatch.setattr(Tokenizer, "encode", raise_on_second_call(no_space))
+    with pytest.raises(UserError, match=f"cannot keep the tokens in {cache_folder}: No space left"):
+        load(path)
+    assert entries(cache_folder) == before

@@ -1,0 +1,152 @@
+"""LitGPT: the loss, what an evaluation measures, and what is logged where."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_gpt.data import EvalBatches
+from lit_gpt.module import LitGPT, next_token_loss
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run), size_guidance={"tensors": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def test_loss_is_the_mean_negative_log_probability():
+    logits = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]]])  # (1, 2, 2)
+    targets = torch.tensor([[0, 1]])
+    expected = (math.log(2) + math.log(4)) / 2
+    assert next_token_loss(logits, targets).item() == pytest.approx(expected)
+
+
+def test_loss_is_computed_in_float32_from_half_precision_logits():
+    logits = torch.randn(2, 3, 5, dtype=torch.bfloat16)
+    assert next_token_loss(logits, torch.zeros(2, 3, dtype=torch.long)).dtype == torch.float32
+
+
+def test_evaluation_is_of_fixed_windows_in_eval_mode(train):
+    """The printed losses equal those computed by hand from the windows of EvalBatches."""
+    result = train(**{"trainer.max_steps": 3, "model.dropout": 0.5})
+    data, model = result.cli.datamodule, result.cli.model.eval()
+    losses = []
+    most = (len(data.val_tokens) - 1) // 16
+    for tokens in (data.train_tokens, data.val_tokens):
+        with torch.no_grad():
+            batches = EvalBatches(tokens, 2, 16, most, limit=2)
+            each = [next_token_loss(model(x), y).item() for x, y in batches]
+        assert len(each) == 2
+        losses.append(sum(each) / 2)
+    line = f"Step: 3, Training Loss: {losses[0]:.3f}, Validation Loss: {losses[1]:.3f}"
+    assert result.steps[-1] == line
+
+
+def test_tensorboard_has_every_curve_at_the_right_steps(train):
+    options = {"model.schedule": "linear", "model.warmup_steps": 2, "model.learning_rate": 0.1}
+    result = train(**options)
+    found = curves(Path(result.cli.trainer.log_dir))
+    evaluated = ["train/eval_loss", "val/loss", "val/perplexity", "val/bits_per_byte"]
+    for tag in evaluated:
+        assert [step for step, _ in found[tag]] == [0, 2, 4, 6], tag
+    for tag in ("train/loss", "gradient_norm", "tokens_per_second", "learning_rate"):
+        assert [step for step, _ in found[tag]] == [1, 2, 3, 4, 5, 6], tag
+        assert all(value > 0 for _, value in found[tag])
+    rates = [value for _, value in found["learning_rate"]]
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025])
+    printed = [float(line.rpartition(" ")[2]) for line in result.steps]
+    assert [value for _, value in found["val/loss"]] == pytest.approx(printed, abs=6e-4)
+    for (_, loss), (_, perplexity) in zip(found["val/loss"], found["val/perplexity"], strict=True):
+        assert perplexity == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+def test_bits_per_byte_counts_the_bytes_of_the_targets(train):
+    result = train(**{"trainer.max_steps": 2})
+    data, model = result.cli.datamodule, result.cli.model.eval()
+    lengths = torch.from_numpy(data.tokenizer.token_lengths())
+    nats = num_bytes = 0.0
+    with torch.no_grad():
+        for x, y in EvalBatches(data.val_tokens, 2, 16, (len(data.val_tokens) - 1) // 16, 2):
+            nats += next_token_loss(model(x), y).item() * y.numel()
+            num_bytes += lengths[y].sum().item()
+    _, value = curves(Path(result.cli.trainer.log_dir))["val/bits_per_byte"][-1]
+    assert value == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
+
+
+def test_gradient_norm_is_that_of_all_gradients_before_clipping(train):
+    plain = train(**{"trainer.max_steps": 1})
+    clipped = train(**{"trainer.max_steps": 1, "trainer.gradient_clip_val": 1e-3})
+    norms = [curves(Path(r.cli.trainer.log_dir))["gradient_norm"] for r in (plain, clipped)]
+    assert norms[0] == norms[1]
+    assert norms[0][0][1] > 1e-2
+
+
+def test_tensorboard_has_hyperparameters_and_samples(train):
+    run = Path(train(**{"samples.prompts": '["the cat", "猫"]'}).cli.trainer.log_dir)
+    events = EventAccumulator(str(run), size_guidance={"tensors": 0}).Reload()
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    texts = events.Tensors("samples/text_summary")
+    assert [event.step for event in texts] == [0, 2, 4, 6]
+    text = texts[-1].tensor_proto.string_val[0].decode()
+    assert text.startswith("```\nthe cat")
+    assert "```\n猫" in text
+
+
+def test_csv_logging_gets_the_same_numbers(train, tmp_path):
+    result = train("--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'csv'}")
+    assert result.status == 0, result.err
+    table = next((tmp_path / "csv").rglob("metrics.csv")).read_text().splitlines()
+    rows = [dict(zip(table[0].split(","), row.split(","), strict=True)) for row in table[1:]]
+    losses = {float(r["step"]): float(r["val/loss"]) for r in rows if r["val/loss"]}
+    printed = [float(line.rpartition(" ")[2]) for line in result.steps]
+    assert list(losses) == [0, 2, 4, 6]
+    assert list(losses.values()) == pytest.approx(printed, abs=6e-4)
+
+
+def test_each_step_has_its_own_dropout_masks_whatever_drew_before():
+    """The masks are a function of seed, step and batch in the step (and of the rank)."""
+
+    model = LitGPT(vocab_size=8, d_model=8, num_heads=2, num_blocks=1)
+    model.trainer = trainer = pl.Trainer(accelerator="cpu", logger=False, accumulate_grad_batches=2)
+
+    def draw(seed: int, step: int, batch: int) -> float:
+        model.hparams.seed = seed
+        progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress
+        progress.optimizer.step.total.completed = step  # what global_step reads
+        torch.rand(batch + 3)
+        model.on_train_batch_start(None, batch)
+        return torch.rand(1).item()
+
+    base = draw(1, 5, 2)
+    assert draw(1, 5, 4) == base  # batches 2 and 4 both are a step's first
+    others = [draw(2, 5, 2), draw(1, 6, 2), draw(1, 5, 3)]
+    assert base not in others
+    assert len(set(others)) == 3
+
+
+def test_one_batch_is_learnt_by_heart():
+    torch.manual_seed(0)
+    model = LitGPT(vocab_size=20, context_length=8, d_model=32, num_heads=2, dropout=0.0)
+    x, y = torch.randint(20, (2, 2, 8)).unbind(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(80):
+        loss = next_token_loss(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.02
+
+
+def test_the_optimizer_is_fused_and_says_its_learning_rate(train):
+    optimizer = train(**{"trainer.max_steps": 1}).cli.trainer.optimizers[0]
+    assert [group["fused"] for group in optimizer.param_groups] == [True, True]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
