@@ -15,24 +15,15 @@ from torch.nn import functional as F
 
 from lit_gpt.errors import UserError
 
-STYLES = {
-    "classic": {
-        "position": "sinusoidal",
-        "norm": "layer",
-        "activation": "relu",
-        "bias": True,
-        "tie_embeddings": False,
-        "qk_norm": False,
-    },
-    "modern": {
-        "position": "rotary",
-        "norm": "rms",
-        "activation": "swiglu",
-        "bias": False,
-        "tie_embeddings": True,
-        "qk_norm": True,
-    },
+CHOICES = {  # what each may be: the classic style's first, the modern style's last
+    "position": ("sinusoidal", "learned", "rotary"),
+    "norm": ("layer", "rms"),
+    "activation": ("relu", "gelu", "swiglu"),
+    "bias": (True, False),
+    "tie_embeddings": (False, True),
+    "qk_norm": (False, True),
 }
+STYLES = {"classic": 0, "modern": -1}
 
 
 @dataclass
@@ -52,7 +43,7 @@ class GPTConfig:
             or rotary (Su et al. 2021).
         norm: layer (Ba et al. 2016) or rms (Zhang and Sennrich 2019).
         activation: of the feed-forward layer: relu, gelu, or swiglu (Shazeer 2020).
-        bias: whether linear layers, but for the output one, have biases.
+        bias: whether linear layers (the output one never does) and LayerNorms have biases.
         tie_embeddings: whether the output layer is the embedding table (Press and Wolf 2017).
         num_kv_heads: key/value heads, fewer than num_heads for grouped queries
             (Ainslie et al. 2023); None: as many.
@@ -78,9 +69,11 @@ class GPTConfig:
     qk_norm: bool | None = None
 
     def __post_init__(self) -> None:
-        for choice, value in STYLES[self.style].items():
+        if self.style not in STYLES:
+            raise UserError(f"--model.style must be one of {list(STYLES)}, not {self.style!r}")
+        for choice, values in CHOICES.items():
             if getattr(self, choice) is None:
-                setattr(self, choice, value)
+                setattr(self, choice, values[STYLES[self.style]])
         if self.num_kv_heads is None:
             self.num_kv_heads = self.num_heads
         self._check()
@@ -90,6 +83,11 @@ class GPTConfig:
         return self.d_model // self.num_heads
 
     def _check(self) -> None:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"--model.{name} must be one of {list(known)}, not {getattr(self, name)!r}"
+                )
         sizes = ["vocab_size", "context_length", "d_model", "num_blocks", "num_heads"]
         for name in [*sizes, "num_kv_heads"]:
             if getattr(self, name) < 1:
@@ -201,12 +199,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        c = config
-        self.activation = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}[c.activation]
-        self.gated = c.activation == "swiglu"
-        self.hidden = 8 * math.ceil(c.d_model / 3) if self.gated else 4 * c.d_model
-        self.up = nn.Linear(c.d_model, self.hidden * (2 if self.gated else 1), bias=c.bias)
-        self.out = nn.Linear(self.hidden, c.d_model, bias=c.bias)
+        size, bias = config.d_model, config.bias
+        self.activation = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}[config.activation]
+        self.gated = config.activation == "swiglu"
+        self.hidden = 8 * math.ceil(size / 3) if self.gated else 4 * size
+        self.up = nn.Linear(size, self.hidden * (2 if self.gated else 1), bias=bias)
+        self.out = nn.Linear(self.hidden, size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
@@ -238,19 +236,18 @@ class GPT(nn.Module):
         super().__init__()
         c = self.config = config
         self.embedding = nn.Embedding(c.vocab_size, c.d_model)
-        position = rotary = None
+        # A table of its own is as large as sinusoids are: at the usual 0.02 they would drown it.
+        # One that is the output layer too starts small, so that the first logits do.
+        self.scale = 0.02 if c.tie_embeddings else 1.0
+        self.register_buffer("rotary", None, persistent=False)
         if c.position == "sinusoidal":
-            position = sinusoids(c.context_length, c.d_model)
+            table = self.scale * sinusoids(c.context_length, c.d_model)
+            self.register_buffer("position", table, persistent=False)
         elif c.position == "learned":
-            position = nn.Parameter(torch.empty(c.context_length, c.d_model))
+            self.position = nn.Parameter(torch.empty(c.context_length, c.d_model))
         else:
-            rotary = rotary_table(c.context_length, c.head_size)
-        tables = {"position": position, "rotary": rotary}
-        for name, table in tables.items():
-            if isinstance(table, nn.Parameter):
-                self.register_parameter(name, table)
-            else:
-                self.register_buffer(name, table, persistent=False)
+            self.register_buffer("position", None, persistent=False)
+            self.rotary = rotary_table(c.context_length, c.head_size)
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.num_blocks))
         self.norm = make_norm(c, c.d_model)
@@ -261,13 +258,10 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """Normal(0, 0.02), and less where a block adds to x, so that its variance stays (GPT-2).
-
-        An embedding of its own is as large as the positions added to it: at 0.02 they drown it.
-        """
+        """Normal(0, 0.02), and less where a block adds to x, so that its variance stays (GPT-2)."""
         for name, weight in self.named_parameters():
-            if name == "embedding.weight" and not self.config.tie_embeddings:
-                nn.init.normal_(weight, 0, 1)
+            if name in ("embedding.weight", "position"):
+                nn.init.normal_(weight, 0, self.scale)
             elif weight.ndim > 1:
                 adds = name.endswith("out.weight")
                 nn.init.normal_(weight, 0, 0.02 / math.sqrt(2 * len(self.blocks)) if adds else 0.02)
@@ -280,7 +274,7 @@ class GPT(nn.Module):
         New tokens are several only while the cache is empty; with it, T may not pass
         context_length.
         """
-        start = cache.length if cache else 0
+        start = 0 if cache is None else cache.length
         end = start + ids.size(1)
         assert end <= self.config.context_length, f"{end} tokens > {self.config.context_length}"
         assert start == 0 or ids.size(1) == 1
@@ -291,7 +285,7 @@ class GPT(nn.Module):
         rotary = None if self.rotary is None else self.rotary[:, start:end]
         for block in self.blocks:
             x = block(x, rotary, cache)
-        if cache:
+        if cache is not None:
             cache.length = end
         return self.head(self.norm(x))
 

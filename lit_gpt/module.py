@@ -45,9 +45,9 @@ class LitGPT(pl.LightningModule):
         learning_rate: AdamW's, at its peak.
         weight_decay: AdamW's, for matrices; biases and norms don't decay.
         betas: AdamW's decay rates of the two moments.
-        schedule: of the learning rate after the warm-up: constant, linear or cosine, down to
-            min_learning_rate at the last step.
-        warmup_steps: steps over which the learning rate rises from 0.
+        schedule: of the learning rate after the warm-up: constant, or in a line or half a cosine
+            down to min_learning_rate at max_steps.
+        warmup_steps: steps over which the learning rate rises.
         min_learning_rate: where linear and cosine end.
         seed: of dropout's masks, together with step and rank.
         gpt: the fields of GPTConfig.
@@ -139,15 +139,16 @@ class LitGPT(pl.LightningModule):
     @torch.inference_mode()
     def full_loss(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
         """Loss over all of `batches`, shared out to the ranks, with the trainer's precision."""
-        strategy, rank, ranks = self.trainer.strategy, self.global_rank, self.trainer.world_size
-        sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
         self.eval()
-        for x, y in islice(batches, rank, None, ranks):
-            with self.trainer.precision_plugin.forward_context():
+        trainer, sums = self.trainer, torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
+        for x, y in islice(batches, self.global_rank, None, trainer.world_size):
+            with trainer.precision_plugin.forward_context():
                 logits = self.gpt(x.to(self.device))
             loss = next_token_loss(logits, y.to(self.device)).item()
             sums += torch.tensor([loss * y.numel(), y.numel(), self.token_lengths[y].sum()])
-        nats, tokens, num_bytes = strategy.reduce(sums.to(self.device), reduce_op="sum").tolist()
+        if trainer.world_size > 1:
+            sums = trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+        nats, tokens, num_bytes = sums.tolist()
         return Evaluation(nats / tokens, nats / math.log(2) / num_bytes, int(tokens))
 
     def configure_optimizers(self) -> dict[str, Any]:

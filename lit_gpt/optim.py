@@ -18,7 +18,7 @@ def build_adamw(
     betas: tuple[float, float],
     fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019); matrices decay, biases and norms don't.
+    """AdamW (Loshchilov and Hutter 2019); matrices and tables decay, biases and norms don't.
 
     One fused kernel updates all weights; `fused=False` where a gradient scaler needs to step in.
     """

@@ -20,11 +20,11 @@ class Sampling:
     """How the next token is drawn from the model's logits.
 
     Args:
-        temperature: divides the logits; 0 always takes the likeliest token.
+        temperature: divides the logits; 0 (or next to it) always takes the likeliest token.
         top_k: only the k likeliest tokens; None: all.
         top_p: only the likeliest tokens that together reach this probability (Holtzman 2019).
         repetition_penalty: makes tokens that the model sees already less likely when above 1
-            (Keskar et al. 2019); 1 changes nothing.
+            (Keskar et al. 2019), 1 changes nothing; between 0.01 and 100.
 
     Raises:
         UserError: values out of range.
@@ -42,8 +42,10 @@ class Sampling:
             raise UserError(f"--top_k must be at least 1, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p must be in (0, 1], not {self.top_p}")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise UserError(f"--repetition_penalty must be above 0, not {self.repetition_penalty}")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise UserError(
+                f"--repetition_penalty must be in [0.01, 100], not {self.repetition_penalty}"
+            )
 
     def __call__(self, logits: Tensor, seen: Tensor, generator: torch.Generator) -> Tensor:
         """Logits (B, V) and the ids (B, T) that the model saw to the next ids (B,)."""
@@ -53,19 +55,19 @@ class Sampling:
                 old > 0, old / self.repetition_penalty, old * self.repetition_penalty
             )
             logits = logits.scatter(1, seen, lower)
-        if self.temperature == 0:
+        if self.temperature < 1e-4:  # where float32 would overflow
             return logits.argmax(dim=-1)
         logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.size(-1):
-            least = logits.topk(self.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
+            best = logits.topk(self.top_k)
+            logits = torch.full_like(logits, -torch.inf).scatter(1, best.indices, best.values)
         probabilities = logits.softmax(dim=-1)
         if self.top_p < 1:
             ordered, order = probabilities.sort(dim=-1, descending=True)
             before = ordered.cumsum(dim=-1) - ordered  # what the likelier tokens add up to
             ordered = ordered.masked_fill(before >= self.top_p, 0)
             probabilities = torch.zeros_like(ordered).scatter(1, order, ordered)
-        # Drawn on the CPU, so that a seed gives the same text on every device.
+        # On the CPU, so that a seed gives the same random draws on every device.
         return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(seen.device)
 
 
@@ -109,12 +111,13 @@ def generate(
 ) -> Iterator[Tensor]:
     """Yields the next ids (B,), one at a time, after the prompts `ids` (B, T), T at least 1.
 
-    With a `tokenizer`, only such as make valid UTF-8.
+    The model is in eval mode. Given the tokenizer, it writes nothing but valid UTF-8.
 
     The model sees the last context_length tokens at most. When they fill up, the window slides on
     to its later half, so that the cache is made anew only every context_length / 2 tokens;
     `use_cache=False` computes the same window at each token (the oracle of the tests).
     """
+    assert not model.training, "call model.eval() first: dropout would garble the text"
     sampling, generator = sampling or Sampling(), torch.Generator().manual_seed(seed)
     context = model.config.context_length
     seen, cache = ids[:, -context:], None
@@ -138,7 +141,7 @@ def generate(
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """Text of the ids as they come; a character of several tokens appears once it is whole.
 
-    So one that the ids only begin at their end does not appear.
+    A character that the last ids begin and don't end is left out.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for i in ids:

@@ -19,6 +19,8 @@ def write_samples(options: Namespace) -> None:
     Raises:
         UserError: no checkpoint, or options out of range.
     """
+    if not 0 <= options.seed < 2**63 - options.num_samples:
+        raise UserError(f"--seed must be 0 or more and below 2**63, not {options.seed}")
     for name in ("max_new_tokens", "num_samples"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} must be at least 1, not {getattr(options, name)}")
@@ -34,10 +36,10 @@ def write_samples(options: Namespace) -> None:
             "--prompt is not valid Unicode text: check the terminal's encoding"
         ) from error
     for i in range(options.num_samples):
-        if options.num_samples > 1:
-            print(f"--- sample {i + 1}, seed {options.seed + i}")
-        print(prompt, end="", flush=True)
         seed = options.seed + i
+        if options.num_samples > 1:
+            print(f"--- sample {i + 1}, seed {seed}")
+        print(prompt, end="", flush=True)
         new = generate(model, ids, options.max_new_tokens, sampling, seed, tokenizer)
         for text in stream_text(tokenizer, (int(next_ids) for next_ids in new)):
             print(text, end="", flush=True)

@@ -2,7 +2,8 @@
 
 Kept as tutorials write it: each head its own three linear layers, the sinusoidal table rebuilt at
 each call, all of cl100k_base's tokens, an untied output layer with a bias, unfused AdamW, and
-2 x 10 random evaluation batches every 50 steps. Only the vocabulary is read offline, as ours is.
+2 x 10 random evaluation batches every 50 steps; dropout on attention weights too, as tutorials do.
+Only the vocabulary is read offline, as ours is.
 """
 
 import argparse

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lit_gpt import cli, errors
+
+torch.set_num_threads(1)  # models as small as these are faster so, and suites can run side by side
 
 ROOT = Path(__file__).parents[1]
 SMALL = {  # a model and windows that take a hundredth of a second a step

@@ -98,9 +98,10 @@ def test_several_samples_are_numbered_and_differ(run, places):
         ({"temperature": "hot"}, "invalid float value: 'hot'"),
         ({"top_k": 0}, "--top_k must be at least 1, not 0"),
         ({"top_p": 0}, "--top_p must be in (0, 1], not 0.0"),
-        ({"repetition_penalty": 0}, "--repetition_penalty must be above 0, not 0.0"),
+        ({"repetition_penalty": 0}, "--repetition_penalty must be in [0.01, 100], not 0.0"),
         ({"max_new_tokens": 0}, "--max_new_tokens must be at least 1, not 0"),
         ({"num_samples": -2}, "--num_samples must be at least 1, not -2"),
+        ({"seed": 2**64}, "--seed must be 0 or more and below 2**63"),
         ({"prompt": "\udcff"}, "--prompt is not Unicode text"),
     ],
     ids=str,
@@ -152,6 +153,8 @@ def test_weights_and_biases_offline(places, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    for folder in ("CACHE", "DATA", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{folder}_DIR", str(tmp_path))
     options = {**places, "trainer.max_steps": 4, "trainer.val_check_interval": 2}
     options |= {"trainer.accelerator": "cpu", "trainer.logger.init_args.save_dir": tmp_path}
     script("train.py", f"--config={ROOT / 'configs' / 'wandb.yaml'}", **options)

@@ -1,0 +1,134 @@
+"""The optimizer's parameter groups and the learning-rate schedule, by numbers."""
+
+import pytest
+import torch
+
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.optim import build_adamw, learning_rate_factor
+
+
+def small_model(style: str = "classic", **choices) -> GPT:
+    config = GPTConfig(11, 8, d_model=16, num_blocks=1, num_heads=4, style=style, **choices)
+    return GPT(config)
+
+
+def names_of(model: GPT, group: dict) -> set[str]:
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    return {names[id(weight)] for weight in group["params"]}
+
+
+# 4 steps of warm-up, the last step is 12, a tenth of the peak remains.
+@pytest.mark.parametrize(
+    ("step", "constant", "linear", "cosine"),
+    [
+        (0, 0.25, 0.25, 0.25),
+        (1, 0.5, 0.5, 0.5),
+        (2, 0.75, 0.75, 0.75),
+        (3, 1.0, 1.0, 1.0),
+        (4, 1.0, 1.0, 1.0),
+        (5, 1.0, 0.8875, 0.965746),
+        (6, 1.0, 0.775, 0.868198),
+        (8, 1.0, 0.55, 0.55),
+        (10, 1.0, 0.325, 0.231802),
+        (11, 1.0, 0.2125, 0.134254),
+        (12, 1.0, 0.1, 0.1),
+        (20, 1.0, 0.1, 0.1),
+    ],
+)
+def test_learning_rate_table(step, constant, linear, cosine):
+    expected = {"constant": constant, "linear": linear, "cosine": cosine}
+    for schedule, factor in expected.items():
+        assert learning_rate_factor(step, 12, 4, schedule, 0.1) == pytest.approx(factor, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("linear", [1, 0.75, 0.5, 0.25, 0]),
+        ("cosine", [1, 0.853553, 0.5, 0.146447, 0]),
+    ],
+)
+def test_without_warm_up_and_minimum_it_starts_at_the_peak_and_falls_to_nothing(schedule, factors):
+    found = [learning_rate_factor(step, 4, 0, schedule, 0.0) for step in range(5)]
+    assert found == pytest.approx(factors, abs=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.5), (1, 1.0), (2, 1.0), (1_000_000, 1.0)])
+def test_without_an_end_it_stays_at_the_peak(schedule, step, factor):
+    assert learning_rate_factor(step, -1, 2, schedule, 0.1) == factor
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("max_steps", [3, 4])
+def test_a_warm_up_as_long_as_the_run_or_longer_only_rises(schedule, max_steps):
+    found = [learning_rate_factor(step, max_steps, 4, schedule, 0.1) for step in range(max_steps)]
+    assert found == [0.25, 0.5, 0.75, 1.0][:max_steps]
+
+
+def test_matrices_decay_and_biases_and_norms_do_not():
+    model = small_model()
+    decayed, others = build_adamw(model, 1e-3, 0.1, (0.9, 0.95)).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert names_of(model, decayed) == {
+        "embedding.weight",
+        "blocks.0.attention.qkv.weight",
+        "blocks.0.attention.out.weight",
+        "blocks.0.feed_forward.up.weight",
+        "blocks.0.feed_forward.out.weight",
+        "head.weight",
+    }
+    assert names_of(model, others) == {
+        "blocks.0.attention_norm.weight",
+        "blocks.0.attention_norm.bias",
+        "blocks.0.attention.qkv.bias",
+        "blocks.0.attention.out.bias",
+        "blocks.0.feed_forward_norm.weight",
+        "blocks.0.feed_forward_norm.bias",
+        "blocks.0.feed_forward.up.bias",
+        "blocks.0.feed_forward.out.bias",
+        "norm.weight",
+        "norm.bias",
+    }
+
+
+@pytest.mark.parametrize("style", ["classic", "modern"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+def test_every_parameter_is_in_exactly_one_group(style, tied, position):
+    model = small_model(style, tie_embeddings=tied, position=position)
+    groups = build_adamw(model, 1e-3, 0.1, (0.9, 0.95)).param_groups
+    listed = [id(weight) for group in groups for weight in group["params"]]
+    assert sorted(listed) == sorted(id(weight) for weight in model.parameters())
+
+
+def test_frozen_parameters_are_left_out():
+    model = small_model()
+    model.embedding.requires_grad_(False)
+    groups = build_adamw(model, 1e-3, 0.1, (0.9, 0.95)).param_groups
+    listed = set().union(*(names_of(model, group) for group in groups))
+    assert {name for name, _ in model.named_parameters()} - listed == {"embedding.weight"}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_options_reach_every_group(fused):
+    optimizer = build_adamw(small_model(), 3e-4, 0.1, (0.8, 0.95), fused=fused)
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["fused"]) == (3e-4, (0.8, 0.95), fused)
+
+
+def test_the_fused_kernel_is_the_default():
+    assert build_adamw(small_model(), 1e-3, 0.1, (0.9, 0.95)).defaults["fused"] is True
+
+
+def test_a_step_without_gradient_shrinks_matrices_by_rate_times_decay():
+    model = small_model()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = build_adamw(model, learning_rate=0.1, weight_decay=0.5, betas=(0.9, 0.999))
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    for name, weight in model.named_parameters():
+        expected = before[name] * (1 - 0.1 * 0.5 if weight.ndim > 1 else 1)
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-6, atol=0)
