@@ -354,14 +354,18 @@ def test_vocabulary(options, vocab_size, module):
     assert module("hello world" * 60, **options).vocab_size == vocab_size
 
 
-def test_options_choose_seed_encoding_and_cache(module, tmp_path):
-    text = "some text é" * 50
-    x, other_x = (
-        next(iter(in_training(module(text, seed=i)).train_dataloader()))[0] for i in (1, 2)
-    )
-    assert not x.equal(other_x)
+def test_seed_and_order_choose_the_training_windows(module):
+    options = [{}, {"seed": 1}, {"order": "shuffled"}, {"order": "shuffled", "seed": 1}]
+    loaders = [in_training(module("x" * 1000, **o)).train_dataloader() for o in options]
+    assert len({str([loader.starts(i) for i in range(5)]) for loader in loaders}) == 4
+    shuffled = [start for i in range(50) for start in loaders[2].starts(i)]
+    assert len(set(shuffled)) == 100  # of the 111 windows of an epoch none comes twice
+
+
+def test_encoding_and_cache_reach_the_corpus(module, tmp_path):
+    text, elsewhere = "some text é" * 50, tmp_path / "elsewhere"
+    assert module(text).corpus.info.num_characters == 550
     assert module(text, encoding="latin-1").corpus.info.num_characters == 600  # é as two
-    elsewhere = tmp_path / "elsewhere"
     assert module(text, cache=str(elsewhere)).corpus.info.num_characters == 550
     assert len(list(elsewhere.iterdir())) == 1
 
