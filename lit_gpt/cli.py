@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.tensorboard.summary import hparams
@@ -130,26 +130,6 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config_init.trainer
-        root = config.default_root_dir or "."
-        version = run_of_last(self.config.ckpt_path, root)
-        others = [] if config.logger in (None, True, False) else config.logger
-        others = [others] if isinstance(others, Logger) else list(others)
-        if config.logger is False and rank_zero_only.rank == 0:
-            kwargs["default_root_dir"] = str(Path(root) / (version or claim_run(Path(root))))
-        elif not any(isinstance(logger, TensorBoardLogger) for logger in others):
-            ours = RunLogger(root, name="", version=version, default_hp_metric=False)
-            kwargs["logger"] = [ours, *others]
-        kwargs["callbacks"] = [
-            *(config.callbacks or []),
-            callbacks.Throughput(),
-            callbacks.GracefulStop(),
-            callbacks.FinalEvaluation(),
-            callbacks.BestCheckpoint(),  # before the last one, which keeps the best score
-            callbacks.LastCheckpoint(),
-        ]
-        if config.enable_progress_bar is not False:
-            kwargs["callbacks"].append(callbacks.Bar())
-        kwargs["plugins"] = [*(config.plugins or []), callbacks.AtomicCheckpointIO()]
         interval = config.val_check_interval
         if not isinstance(interval, int) or interval < 1:
             raise UserError(
@@ -158,10 +138,34 @@ class TrainingCLI(LightningCLI):
             )
         # Lightning's interval counts batches; ours counts steps, as everything else here.
         kwargs["val_check_interval"] = interval * config.accumulate_grad_batches
+        kwargs["callbacks"] = [
+            *as_list(config.callbacks),
+            callbacks.Throughput(),
+            callbacks.GracefulStop(),
+            callbacks.FinalEvaluation(),
+            callbacks.BestCheckpoint(),  # before the last one, which keeps the best score
+            callbacks.LastCheckpoint(),
+            *([] if config.enable_progress_bar is False else [callbacks.Bar()]),
+        ]
+        kwargs["plugins"] = [*as_list(config.plugins), callbacks.AtomicCheckpointIO()]
         try:
-            return super().instantiate_trainer(**kwargs)
+            return super().instantiate_trainer(**kwargs, **self.place_of_run())
         except ValueError as error:  # what the Trainer says of options that it can't use
             raise UserError(str(error)) from error
+
+    def place_of_run(self) -> dict[str, Any]:
+        """Trainer arguments that give the run a folder of its own, whatever else logs it."""
+        config = self.config_init.trainer
+        root = config.default_root_dir or "."
+        version = run_of_last(self.config.ckpt_path, root)
+        loggers = as_list(config.logger)
+        if config.logger is False:
+            version = version or (claim_run(Path(root)) if rank_zero_only.rank == 0 else "rank")
+            return {"default_root_dir": str(Path(root) / version)}
+        if any(isinstance(logger, TensorBoardLogger) for logger in loggers):
+            return {}  # the user's own; its folder is the run's
+        ours = RunLogger(root, name="", version=version, default_hp_metric=False)
+        return {"logger": [ours, *loggers]}
 
     def after_instantiate_classes(self) -> None:
         if self.checkpoint:
@@ -187,6 +191,12 @@ class TrainingCLI(LightningCLI):
         console.print_end(self.trainer, self.datamodule)
         stop = next(c for c in self.trainer.callbacks if isinstance(c, callbacks.GracefulStop))
         return 128 + stop.signal if stop.signal else 0
+
+
+def as_list(value: Any) -> list[Any]:
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def run_of_last(ckpt_path: str | None, root: str) -> str | None:

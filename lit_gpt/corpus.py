@@ -69,10 +69,11 @@ def load_corpus(path: str, tokenizer: str, compact: bool, encoding: str, cache: 
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
         _build(work, reader, full, compact)
-        shutil.rmtree(folder, ignore_errors=True)  # there only if damaged
-        work.rename(folder)
+        if folder.exists() and not _open(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # damaged
+        work.rename(folder)  # fails where another process was quicker
     except OSError as error:
-        if not folder.exists():  # it does where another process was quicker
+        if not _open(folder):
             raise UserError(
                 f"cannot keep the tokens in {folder.parent}: {error.strerror}; "
                 "name another folder with --data.cache"
@@ -87,8 +88,12 @@ def load_corpus(path: str, tokenizer: str, compact: bool, encoding: str, cache: 
 
 def find_files(path: str) -> list[Path]:
     """The file itself, or the files of a folder and its subfolders; hidden ones are left out."""
-    root = Path(path).expanduser()
-    if not root.exists():
+    try:
+        root = Path(path).expanduser()
+        exists = bool(path) and os.path.exists(root)
+    except RuntimeError:  # ~ of a user who is not there
+        exists = False
+    if not exists:
         raise UserError(f"no such file or folder: {path!r} (--data.path)")
     if not root.is_dir():
         return [root]
@@ -127,11 +132,14 @@ class _Reader:
         self.files, self.encoding, self.fingerprint = files, encoding, fingerprint
         self.removed_boms = 0
         try:
-            self.codec = codecs.getincrementaldecoder(encoding)
+            codec = codecs.lookup(encoding)
+            if not codec._is_text_encoding:  # as base64 or rot13
+                raise LookupError
         except LookupError as error:
             raise UserError(
                 f"unknown --data.encoding {encoding!r}: try utf-8 or gb18030"
             ) from error
+        self.codec = codec.incrementaldecoder
 
     def __iter__(self) -> Iterator[str]:
         decoder, offset, last, digest = self.codec(), 0, "", hashlib.sha256()
@@ -149,7 +157,10 @@ class _Reader:
             if not chunk:
                 decoder, offset = self.codec(), 0
         if not last:
-            raise UserError(f"no text in {self.files[0]}: give --data.path a file that has some")
+            where = (
+                self.files[0] if len(self.files) == 1 else f"the files of {self.files[0].parent}"
+            )
+            raise UserError(f"no text in {where}: give --data.path a file that has some")
         if digest.hexdigest() != self.fingerprint:
             raise UserError(f"{self.files[0]} was changed while it was read: start again")
 
@@ -159,14 +170,21 @@ class _Reader:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             where = at - pending + error.start
+            guess = "gb18030" if self.encoding == "utf-8" else "utf-8"
+            if chunk.startswith((b"\xff\xfe", b"\xfe\xff")):
+                guess = "utf-16"
             raise UserError(
                 f"{path} is not {self.encoding} text (byte 0x{error.object[error.start]:02x} at "
-                f"offset {where:,}): give its encoding, as --data.encoding=gb18030, or convert it"
+                f"offset {where:,}): name its encoding with --data.encoding (perhaps {guess}), "
+                "or convert it"
             ) from error
+        except UnicodeError as error:
+            raise UserError(f"{path} is not {self.encoding} text: {error}") from error
         if "\0" in text:
+            where = at + max(0, chunk.find(b"\0"))
             raise UserError(
-                f"{path} looks like a binary file (NUL character near offset {at:,}): "
-                "--data.path takes text files"
+                f"{path} looks like a binary file (NUL character at offset {where:,}): "
+                "--data.path takes text files; UTF-16 ones need --data.encoding=utf-16"
             )
         return text
 
@@ -221,6 +239,6 @@ def _open(folder: Path) -> Corpus | None:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         info, tokenizer = CorpusInfo(**meta["info"]), Tokenizer.from_dict(meta["tokenizer"])
         tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None
     return Corpus(tokens, tokenizer, info) if len(tokens) == info.num_tokens else None

@@ -89,7 +89,7 @@ class EvalBatches:
     """The same windows at every evaluation, spread evenly over the split.
 
     Args:
-        most: number of windows when there is no limit; `len` counts their batches.
+        max_windows: how many there are without a limit; `len` counts their batches.
         limit: how many batches (int), or which share of them (float), as in limit_val_batches.
     """
 
@@ -98,16 +98,17 @@ class EvalBatches:
         tokens: np.ndarray,
         batch_size: int,
         context_length: int,
-        most: int,
+        max_windows: int,
         limit: int | float = 1.0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.tokens, self.batch_size, self.context_length = tokens, batch_size, context_length
-        most = max(most, world_size)  # at least one for each rank
-        self.num_batches = -(-most // (batch_size * world_size))
+        # As many for each rank, and at least one.
+        max_windows = max(max_windows - max_windows % world_size, world_size)
+        self.num_batches = -(-max_windows // (batch_size * world_size))
         wanted = limit if isinstance(limit, int) else int(limit * self.num_batches)
-        windows = min(wanted * batch_size * world_size, most)
+        windows = min(wanted * batch_size * world_size, max_windows)
         starts = np.linspace(0, len(tokens) - context_length - 1, windows).astype(np.int64)
         self.starts = starts[rank::world_size]
 
@@ -150,7 +151,8 @@ class TextDataModule(pl.LightningDataModule):
         train_fraction: share of the tokens, from the front, that trains; the rest validates.
         batch_size: windows a step, on each device.
         context_length: tokens of a window.
-        order: random (each window starts anywhere) or shuffled (each epoch sees every token once).
+        order: random (each window starts anywhere) or shuffled (each epoch passes once over the
+            text, in windows without overlap).
         seed: of the choice of windows.
         cache: folder for encoded corpora.
 
@@ -177,7 +179,11 @@ class TextDataModule(pl.LightningDataModule):
             if self.hparams[name] < 1:
                 raise UserError(f"--data.{name} must be at least 1, not {self.hparams[name]}")
         if not 0 < train_fraction < 1:
-            raise UserError(f"--data.train_fraction must be between 0 and 1, not {train_fraction}")
+            raise UserError(
+                f"--data.train_fraction must be above 0 and below 1, not {train_fraction}"
+            )
+        if order not in ("random", "shuffled"):
+            raise UserError(f"--data.order must be random or shuffled, not {order!r}")
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -229,9 +235,9 @@ class TextDataModule(pl.LightningDataModule):
         h, trainer = self.hparams, self.trainer
         limit, ranks = trainer.limit_val_batches, (trainer.global_rank, trainer.world_size)
         splits = {"train": self.train_tokens, "val": self.val_tokens}
-        most = (min(map(len, splits.values())) - 1) // h.context_length  # without overlap
+        max_windows = (min(map(len, splits.values())) - 1) // h.context_length  # without overlap
         return {
-            name: EvalBatches(tokens, h.batch_size, h.context_length, most, limit, *ranks)
+            name: EvalBatches(tokens, h.batch_size, h.context_length, max_windows, limit, *ranks)
             for name, tokens in splits.items()
         }
 

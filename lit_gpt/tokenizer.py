@@ -60,7 +60,13 @@ class Tokenizer:
         """Text to ids, (N,) uint32."""
         if self.name == BYTES:
             return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
-        return self.encoding.encode_to_numpy(text, disallowed_special=())
+        try:
+            return self.encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:
+            raise
+        except ValueError:  # its regular expression gives up on a million blanks in a row
+            half = len(text) // 2
+            return np.concatenate([self.encode(text[:half]), self.encode(text[half:])])
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(self.tokens[i] for i in ids)
@@ -159,7 +165,10 @@ def load_tokenizer(name: str) -> Tokenizer:
         return _from_splintr(name)
     known = [*tiktoken.list_encoding_names(), BYTES]
     if name not in known:
-        raise UserError(f"unknown tokenizer {name!r}: give --data.tokenizer one of {sorted(known)}")
+        raise UserError(
+            f"unknown tokenizer {name!r}: give --data.tokenizer one of {sorted(known)}; "
+            f"{', '.join(OFFLINE)} and {BYTES} need no network"
+        )
     try:
         encoding = tiktoken.get_encoding(name)
     except (OSError, ValueError) as error:  # requests' errors are OSErrors, a bad hash ValueError

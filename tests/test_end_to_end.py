@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from lit_gpt import errors
 
 
 def script(name: str, *args: object, status: int = 0, **options: object):
@@ -56,33 +59,47 @@ def test_it_writes_from_the_checkpoint(run, places):
     assert (named.stdout, named.stderr) == (done.stdout, "")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"temperature": 0},
-        {"temperature": 2.0},
-        {"top_k": 1},
-        {"top_p": 0.01},
-        {"repetition_penalty": 3.0},
-        {"seed": 5},
-        {"max_new_tokens": 9},
-        {"num_samples": 2},
-        {"prompt": "🦆 zß"},
-    ],
-    ids=str,
-)
-def test_each_option_changes_the_text(run, places, options):
-    fixed = {"logs": places["trainer.default_root_dir"], "prompt": "维达", "max_new_tokens": 30}
-    plain = script("generate.py", **fixed).stdout
-    done = script("generate.py", **{**fixed, **options}).stdout
-    assert done != plain
-    assert done == script("generate.py", **{**fixed, **options}).stdout
+@pytest.fixture
+def write(run, places, capsys, monkeypatch):
+    """`write(top_k=1)`: generate.py in this process; its status, output and errors."""
+    generate = runpy.run_path(str(ROOT / "scripts" / "generate.py"))["main"]
+
+    def call(**options: object) -> tuple[int, str, str]:
+        options = {"logs": places["trainer.default_root_dir"], **options}
+        words = [f"--{name}={value}" for name, value in options.items()]
+        monkeypatch.setattr("sys.argv", ["generate.py", *words])
+        status = errors.run(generate)
+        return status, *capsys.readouterr()
+
+    return call
 
 
-def test_several_samples_are_numbered_and_differ(run, places):
-    logs = places["trainer.default_root_dir"]
-    options = {"logs": logs, "num_samples": 2, "max_new_tokens": 30, "prompt": "蒙牛"}
-    out = script("generate.py", **options).stdout
+def test_each_option_changes_the_text(write):
+    plain = {"prompt": "维达", "max_new_tokens": 30}
+    texts = {write(**plain)[1]}
+    for number, options in enumerate(
+        [
+            {"temperature": 0},
+            {"temperature": 2.0},
+            {"top_k": 3},
+            {"top_p": 0.3},
+            {"repetition_penalty": 3.0},
+            {"seed": 5},
+            {"max_new_tokens": 9},
+            {"num_samples": 2},
+            {"prompt": "🦆 zß"},
+        ],
+        start=2,
+    ):
+        status, text, _ = write(**{**plain, **options})
+        assert status == 0
+        assert write(**{**plain, **options})[1] == text
+        texts.add(text)
+        assert len(texts) == number, options
+
+
+def test_several_samples_are_numbered_and_differ(write):
+    _, out, _ = write(num_samples=2, max_new_tokens=30, prompt="蒙牛")
     first, second = re.fullmatch(
         "--- sample 1, seed 1337\n(蒙牛.*)--- sample 2, seed 1338\n(蒙牛.*)", out, re.DOTALL
     ).groups()
@@ -93,6 +110,7 @@ def test_several_samples_are_numbered_and_differ(run, places):
     ("options", "message"),
     [
         ({"ckpt_path": "nowhere.ckpt"}, "no checkpoint at 'nowhere.ckpt'"),
+        ({"ckpt_path": ROOT / "README.md"}, "README.md is no checkpoint that can be loaded"),
         ({"logs": "nowhere"}, "no checkpoint below 'nowhere'"),
         ({"temperature": -1}, "--temperature must be 0 or more, not -1.0"),
         ({"temperature": "hot"}, "invalid float value: 'hot'"),
@@ -102,23 +120,17 @@ def test_several_samples_are_numbered_and_differ(run, places):
         ({"max_new_tokens": 0}, "--max_new_tokens must be at least 1, not 0"),
         ({"num_samples": -2}, "--num_samples must be at least 1, not -2"),
         ({"seed": 2**64}, "--seed must be 0 or more and below 2**63"),
-        ({"prompt": "\udcff"}, "--prompt is not Unicode text"),
+        ({"prompt": "\udcff"}, "--prompt is not valid Unicode text"),
+        ({"size": 3}, "unrecognized arguments: --size=3"),
     ],
     ids=str,
 )
-def test_generate_names_mistakes_in_one_line(run, places, options, message):
-    options = {"logs": places["trainer.default_root_dir"], **options}
-    words = [f"--{key}={value}" for key, value in options.items()]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "generate.py"), *words],
-        cwd=ROOT,
-        capture_output=True,
-    )
-    error = done.stderr.decode().splitlines()[-1]
-    assert done.returncode == 2
+def test_generate_names_mistakes_in_one_line(write, options, message):
+    status, out, err = write(**options)
+    assert (status, out) == (2, "")
+    error = err.splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
-    assert b"Traceback" not in done.stderr
 
 
 def test_the_sample_corpus_is_what_its_generator_writes(tmp_path):
@@ -156,6 +168,7 @@ def test_weights_and_biases_offline(places, tmp_path, monkeypatch):
     for folder in ("CACHE", "DATA", "CONFIG"):
         monkeypatch.setenv(f"WANDB_{folder}_DIR", str(tmp_path))
     options = {**places, "trainer.max_steps": 4, "trainer.val_check_interval": 2}
+    options |= {"trainer.log_every_n_steps": 1}
     options |= {"trainer.accelerator": "cpu", "trainer.logger.init_args.save_dir": tmp_path}
     script("train.py", f"--config={ROOT / 'configs' / 'wandb.yaml'}", **options)
     (log,) = tmp_path.rglob("*.wandb")

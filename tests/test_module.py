@@ -39,10 +39,10 @@ def test_evaluation_is_of_fixed_windows_in_eval_mode(train):
     result = train(**{"trainer.max_steps": 3, "model.dropout": 0.5})
     data, model = result.cli.datamodule, result.cli.model.eval()
     losses = []
-    most = (len(data.val_tokens) - 1) // 16
+    max_windows = (len(data.val_tokens) - 1) // 16
     for tokens in (data.train_tokens, data.val_tokens):
         with torch.no_grad():
-            batches = EvalBatches(tokens, 2, 16, most, limit=2)
+            batches = EvalBatches(tokens, 2, 16, max_windows, limit=2)
             each = [next_token_loss(model(x), y).item() for x, y in batches]
         assert len(each) == 2
         losses.append(sum(each) / 2)
