@@ -119,6 +119,15 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.tokens, self.since = 0, time.monotonic()
+        self.paused: float | None = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.paused = time.monotonic()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        if self.paused is not None:  # samples and checkpoints are not training either
+            self.since += time.monotonic() - self.paused
+            self.paused = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
@@ -129,13 +138,6 @@ class Throughput(Callback):
             now = time.monotonic()
             self.log("tokens_per_second", self.tokens / (now - self.since))
             self.tokens, self.since = 0, now
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.paused = time.monotonic()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self.since += time.monotonic() - self.paused
 
 
 class Samples(Callback):

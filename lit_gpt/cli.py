@@ -128,6 +128,17 @@ class TrainingCLI(LightningCLI):
         if self.config.ckpt_path:
             self.checkpoint = read_checkpoint(self.config.ckpt_path)
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            root: BaseException = error
+            while root.__cause__:
+                root = root.__cause__
+            if isinstance(root, ModuleNotFoundError):  # an optional package, such as wandb
+                raise UserError(str(root)) from error
+            raise
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config_init.trainer
         interval = config.val_check_interval
@@ -261,5 +272,5 @@ def main(args: list[str] | None = None) -> int:
     quieten()
     try:
         return TrainingCLI(args).run()
-    except (MisconfigurationException, ModuleNotFoundError) as error:
+    except MisconfigurationException as error:
         raise UserError(str(error)) from error

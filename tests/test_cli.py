@@ -271,6 +271,13 @@ def test_a_mistake_is_one_line_and_status_2(train, options, message, tmp_path):
     assert not (tmp_path / "logs").exists()
 
 
+def test_an_optional_package_that_is_missing_is_named(train, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    result = train(config=ROOT / "configs" / "wandb.yaml")
+    assert result.status == 2
+    assert len(result.err.splitlines()) == 1
+
+
 def test_an_unfit_checkpoint_is_refused_and_left_alone(train, text_file):
     run = Path(train().cli.trainer.log_dir)
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
