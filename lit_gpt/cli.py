@@ -235,10 +235,11 @@ def check_fit(
         saved, given = checkpoint["gpt"].get(field.name), getattr(model.gpt.config, field.name)
         if saved != given and field.name not in ("dropout", "style"):
             differ.append(f"{field.name} is {saved} there and {given} here")
-    saved_data = checkpoint.get("datamodule_hyper_parameters", {})
+    optimizer = ("optimizer", "learning_rate", "weight_decay", "betas")
+    text = ("tokenizer", "compact_vocab", "train_fraction")
     for names, saved, given in (
-        (("learning_rate", "weight_decay", "betas"), checkpoint["hyper_parameters"], model.hparams),
-        (("tokenizer", "compact_vocab", "train_fraction"), saved_data, data.hparams),
+        (optimizer, checkpoint["hyper_parameters"], model.hparams),
+        (text, checkpoint.get("datamodule_hyper_parameters", {}), data.hparams),
     ):
         for name in names:
             if saved.get(name) != given[name]:

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, SumMetric
 
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.optim import Schedule, build_adamw, learning_rate_factor
+from lit_gpt.optim import OptimizerKind, Schedule, build_optimizer, learning_rate_factor
 
 SPLITS = ("train", "val")  # the order of TextDataModule's evaluation loaders
 
@@ -42,8 +42,9 @@ class LitGPT(pl.LightningModule):
     """Trains a GPT to tell the next token.
 
     Args:
-        learning_rate: AdamW's, at its peak.
-        weight_decay: AdamW's, for matrices; biases and norms don't decay.
+        learning_rate: at its peak.
+        optimizer: adamw, or muon: Muon for the blocks' matrices, AdamW for the rest.
+        weight_decay: of matrices and tables; biases and norms don't decay.
         betas: AdamW's decay rates of the two moments.
         schedule: of the learning rate after the warm-up: constant, or in a line or half a cosine
             down to min_learning_rate at max_steps.
@@ -59,6 +60,7 @@ class LitGPT(pl.LightningModule):
     def __init__(
         self,
         learning_rate: float = 1e-3,
+        optimizer: OptimizerKind = "adamw",
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
         schedule: Schedule = "constant",
@@ -155,7 +157,9 @@ class LitGPT(pl.LightningModule):
         h, max_steps = self.hparams, self.trainer.max_steps
         # Lightning clips under a float16 gradient scaler only where the optimizer is not fused.
         fused = self.trainer.precision != "16-mixed"
-        optimizer = build_adamw(self.gpt, h.learning_rate, h.weight_decay, h.betas, fused)
+        optimizer = build_optimizer(
+            self.gpt, h.learning_rate, h.weight_decay, h.betas, fused, h.optimizer
+        )
         share = h.min_learning_rate / h.learning_rate
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,

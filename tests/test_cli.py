@@ -205,6 +205,7 @@ def test_another_seed_gives_another_run(train):
 CHANGES = {  # each option changes the run
     "model.learning_rate": 1e-2,
     "model.weight_decay": 30,
+    "model.optimizer": "muon",
     "model.betas": "[0.5, 0.6]",
     "model.schedule": "linear",
     "model.warmup_steps": 3,

@@ -21,7 +21,7 @@ from lit_gpt.model import (
     rotate,
     sinusoids,
 )
-from lit_gpt.optim import build_adamw
+from lit_gpt.optim import build_optimizer
 
 TINY = {"context_length": 8, "d_model": 16, "num_blocks": 2, "num_heads": 4, "dropout": 0.0}
 
@@ -340,7 +340,7 @@ def test_one_batch_is_learnt_by_heart(style):
     w = some_ids(4, 17, vocab_size=50)
     x, y = w[:, :-1], w[:, 1:]
     x[:, 0] = torch.arange(4)  # the first token tells which text it is
-    optimizer = build_adamw(model, 1e-2, weight_decay=0.0, betas=(0.9, 0.999))
+    optimizer = build_optimizer(model, 1e-2, weight_decay=0.0, betas=(0.9, 0.999))
     for _ in range(100):
         loss = loss_of(model, x, y)
         optimizer.zero_grad()

@@ -1,10 +1,12 @@
 """The optimizer's parameter groups and the learning-rate schedule, by numbers."""
 
+import copy
+
 import pytest
 import torch
 
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.optim import build_adamw, learning_rate_factor
+from lit_gpt.optim import build_optimizer, learning_rate_factor
 
 
 def small_model(style: str = "classic", **choices) -> GPT:
@@ -69,7 +71,7 @@ def test_a_warm_up_as_long_as_the_run_or_longer_only_rises(schedule, max_steps):
 
 def test_matrices_decay_and_biases_and_norms_do_not():
     model = small_model()
-    decayed, others = build_adamw(model, 1e-3, 0.1, (0.9, 0.95)).param_groups
+    decayed, others = build_optimizer(model, 1e-3, 0.1, (0.9, 0.95)).param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     assert names_of(model, decayed) == {
         "embedding.weight",
@@ -98,7 +100,7 @@ def test_matrices_decay_and_biases_and_norms_do_not():
 @pytest.mark.parametrize("position", ["learned", "rotary"])
 def test_every_parameter_is_in_exactly_one_group(style, tied, position):
     model = small_model(style, tie_embeddings=tied, position=position)
-    groups = build_adamw(model, 1e-3, 0.1, (0.9, 0.95)).param_groups
+    groups = build_optimizer(model, 1e-3, 0.1, (0.9, 0.95)).param_groups
     listed = [id(weight) for group in groups for weight in group["params"]]
     assert sorted(listed) == sorted(id(weight) for weight in model.parameters())
 
@@ -106,29 +108,82 @@ def test_every_parameter_is_in_exactly_one_group(style, tied, position):
 def test_frozen_parameters_are_left_out():
     model = small_model()
     model.embedding.requires_grad_(False)
-    groups = build_adamw(model, 1e-3, 0.1, (0.9, 0.95)).param_groups
+    groups = build_optimizer(model, 1e-3, 0.1, (0.9, 0.95)).param_groups
     listed = set().union(*(names_of(model, group) for group in groups))
     assert {name for name, _ in model.named_parameters()} - listed == {"embedding.weight"}
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_options_reach_every_group(fused):
-    optimizer = build_adamw(small_model(), 3e-4, 0.1, (0.8, 0.95), fused=fused)
+    optimizer = build_optimizer(small_model(), 3e-4, 0.1, (0.8, 0.95), fused=fused)
     for group in optimizer.param_groups:
         assert (group["lr"], group["betas"], group["fused"]) == (3e-4, (0.8, 0.95), fused)
 
 
 def test_the_fused_kernel_is_the_default():
-    assert build_adamw(small_model(), 1e-3, 0.1, (0.9, 0.95)).defaults["fused"] is True
+    assert build_optimizer(small_model(), 1e-3, 0.1, (0.9, 0.95)).defaults["fused"] is True
 
 
 def test_a_step_without_gradient_shrinks_matrices_by_rate_times_decay():
     model = small_model()
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    optimizer = build_adamw(model, learning_rate=0.1, weight_decay=0.5, betas=(0.9, 0.999))
+    optimizer = build_optimizer(model, learning_rate=0.1, weight_decay=0.5, betas=(0.9, 0.999))
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
     for name, weight in model.named_parameters():
         expected = before[name] * (1 - 0.1 * 0.5 if weight.ndim > 1 else 1)
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-6, atol=0)
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
+    model = small_model("modern")
+    optimizer = build_optimizer(model, 1e-3, 0.1, (0.9, 0.95), kind="muon")
+    matrices, tables, others = (names_of(model, group) for group in optimizer.param_groups)
+    assert matrices == {
+        f"blocks.0.{name}.weight"
+        for name in ("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.out")
+    }
+    assert tables == {"embedding.weight"}
+    assert all("norm" in name for name in others)
+    assert len(matrices | tables | others) == len(list(model.parameters()))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
+
+
+def test_muon_steps_as_torchs_muon_and_adamw_do():
+    """One step of each, from the same gradients, equals a step of torch's own two optimizers."""
+    model, twin = small_model("modern"), small_model("modern")
+    twin.load_state_dict(model.state_dict())
+    for weight, same in zip(model.parameters(), twin.parameters(), strict=True):
+        weight.grad = torch.randn_like(weight)
+        same.grad = weight.grad.clone()
+    build_optimizer(model, 1e-2, 0.1, (0.9, 0.95), kind="muon").step()
+    matrices = [p for p in twin.blocks.parameters() if p.ndim == 2]
+    others = [p for p in twin.parameters() if p.ndim == 1]
+    torch.optim.Muon(matrices, 1e-2, 0.1, adjust_lr_fn="match_rms_adamw").step()
+    torch.optim.AdamW([twin.embedding.weight], 1e-2, (0.9, 0.95), weight_decay=0.1).step()
+    torch.optim.AdamW(others, 1e-2, (0.9, 0.95), weight_decay=0.0).step()
+    for weight, same in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(weight, same)
+
+
+def test_muons_state_is_saved_and_loaded_exactly():
+    torch.manual_seed(0)
+    model = small_model("modern")
+    optimizer = build_optimizer(model, 1e-2, 0.1, (0.9, 0.95), kind="muon")
+
+    def step(model, optimizer, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for weight in model.parameters():
+            weight.grad = torch.randn(weight.shape, generator=generator)
+        optimizer.step()
+
+    step(model, optimizer, 1)
+    twin = small_model("modern")
+    twin.load_state_dict(model.state_dict())
+    loaded = build_optimizer(twin, 1e-2, 0.1, (0.9, 0.95), kind="muon")
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(model, optimizer, 2)
+    step(twin, loaded, 2)
+    for weight, same in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(weight, same)

@@ -55,14 +55,17 @@ def same(weights: dict, others: dict) -> bool:
     return all(torch.equal(weights[name], others[name]) for name in weights)
 
 
-@pytest.mark.parametrize("order", ["random", "shuffled"])
+@pytest.mark.parametrize(("order", "optimizer"), [("random", "adamw"), ("shuffled", "muon")])
 @pytest.mark.parametrize(
     ("accumulate", "stop"),  # stopped during this batch
     [(1, 3), (1, 4), (4, 9), (4, 12), (4, 16)],
     ids=["off the interval", "on it", "inside a step", "at its end", "at an evaluation"],
 )
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(record, accumulate, stop, order):
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    record, accumulate, stop, order, optimizer
+):
     options = {"trainer.accumulate_grad_batches": accumulate, "data.order": order}
+    options |= {"model.optimizer": optimizer}
     options |= {"model.schedule": "cosine", "model.warmup_steps": 2, "trainer.gradient_clip_val": 1}
     whole, whole_weights, _ = record(**options)
     first, _, run = record(stop, **options)
