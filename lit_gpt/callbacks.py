@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import time
 from collections import defaultdict
+from itertools import takewhile
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
@@ -160,7 +161,9 @@ class Samples(Callback):
 
     def write(self, model: torch.nn.Module, data: TextDataModule) -> list[str]:
         tokenizer = data.tokenizer
-        prompts = [tokenizer.encode(text) for text in self.prompts or []] or line_starts(data)
+        prompts = line_starts(data)
+        if self.prompts:
+            prompts = [tokenizer.encode(text or "\n") for text in self.prompts]
         groups = defaultdict(list)  # prompts of one length are written together
         for i, prompt in enumerate(prompts):
             groups[len(prompt)].append(i)
@@ -237,9 +240,19 @@ class GracefulStop(Callback):
             raise SystemExit(128 + number)
         self.signal = number
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def __enter__(self) -> GracefulStop:
+        """Listens from here on, also while the model is evaluated before and after training."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self.old_handlers[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for number, handler in self.old_handlers.items():
+            signal.signal(number, handler)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # Lightning has put its own for SIGTERM
+            signal.signal(number, self._handle)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
@@ -250,18 +263,18 @@ class GracefulStop(Callback):
         if stop or trainer.global_step >= trainer.max_steps > 0:
             trainer.should_stop = True
 
+
+class FinalEvaluation(Checkpoint):
+    """The loss over the whole validation split, once, at the end of a run that wasn't stopped.
+
+    A Checkpoint only so that Lightning calls it after those that save the last step.
+    """
+
+    def __init__(self, stop: GracefulStop) -> None:
+        self.stop, self.result = stop, None
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for number, handler in self.old_handlers.items():
-            signal.signal(number, handler)
-
-
-class FinalEvaluation(Callback):
-    """The loss over the whole validation split, once, at the end of a run that wasn't stopped."""
-
-    def __init__(self) -> None:
-        self.result = None
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        stopped = any(isinstance(c, GracefulStop) and c.signal for c in trainer.callbacks)
-        if trainer.datamodule is not None and not stopped:
-            self.result = pl_module.full_loss(trainer.datamodule.whole_val_split())
+        if trainer.datamodule is not None and self.stop.signal is None:
+            batches = trainer.datamodule.whole_val_split()
+            result = pl_module.full_loss(takewhile(lambda _: self.stop.signal is None, batches))
+            self.result = result if self.stop.signal is None else None

@@ -41,8 +41,15 @@ def save_atomically(content: dict[str, Any], path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """All that a checkpoint of this project holds, on the CPU. Never runs code from the file.
+TO_WRITE = {"gpt", "tokenizer", "state_dict"}
+TO_CONTINUE = {
+    *("corpus", "hyper_parameters", "datamodule_hyper_parameters", "global_step"),
+    *("optimizer_states", "lr_schedulers", "loops", "callbacks", "pytorch-lightning_version"),
+}
+
+
+def read_checkpoint(path: str | Path, needed: set[str] = TO_WRITE) -> dict[str, Any]:
+    """What a checkpoint of this project holds, on the CPU. Never runs code from the file.
 
     Raises:
         UserError: no such file, or one that is damaged or of something else.
@@ -52,15 +59,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {str(path)!r}: give --ckpt_path a .ckpt file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ) as error:
         raise UserError(
             f"{path} is no checkpoint that can be loaded (truncated, damaged or not from lit_gpt): "
             "give --ckpt_path another one"
         ) from error
-    keys = {"gpt", "tokenizer", "corpus", "state_dict", "hyper_parameters", "global_step"}
-    missing = sorted(keys - set(content)) if isinstance(content, dict) else sorted(keys)
+    missing = sorted(needed - set(content)) if isinstance(content, dict) else sorted(needed)
     if missing:
-        raise UserError(f"{path} is not a checkpoint of lit_gpt: it has no {', '.join(missing)}")
+        raise UserError(
+            f"{path} is not a whole checkpoint of lit_gpt: it has no {', '.join(missing)}; "
+            "give --ckpt_path another one"
+        )
     return content
 
 
@@ -76,7 +94,7 @@ def load_checkpoint(path: str | Path) -> tuple[GPT, Tokenizer]:
         model = GPT(config)
         weights = content["state_dict"].items()
         model.load_state_dict({k.removeprefix("gpt."): v for k, v in weights if k[:4] == "gpt."})
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, UserError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, UserError) as error:
         raise UserError(f"the parts of {path} do not fit together: {error}") from error
     return model.eval(), tokenizer
 

@@ -18,7 +18,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.tensorboard.summary import hparams
 
 from lit_gpt import callbacks, console
-from lit_gpt.checkpoint import newest_checkpoint, read_checkpoint
+from lit_gpt.checkpoint import (
+    TO_CONTINUE,
+    TO_WRITE,
+    load_checkpoint,
+    newest_checkpoint,
+    read_checkpoint,
+)
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
@@ -80,6 +86,11 @@ def claim_run(root: Path) -> str:
             return f"version_{n}"
         except FileExistsError:
             continue
+        except OSError as error:
+            raise UserError(
+                f"cannot make a folder for the run in {root}: {error.strerror}; name another with "
+                "--trainer.default_root_dir"
+            ) from error
 
 
 class TrainingCLI(LightningCLI):
@@ -87,6 +98,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         self.checkpoint: dict[str, Any] | None = None
+        self.stop = callbacks.GracefulStop()
         super().__init__(
             LitGPT,
             TextDataModule,
@@ -115,6 +127,16 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
 
+    def parse_arguments(self, parser: Parser, args: list[str] | None) -> None:
+        super().parse_arguments(parser, args)
+        seed, accumulate = self.config.seed_everything, self.config.trainer.accumulate_grad_batches
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise UserError(f"--seed_everything must be 0 or more and below 2**32, not {seed}")
+        if accumulate < 1:
+            raise UserError(
+                f"--trainer.accumulate_grad_batches must be at least 1, not {accumulate}"
+            )
+
     def before_instantiate_classes(self) -> None:
         root = self.config.trainer.default_root_dir or "."
         if self.config.ckpt_path == "last":
@@ -125,8 +147,9 @@ class TrainingCLI(LightningCLI):
                     "--ckpt_path, or give the path of a checkpoint"
                 )
             self.config["ckpt_path"] = str(path)
-        if self.config.ckpt_path:
-            self.checkpoint = read_checkpoint(self.config.ckpt_path)
+        if self.config.ckpt_path is not None:
+            load_checkpoint(self.config.ckpt_path)  # its parts must fit together
+            self.checkpoint = read_checkpoint(self.config.ckpt_path, TO_WRITE | TO_CONTINUE)
 
     def instantiate_classes(self) -> None:
         try:
@@ -152,10 +175,10 @@ class TrainingCLI(LightningCLI):
         kwargs["callbacks"] = [
             *as_list(config.callbacks),
             callbacks.Throughput(),
-            callbacks.GracefulStop(),
-            callbacks.FinalEvaluation(),
+            self.stop,
             callbacks.BestCheckpoint(),  # before the last one, which keeps the best score
             callbacks.LastCheckpoint(),
+            callbacks.FinalEvaluation(self.stop),
             *([] if config.enable_progress_bar is False else [callbacks.Bar()]),
         ]
         kwargs["plugins"] = [*as_list(config.plugins), callbacks.AtomicCheckpointIO()]
@@ -190,18 +213,15 @@ class TrainingCLI(LightningCLI):
 
     def run(self) -> int:
         """Trains, evaluates and prints; returns the exit status."""
-        console.print_start(self.trainer, self.model, self.datamodule)
-        if not self.checkpoint and self.trainer.limit_val_batches != 0:
-            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-        self.trainer.fit(
-            self.model,
-            datamodule=self.datamodule,
-            ckpt_path=self.config.ckpt_path,
-            weights_only=True,
-        )
-        console.print_end(self.trainer, self.datamodule)
-        stop = next(c for c in self.trainer.callbacks if isinstance(c, callbacks.GracefulStop))
-        return 128 + stop.signal if stop.signal else 0
+        trainer, model, data = self.trainer, self.model, self.datamodule
+        console.print_start(trainer, model, data, self.checkpoint)
+        with self.stop:
+            if not self.checkpoint and trainer.limit_val_batches != 0:
+                trainer.validate(model, datamodule=data, verbose=False)
+            path = self.config.ckpt_path
+            trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+        console.print_end(trainer, data, self.checkpoint)
+        return 128 + self.stop.signal if self.stop.signal else 0
 
 
 def as_list(value: Any) -> list[Any]:
@@ -225,7 +245,7 @@ def check_fit(
     path: str, checkpoint: dict[str, Any], max_steps: int, model: LitGPT, data: TextDataModule
 ) -> None:
     """Refuses to continue a checkpoint of another model, optimizer, tokenizer, text or split."""
-    if 0 < max_steps <= checkpoint["global_step"]:
+    if 0 <= max_steps <= checkpoint["global_step"]:
         raise UserError(
             f"{path} is at step {checkpoint['global_step']} already: give a larger "
             f"--trainer.max_steps than {max_steps}"
@@ -236,7 +256,7 @@ def check_fit(
         if saved != given and field.name not in ("dropout", "style"):
             differ.append(f"{field.name} is {saved} there and {given} here")
     optimizer = ("optimizer", "learning_rate", "weight_decay", "betas")
-    text = ("tokenizer", "compact_vocab", "train_fraction")
+    text = ("tokenizer", "compact_vocab", "train_fraction", "encoding")
     for names, saved, given in (
         (optimizer, checkpoint["hyper_parameters"], model.hparams),
         (text, checkpoint.get("datamodule_hyper_parameters", {}), data.hparams),
@@ -244,7 +264,7 @@ def check_fit(
         for name in names:
             if saved.get(name) != given[name]:
                 differ.append(f"{name} is {saved.get(name)} there and {given[name]} here")
-    if checkpoint["corpus"]["fingerprint"] != data.corpus.info.fingerprint:
+    if checkpoint["corpus"].get("fingerprint") != data.corpus.info.fingerprint:
         differ.append(f"the text of {data.hparams.path} is not the one it was trained on")
     if differ:
         config = Path(path).parent.parent / "config.yaml"
@@ -273,5 +293,5 @@ def main(args: list[str] | None = None) -> int:
     quieten()
     try:
         return TrainingCLI(args).run()
-    except MisconfigurationException as error:
+    except (MisconfigurationException, UnicodeDecodeError) as error:  # the latter: of a YAML file
         raise UserError(str(error)) from error

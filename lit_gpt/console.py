@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -17,7 +18,9 @@ from lit_gpt.module import LitGPT
 
 
 @rank_zero_only
-def print_start(trainer: pl.Trainer, model: LitGPT, data: TextDataModule) -> None:
+def print_start(
+    trainer: pl.Trainer, model: LitGPT, data: TextDataModule, checkpoint: dict[str, Any] | None
+) -> None:
     info, tokenizer = data.corpus.info, data.tokenizer
     print(f"Text length: {info.num_characters:,} characters")
     if info.removed_boms:
@@ -31,11 +34,31 @@ def print_start(trainer: pl.Trainer, model: LitGPT, data: TextDataModule) -> Non
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     print(f"Device: {device.type}{name}, precision {trainer.precision}")
     outer, rest = model.gpt.num_parameters()
+    if changes := changed_options(trainer, model, data, checkpoint or {}):
+        print(f"Continued with other options, so not the same run: {', '.join(changes)}")
     print(f"Parameters: {outer + rest:,} (embedding and output {outer:,}, the rest {rest:,})")
 
 
+def changed_options(
+    trainer: pl.Trainer, model: LitGPT, data: TextDataModule, checkpoint: dict[str, Any]
+) -> list[str]:
+    """What a continued run does otherwise than the one that saved the checkpoint."""
+    pairs = (
+        (checkpoint.get("hyper_parameters", {}), model.hparams),
+        (checkpoint.get("datamodule_hyper_parameters", {}), data.hparams),
+        (checkpoint.get("trainer", {}), vars(trainer) | {"precision": trainer.precision}),
+    )
+    places = ("path", "cache", "style")  # the text and each choice of a style are checked as such
+    return [
+        f"{name} {saved} -> {given[name]}"
+        for olds, given in pairs
+        for name, saved in olds.items()
+        if name not in places and name in given and given[name] != saved
+    ]
+
+
 @rank_zero_only
-def print_end(trainer: pl.Trainer, data: TextDataModule) -> None:
+def print_end(trainer: pl.Trainer, data: TextDataModule, checkpoint: dict[str, Any] | None) -> None:
     by_type = {type(callback): callback for callback in trainer.callbacks}
     for text in by_type[callbacks.Samples].texts:
         print("Sample: " + " / ".join(text.splitlines()))
@@ -46,6 +69,8 @@ def print_end(trainer: pl.Trainer, data: TextDataModule) -> None:
             f"Final validation loss: {result.loss:.4f} nats a token over all {result.num_tokens:,} "
             f"tokens, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
         )
+    if checkpoint and trainer.global_step == checkpoint["global_step"]:
+        print("No step was done: --trainer.max_time counts what the run took before; give it more")
     if trainer.fast_dev_run:
         return
     best, last = by_type[callbacks.BestCheckpoint], by_type[callbacks.LastCheckpoint]
@@ -66,8 +91,8 @@ def print_commands(trainer: pl.Trainer, data: TextDataModule, model: str, newest
     print(f"Generate text:   {generate}")
     done, planned = trainer.global_step, trainer.max_steps
     go_on = ["--config", str(Path(newest).parent.parent / "config.yaml"), "--ckpt_path", newest]
-    if 0 < planned <= done:
-        go_on.append(f"--trainer.max_steps={2 * done}")
+    if 0 <= planned <= done:
+        go_on.append(f"--trainer.max_steps={max(1, 2 * done)}")
     print(f"Continue:        {command('python', 'scripts/train.py', *go_on)}")
 
 

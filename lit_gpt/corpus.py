@@ -170,9 +170,11 @@ class _Reader:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             where = at - pending + error.start
-            guess = "gb18030" if self.encoding == "utf-8" else "utf-8"
+            guess = "gb18030" if codecs.lookup(self.encoding).name == "utf-8" else "utf-8"
             if chunk.startswith((b"\xff\xfe", b"\xfe\xff")):
                 guess = "utf-16"
+            elif b"\0" in chunk:
+                raise _looks_binary(path, at + chunk.find(b"\0")) from error
             raise UserError(
                 f"{path} is not {self.encoding} text (byte 0x{error.object[error.start]:02x} at "
                 f"offset {where:,}): name its encoding with --data.encoding (perhaps {guess}), "
@@ -181,12 +183,15 @@ class _Reader:
         except UnicodeError as error:
             raise UserError(f"{path} is not {self.encoding} text: {error}") from error
         if "\0" in text:
-            where = at + max(0, chunk.find(b"\0"))
-            raise UserError(
-                f"{path} looks like a binary file (NUL character at offset {where:,}): "
-                "--data.path takes text files; UTF-16 ones need --data.encoding=utf-16"
-            )
+            raise _looks_binary(path, at + max(0, chunk.find(b"\0")))
         return text
+
+
+def _looks_binary(path: Path, offset: int) -> UserError:
+    return UserError(
+        f"{path} looks like a binary file (NUL byte at offset {offset:,}): "
+        "--data.path takes text files; UTF-16 ones need --data.encoding=utf-16"
+    )
 
 
 def cut_safely(texts: Iterable[str]) -> Iterator[str]:

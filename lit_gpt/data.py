@@ -190,7 +190,7 @@ class TextDataModule(pl.LightningDataModule):
         """The whole corpus; the first use encodes it, unless the cache has it."""
         h = self.hparams
         corpus = load_corpus(h.path, h.tokenizer, h.compact_vocab, h.encoding, h.cache)
-        cut = int(corpus.info.num_tokens * h.train_fraction)
+        cut = self._cut(corpus.tokens)
         sizes = {"training": cut, "validation": corpus.info.num_tokens - cut}
         for split, size in sizes.items():
             if size < h.context_length + 1:
@@ -212,11 +212,14 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def train_tokens(self) -> np.ndarray:
-        return self.corpus.tokens[: int(len(self.corpus.tokens) * self.hparams.train_fraction)]
+        return self.corpus.tokens[: self._cut(self.corpus.tokens)]
 
     @property
     def val_tokens(self) -> np.ndarray:
-        return self.corpus.tokens[int(len(self.corpus.tokens) * self.hparams.train_fraction) :]
+        return self.corpus.tokens[self._cut(self.corpus.tokens) :]
+
+    def _cut(self, tokens: np.ndarray) -> int:
+        return int(len(tokens) * self.hparams.train_fraction)
 
     def train_dataloader(self) -> TrainBatches:
         h, trainer = self.hparams, self.trainer

@@ -85,7 +85,8 @@ class LitGPT(pl.LightningModule):
                 f"({learning_rate}), not {min_learning_rate}"
             )
         self.gpt = GPT(GPTConfig(**gpt))
-        self.losses = torch.nn.ModuleList(MeanMetric() for _ in SPLITS)
+        metrics = (MeanMetric(nan_strategy="disable") for _ in SPLITS)  # a NaN is to be seen
+        self.losses = torch.nn.ModuleList(metrics)
         self.val_tokens, self.val_bytes = SumMetric(), SumMetric()  # of the validation targets
         self.token_lengths: Tensor | None = None
 
@@ -128,6 +129,11 @@ class LitGPT(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         train_loss, val_loss = (metric.compute() for metric in self.losses)
+        if not torch.isfinite(train_loss + val_loss):
+            raise UserError(
+                f"the loss is not a number any more at step {self.global_step}: lower "
+                "--model.learning_rate; the checkpoints are of the evaluations before"
+            )
         self.log("step", float(self.global_step))
         self.log("train/eval_loss", train_loss)
         self.log("val/loss", val_loss)
@@ -176,3 +182,5 @@ class LitGPT(pl.LightningModule):
         if data := getattr(self.trainer, "datamodule", None):
             checkpoint["tokenizer"] = data.tokenizer.to_dict()
             checkpoint["corpus"] = asdict(data.corpus.info)
+        names = ("accumulate_grad_batches", "gradient_clip_val", "precision")
+        checkpoint["trainer"] = {name: getattr(self.trainer, name) for name in names}

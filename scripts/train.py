@@ -3,7 +3,13 @@
 import sys
 
 from lit_gpt import errors
-from lit_gpt.cli import main
+
+
+def main() -> int:
+    from lit_gpt import cli  # here, so that Ctrl-C is answered while torch loads
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(errors.run(main))

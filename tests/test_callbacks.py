@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,18 @@ def test_without_evaluation_the_last_step_is_still_saved(train):
     assert result.steps == []
     last = Path(result.cli.trainer.log_dir) / "checkpoints" / "last.ckpt"
     assert read_checkpoint(last)["global_step"] == 3
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.2, 2.5])
+def test_ctrl_c_during_the_start_leaves_no_traceback(text_file, tmp_path, seconds):
+    words = [f"--trainer.default_root_dir={tmp_path / 'logs'}", f"--data.cache={tmp_path / 'c'}"]
+    script = [sys.executable, str(ROOT / "scripts" / "train.py"), f"--data.path={text_file}"]
+    process = subprocess.Popen([*script, *words], stdout=-1, stderr=-1, text=True)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(

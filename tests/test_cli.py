@@ -255,6 +255,11 @@ MISTAKES = {
     "a config": ({"config": "nowhere.yaml"}, "File does not exist"),
     "no last": ({"ckpt_path": "last"}, "--ckpt_path last: no run below"),
     "no checkpoint": ({"ckpt_path": "nowhere.ckpt"}, "no checkpoint at 'nowhere.ckpt'"),
+    "accumulation": ({"trainer.accumulate_grad_batches": 0}, "accumulate_grad_batches must be at"),
+    "seed": ({"seed_everything": -1}, "--seed_everything must be 0 or more"),
+    "no seed": ({"seed_everything": "false"}, "--seed_everything must be 0 or more"),
+    "an empty path": ({"ckpt_path": ""}, "no checkpoint at"),
+    "a folder": ({"trainer.default_root_dir": "/proc/x"}, "cannot make a folder for the run in"),
     "interval": ({"trainer.val_check_interval": 0}, "--trainer.val_check_interval is a number"),
     "accelerator": ({"trainer.accelerator": "abacus"}, "`accelerator='abacus'`"),
     "steps": ({"trainer.max_steps": "1e2"}, "--trainer.max_steps: Expected a <class 'int'>"),
@@ -288,6 +293,8 @@ def test_an_unfit_checkpoint_is_refused_and_left_alone(train, text_file):
         ({"data.tokenizer": "bytes"}, "tokenizer is cl100k_base there and bytes here"),
         ({"model.learning_rate": 0.01}, "learning_rate is 0.001 there and 0.01 here"),
         ({"data.train_fraction": 0.8}, "train_fraction is 0.9 there and 0.8 here"),
+        ({"data.encoding": "latin-1"}, "encoding is utf-8 there and latin-1 here"),
+        ({"model.optimizer": "muon"}, "optimizer is adamw there and muon here"),
         ({"trainer.max_steps": 6}, "is at step 6 already: give a larger --trainer.max_steps"),
     ):
         result = train("--ckpt_path=last", **{"trainer.max_steps": 8, **options})
@@ -299,6 +306,33 @@ def test_an_unfit_checkpoint_is_refused_and_left_alone(train, text_file):
     assert result.status == 2
     assert f"the text of {text_file} is not the one it was trained on" in result.err
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_other_options_on_resume_are_said(train):
+    train()
+    options = {"trainer.max_steps": 8, "data.batch_size": 3, "trainer.accumulate_grad_batches": 2}
+    result = train("--ckpt_path=last", **options, **{"model.dropout": 0.5})
+    line = next(x for x in result.out.splitlines() if x.startswith("Continued with other options"))
+    for change in ("dropout 0.1 -> 0.5", "batch_size 2 -> 3", "accumulate_grad_batches 1 -> 2"):
+        assert change in line
+    assert "Continued with" not in train("--ckpt_path=last", **options | {"trainer.max_steps": 9},
+                                         **{"model.dropout": 0.5}).out  # fmt: skip
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_one_line(train):
+    result = train(**{"model.learning_rate": 1e30, "trainer.max_steps": 40})
+    assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
+    assert "the loss is not a number any more at step" in result.err
+
+
+def test_a_checkpoint_of_weights_alone_cannot_be_continued(train, tmp_path):
+    run = Path(train().cli.trainer.log_dir)
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    for name in ("optimizer_states", "loops", "state_dict", "corpus"):
+        torch.save({k: v for k, v in content.items() if k != name}, tmp_path / "part.ckpt")
+        result = train(f"--ckpt_path={tmp_path / 'part.ckpt'}", **{"trainer.max_steps": 8})
+        assert result.status == 2
+        assert f"it has no {name}" in result.err
 
 
 def test_foreign_and_damaged_checkpoints_are_refused(train, tmp_path):
@@ -313,4 +347,4 @@ def test_foreign_and_damaged_checkpoints_are_refused(train, tmp_path):
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.ckpt")
     result = train(f"--ckpt_path={tmp_path / 'foreign.ckpt'}")
     assert result.status == 2
-    assert "foreign.ckpt is not a checkpoint of lit_gpt" in result.err
+    assert "foreign.ckpt is not a whole checkpoint of lit_gpt" in result.err

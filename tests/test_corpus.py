@@ -391,7 +391,7 @@ def test_the_slower_of_two_processes_keeps_the_folder_of_the_quicker_one(
             "{} is not utf-16 text (byte 0x21 at offset 8): name its encoding",
         ),
         (b"hello", "utf-16", "{} is not utf-16 text"),
-        (b"\x7fELF\2\1\1\0", "utf-8", "{} looks like a binary file (NUL character at offset 7)"),
+        (b"\x7fELF\2\1\1\0", "utf-8", "{} looks like a binary file (NUL byte at offset 7)"),
         (b"hello", "utf-9", "unknown --data.encoding 'utf-9': try utf-8 or gb18030"),
         (b"hello", "rot13", "unknown --data.encoding 'rot13': try utf-8 or gb18030"),
         (b"hello", "base64", "unknown --data.encoding 'base64': try utf-8 or gb18030"),
