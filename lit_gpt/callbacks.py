@@ -23,11 +23,40 @@ from lit_gpt.data import TextDataModule
 from lit_gpt.sampling import generate, stream_text
 
 
+class Throughput(Callback):
+    """Logs tokens_per_second of training, all devices together, evaluations left out."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.tokens, self.since = 0, time.monotonic()
+        self.rate: float | None = None  # the newest
+        self.paused: float | None = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.paused = time.monotonic()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        if self.paused is not None:  # samples and checkpoints are not training either
+            self.since += time.monotonic() - self.paused
+            self.paused = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
+    ) -> None:
+        self.tokens += batch[0].numel() * trainer.world_size
+        # Lightning counts the step that just ended: this is a step at which it writes the log.
+        if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
+            now = time.monotonic()
+            self.rate = self.tokens / (now - self.since)
+            pl_module.add_to_curves({"tokens_per_second": self.rate}, trainer.global_step)
+            self.tokens, self.since = 0, now
+
+
 class Bar(ProgressBar):
     """One line with step, loss and tokens a second; none where the output is no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, throughput: Throughput) -> None:
         super().__init__()
+        self.throughput = throughput
         self.console = Console(highlight=False)
         self.enabled = self.console.is_terminal
         self.progress: Progress | None = None
@@ -56,14 +85,15 @@ class Bar(ProgressBar):
         self.progress.add_task("", total=total, loss="-", rate="-", completed=trainer.global_step)
         self.progress.start()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
         # Reading the loss waits for the device, so it is done five times a second, not each step.
         if self.progress and time.monotonic() - self.last_refresh > 0.2:
             self.last_refresh = time.monotonic()
-            metrics = trainer.callback_metrics
-            fields = {"loss": f"{metrics['train/loss']:.3f}"} if "train/loss" in metrics else {}
-            if "tokens_per_second" in metrics:
-                fields["rate"] = f"{metrics['tokens_per_second']:,.0f}"
+            fields = {"loss": f"{pl_module.train_loss.item():.3f}"}
+            if self.throughput.rate:
+                fields["rate"] = f"{self.throughput.rate:,.0f}"
             self.progress.update(self.progress.task_ids[0], completed=trainer.global_step, **fields)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -115,32 +145,6 @@ class StepLines(Callback):
         self.best, self.worse, self.said = (state_dict[k] for k in ("best", "worse", "said"))
 
 
-class Throughput(Callback):
-    """Logs tokens_per_second of training, all devices together, evaluations left out."""
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.tokens, self.since = 0, time.monotonic()
-        self.paused: float | None = None
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.paused = time.monotonic()
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        if self.paused is not None:  # samples and checkpoints are not training either
-            self.since += time.monotonic() - self.paused
-            self.paused = None
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
-    ) -> None:
-        self.tokens += batch[0].numel() * trainer.world_size
-        # Lightning counts the step that just ended: this is a step at which it writes the log.
-        if trainer.global_step % trainer.log_every_n_steps == 0:
-            now = time.monotonic()
-            self.log("tokens_per_second", self.tokens / (now - self.since))
-            self.tokens, self.since = 0, now
-
-
 class Samples(Callback):
     """Lets the model go on from a few fixed prompts at each evaluation and logs the text.
 
@@ -155,7 +159,8 @@ class Samples(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.num_tokens > 0 and trainer.is_global_zero and trainer.datamodule is not None:
-            self.texts = self.write(pl_module.gpt, trainer.datamodule)
+            with torch.compiler.set_stance("force_eager"):  # each length would be compiled
+                self.texts = self.write(pl_module.gpt, trainer.datamodule)
             for logger in trainer.loggers:
                 log_samples(logger, self.texts, trainer.global_step)
 

@@ -6,16 +6,15 @@ import logging
 import re
 import warnings
 from dataclasses import fields
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.tensorboard.summary import hparams
 
 from lit_gpt import callbacks, console
 from lit_gpt.checkpoint import (
@@ -29,6 +28,7 @@ from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
+from lit_gpt.runs import RunLogger, claim_run, run_of_last
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_steps": 500,
@@ -57,40 +57,6 @@ class SaveConfig(SaveConfigCallback):
         config = config.clone()
         config["ckpt_path"] = None
         super().__init__(parser, config, **kwargs)
-
-
-class RunLogger(TensorBoardLogger):
-    """TensorBoard events in ROOT/version_N, a new N for each run, even of two started at once."""
-
-    @property
-    def version(self) -> str:
-        if self._version is None:
-            self._version = claim_run(Path(self.root_dir)) if rank_zero_only.rank == 0 else "rank"
-        return self._version
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        super().log_hyperparams(params, *args, **kwargs)  # hparams.yaml
-        plain = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in params.items()}
-        # Names the curve that TensorBoard's table shows; Lightning would add a point to it.
-        for summary in hparams(plain, {"val/loss": 0.0}):
-            self.experiment._get_file_writer().add_summary(summary)  # as Lightning does it
-
-
-def claim_run(root: Path) -> str:
-    """Makes the next folder version_N below root; two processes never get the same one."""
-    taken = [p.name.removeprefix("version_") for p in root.glob("version_*")]
-    for n in count(max((int(t) for t in taken if t.isdecimal()), default=-1) + 1):
-        try:
-            (root / f"version_{n}").mkdir(parents=True)
-            return f"version_{n}"
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(
-                f"cannot make a folder for the run in {root}: {error.strerror}; name another with "
-                "--trainer.default_root_dir"
-            ) from error
 
 
 class TrainingCLI(LightningCLI):
@@ -172,14 +138,17 @@ class TrainingCLI(LightningCLI):
             )
         # Lightning's interval counts batches; ours counts steps, as everything else here.
         kwargs["val_check_interval"] = interval * config.accumulate_grad_batches
+        if config.precision is None:
+            kwargs["precision"] = default_precision(config.accelerator)
+        throughput = callbacks.Throughput()
         kwargs["callbacks"] = [
             *as_list(config.callbacks),
-            callbacks.Throughput(),
+            throughput,
             self.stop,
             callbacks.BestCheckpoint(),  # before the last one, which keeps the best score
             callbacks.LastCheckpoint(),
             callbacks.FinalEvaluation(self.stop),
-            *([] if config.enable_progress_bar is False else [callbacks.Bar()]),
+            *([] if config.enable_progress_bar is False else [callbacks.Bar(throughput)]),
         ]
         kwargs["plugins"] = [*as_list(config.plugins), callbacks.AtomicCheckpointIO()]
         try:
@@ -224,21 +193,18 @@ class TrainingCLI(LightningCLI):
         return 128 + self.stop.signal if self.stop.signal else 0
 
 
+def default_precision(accelerator: str) -> str:
+    """bf16-mixed on an NVIDIA card that computes in bfloat16, else 32-true, there with TF32."""
+    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return "32-true"
+    torch.set_float32_matmul_precision("high")
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
 def as_list(value: Any) -> list[Any]:
     if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def run_of_last(ckpt_path: str | None, root: str) -> str | None:
-    """The run's folder below root, where `ckpt_path` is the last.ckpt of a run: it goes on there.
-
-    Any other checkpoint starts a new run, so that nothing saved after it is overwritten.
-    """
-    if ckpt_path is None or Path(ckpt_path).name != "last.ckpt":
-        return None
-    run = Path(ckpt_path).expanduser().resolve().parent.parent
-    return run.name if run.parent == Path(root).expanduser().resolve() else None
 
 
 def check_fit(
@@ -280,6 +246,7 @@ def quieten() -> None:
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
+        "LightningCLI's args parameter",  # from Python, as the benchmarks do
         ".*LeafSpec.*",  # torch 2.13 and Lightning's use of its pytrees
         "Checkpoint directory .* exists and is not empty",  # at each continued run
         ".*`weights_only` was not set.*",  # said on saving, where it means nothing

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -210,22 +211,22 @@ def _build(folder: Path, reader: _Reader, full: Tokenizer, compact: bool) -> Non
     """Writes tokens.bin and meta.json: full ids first, renumbered once the used ones are known."""
     used = np.zeros(full.vocab_size, dtype=bool)
     num_characters = num_tokens = num_bytes = 0
+    parts = cut_safely(reader)
     with (folder / "ids.bin").open("wb") as file:
-        for text in cut_safely(reader):
-            ids = full.encode(text)
+        while texts := list(islice(parts, 8)):
+            ids = full.encode_parts(texts)
             used[ids] = True
-            num_characters += len(text)
+            num_characters += sum(map(len, texts))
             num_tokens += len(ids)
             file.write(ids.tobytes())
-    ids = np.memmap(folder / "ids.bin", dtype=np.uint32, mode="r")
     tokenizer, new_ids = full, np.arange(full.vocab_size)
     if compact:
         tokenizer, new_ids = full.compact(np.flatnonzero(used))
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     lengths = tokenizer.token_lengths()
-    with (folder / "tokens.bin").open("wb") as file:
-        for start in range(0, num_tokens, CHUNK):
-            part = new_ids[ids[start : start + CHUNK]]
+    with (folder / "ids.bin").open("rb") as ids, (folder / "tokens.bin").open("wb") as file:
+        while len(chunk := np.fromfile(ids, np.uint32, CHUNK)):
+            part = new_ids[chunk]
             num_bytes += int(lengths[part].sum())
             file.write(part.astype(dtype).tobytes())
         file.flush()

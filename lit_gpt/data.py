@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -212,11 +212,13 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def train_tokens(self) -> np.ndarray:
-        return self.corpus.tokens[: self._cut(self.corpus.tokens)]
+        tokens = np.asarray(self.corpus.tokens)  # a plain view: a memmap is slow to index
+        return tokens[: self._cut(tokens)]
 
     @property
     def val_tokens(self) -> np.ndarray:
-        return self.corpus.tokens[self._cut(self.corpus.tokens) :]
+        tokens = np.asarray(self.corpus.tokens)
+        return tokens[self._cut(tokens) :]
 
     def _cut(self, tokens: np.ndarray) -> int:
         return int(len(tokens) * self.hparams.train_fraction)
@@ -243,6 +245,12 @@ class TextDataModule(pl.LightningDataModule):
             name: EvalBatches(tokens, h.batch_size, h.context_length, max_windows, limit, *ranks)
             for name, tokens in splits.items()
         }
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
+        if device.type != "cuda":
+            return super().transfer_batch_to_device(batch, device, index)
+        # From pinned memory the copy goes on beside the computation, and nobody waits for it.
+        return tuple(part.pin_memory().to(device, non_blocking=True) for part in batch)
 
     def whole_val_split(self) -> EveryToken:
         """The validation split, every token of it, for the final loss."""

@@ -236,9 +236,9 @@ class GPT(nn.Module):
         super().__init__()
         c = self.config = config
         self.embedding = nn.Embedding(c.vocab_size, c.d_model)
-        # A table of its own is as large as sinusoids are: at the usual 0.02 they would drown it.
-        # One that is the output layer too starts small, so that the first logits do.
-        self.scale = 0.02 if c.tie_embeddings else 1.0
+        # As large as sinusoids are, which would drown a smaller table. Where nothing is added, a
+        # smaller one learns faster; one that is the output layer too starts with small logits.
+        self.scale = 0.02 if c.tie_embeddings else 0.1 if c.position == "rotary" else 1.0
         self.register_buffer("rotary", None, persistent=False)
         if c.position == "sinusoidal":
             table = self.scale * sinusoids(c.context_length, c.d_model)
@@ -274,6 +274,10 @@ class GPT(nn.Module):
         New tokens are several only while the cache is empty; with it, T may not pass
         context_length.
         """
+        return self.head(self.features(ids, cache))
+
+    def features(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the output layer multiplies, (B, T, C)."""
         start = 0 if cache is None else cache.length
         end = start + ids.size(1)
         assert end <= self.config.context_length, f"{end} tokens > {self.config.context_length}"
@@ -287,7 +291,7 @@ class GPT(nn.Module):
             x = block(x, rotary, cache)
         if cache is not None:
             cache.length = end
-        return self.head(self.norm(x))
+        return self.norm(x)
 
     def num_parameters(self) -> tuple[int, int]:
         """Weights of the token embedding and the output layer (once if tied), and of the rest."""

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import LinearCrossEntropyOptions
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, SumMetric
 
@@ -20,6 +21,7 @@ from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import OptimizerKind, Schedule, build_optimizer, learning_rate_factor
 
 SPLITS = ("train", "val")  # the order of TextDataModule's evaluation loaders
+MAX_LOGITS = 1 << 28  # 1 GiB of them as float32; below, whole logits are quicker
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,18 @@ class Evaluation:
         return math.exp(self.loss)
 
 
-def next_token_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy in nats a token; logits (B, T, V), y (B, T)."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
+def next_token_loss(model: GPT, x: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy in nats a token; x and y (B, T).
+
+    Where all logits together would be huge, a part of the rows at a time (torch's
+    linear_cross_entropy): never held as a whole, their gradient neither.
+    """
+    features, y = model.features(x).flatten(0, 1), y.flatten()  # (B * T, C)
+    num_rows, vocab_size = len(y), len(model.head.weight)
+    if num_rows * vocab_size <= MAX_LOGITS:
+        return F.cross_entropy(model.head(features).float(), y)
+    options = LinearCrossEntropyOptions(batch_chunk_size=max(1, MAX_LOGITS // 4 // vocab_size))
+    return F.linear_cross_entropy(features, model.head.weight, y, options=options)
 
 
 class LitGPT(pl.LightningModule):
@@ -45,12 +56,13 @@ class LitGPT(pl.LightningModule):
         learning_rate: at its peak.
         optimizer: adamw, or muon: Muon for the blocks' matrices, AdamW for the rest.
         weight_decay: of matrices and tables; biases and norms don't decay.
-        betas: AdamW's decay rates of the two moments.
+        betas: AdamW's decay rates of the two moments; the first is Muon's momentum too.
         schedule: of the learning rate after the warm-up: constant, or in a line or half a cosine
             down to min_learning_rate at max_steps.
         warmup_steps: steps over which the learning rate rises.
         min_learning_rate: where linear and cosine end.
         seed: of dropout's masks, together with step and rank.
+        compile: whether torch.compile makes the blocks' code; reduce-overhead: with CUDA graphs.
         gpt: the fields of GPTConfig.
 
     Raises:
@@ -67,6 +79,7 @@ class LitGPT(pl.LightningModule):
         warmup_steps: int = 0,
         min_learning_rate: float = 0.0,
         seed: int = 1337,
+        compile: bool | Literal["reduce-overhead", "max-autotune"] = False,
         **gpt: Any,
     ) -> None:
         super().__init__()
@@ -85,6 +98,9 @@ class LitGPT(pl.LightningModule):
                 f"({learning_rate}), not {min_learning_rate}"
             )
         self.gpt = GPT(GPTConfig(**gpt))
+        if compile:
+            for block in self.gpt.blocks:  # the method leaves the names of the weights as they are
+                block.compile(mode=None if compile is True else compile)
         metrics = (MeanMetric(nan_strategy="disable") for _ in SPLITS)  # a NaN is to be seen
         self.losses = torch.nn.ModuleList(metrics)
         self.val_tokens, self.val_bytes = SumMetric(), SumMetric()  # of the validation targets
@@ -103,26 +119,39 @@ class LitGPT(pl.LightningModule):
         # same masks, whatever drew random numbers before, and each rank draws its own.
         part = batch_idx % self.trainer.accumulate_grad_batches
         where = (self.hparams.seed, self.global_step, part, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0]))
+        seed = int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0])
+        # torch.manual_seed looks through all kinds of devices each time: half a millisecond.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            getattr(torch, self.device.type).manual_seed(seed)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x, y = batch
-        loss = next_token_loss(self.gpt(x), y)
-        self.log("train/loss", loss)
-        self.log("step", float(self.global_step + 1))  # the x-axis of the curves: steps done
+        loss = next_token_loss(self.gpt, *batch)
+        self.train_loss = loss.detach()
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        step, every = self.global_step + 1, self.trainer.log_every_n_steps
+        if every > 0 and step % every == 0:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("gradient_norm", torch.nn.utils.get_total_norm(gradients))
-            self.log("learning_rate", optimizer.param_groups[0]["lr"])
+            curves = {
+                "train/loss": self.train_loss,
+                "gradient_norm": torch.nn.utils.get_total_norm(gradients),
+                "learning_rate": optimizer.param_groups[0]["lr"],
+            }
+            self.add_to_curves(curves, step)
+
+    def add_to_curves(self, values: dict[str, Any], step: int) -> None:
+        """Gives the loggers values of one step; self.log would take a millisecond for each."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics({name: float(value) for name, value in values.items()}, step)
+            logger.save()
 
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         x, y = batch
-        self.losses[dataloader_idx].update(next_token_loss(self.gpt(x), y), weight=y.numel())
+        self.losses[dataloader_idx].update(next_token_loss(self.gpt, x, y), weight=y.numel())
         if SPLITS[dataloader_idx] == "val" and self.token_lengths is not None:
             self.val_tokens.update(y.numel())
             self.val_bytes.update(self.token_lengths.to(y.device)[y].sum())
@@ -151,8 +180,7 @@ class LitGPT(pl.LightningModule):
         trainer, sums = self.trainer, torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
         for x, y in islice(batches, self.global_rank, None, trainer.world_size):
             with trainer.precision_plugin.forward_context():
-                logits = self.gpt(x.to(self.device))
-            loss = next_token_loss(logits, y.to(self.device)).item()
+                loss = next_token_loss(self.gpt, x.to(self.device), y.to(self.device)).item()
             sums += torch.tensor([loss * y.numel(), y.numel(), self.token_lengths[y].sum()])
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
@@ -167,6 +195,8 @@ class LitGPT(pl.LightningModule):
             self.gpt, h.learning_rate, h.weight_decay, h.betas, fused, h.optimizer
         )
         share = h.min_learning_rate / h.learning_rate
+        if h.schedule == "constant" and h.warmup_steps == 0:
+            return {"optimizer": optimizer}
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: learning_rate_factor(step, max_steps, h.warmup_steps, h.schedule, share),

@@ -17,13 +17,15 @@ class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for matrices, AdamW for all else, as one optimizer.
 
     Its updates are scaled as large as AdamW's ("Muon is scalable for LLM training", Liu et al.
-    2025), so one learning rate serves both. State, schedule and clipping are any optimizer's.
+    2025), so one learning rate serves both, and one momentum, the first beta. State, schedule and
+    clipping are any optimizer's.
     """
 
     def __init__(
         self, matrices: list[Tensor], groups: list[dict[str, Any]], adamw: dict[str, Any]
     ) -> None:
         same = {"lr": adamw["lr"], "weight_decay": groups[0]["weight_decay"]}
+        same["momentum"] = adamw["betas"][0]
         self.muon = torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **same)
         self.adamw = torch.optim.AdamW(groups, **adamw)
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})

@@ -11,7 +11,8 @@ import torch
 import yaml
 from conftest import ROOT
 
-from lit_gpt.cli import claim_run
+from lit_gpt.cli import default_precision
+from lit_gpt.runs import claim_run
 
 DEFAULTS = {  # the table of the README
     "model.d_model": 80,
@@ -84,6 +85,35 @@ def test_every_config_loads_and_holds_only_differences(path: Path, config_of):
 
     for name in leaves(yaml.safe_load(path.read_text(encoding="utf-8"))):
         assert look_up(config, name) != look_up(plain, name), name
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "cuda", "bf16", "precision"),
+    [
+        ("auto", True, True, "bf16-mixed"),
+        ("gpu", True, True, "bf16-mixed"),
+        ("cuda", True, False, "32-true"),  # an older card
+        ("cpu", True, True, "32-true"),
+        ("auto", False, False, "32-true"),
+        ("gpu", False, False, "32-true"),  # a Mac
+    ],
+)
+def test_default_precision_is_bfloat16_where_the_card_has_it(
+    accelerator, cuda, bf16, precision, monkeypatch
+):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    assert default_precision(accelerator) == precision
+    assert chosen == (["high"] if cuda and accelerator != "cpu" else [])  # TF32
+
+
+def test_precision_can_be_chosen(train):
+    result = train(**{"trainer.precision": "bf16-mixed"})
+    assert result.status == 0, result.err
+    assert "precision bf16-mixed" in result.out
+    assert "precision 32-true" in train().out
 
 
 def test_help_lists_our_options(train):

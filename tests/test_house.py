@@ -18,6 +18,7 @@ MODULES = {path.stem: path for path in FILES if path.stem != "__init__"}
 MAY_IMPORT = {
     "errors": set(),
     "optim": set(),
+    "runs": {"errors"},
     "tokenizer": {"errors"},
     "corpus": {"errors", "tokenizer"},
     "model": {"errors"},
@@ -28,9 +29,12 @@ MAY_IMPORT = {
     "writing": {"errors", "sampling", "checkpoint"},
     "callbacks": {"data", "sampling", "checkpoint"},
     "console": {"data", "module", "callbacks"},
-    "cli": {"errors", "model", "data", "module", "checkpoint", "callbacks", "console"},
+    "cli": {"errors", "runs", "model", "data", "module", "checkpoint", "callbacks", "console"},
+    "benchmark": {"errors"},
+    "benchmark_model": {"errors", "model", "optim", "sampling", "module", "benchmark"},
+    "benchmark_training": {"optim", "module", "cli", "benchmark"},
 }
-WITH_LIGHTNING = {"data", "module", "callbacks", "console", "cli"}  # seconds to import
+WITH_LIGHTNING = {"runs", "data", "module", "callbacks", "console", "cli", "benchmark_training"}
 
 
 def tree_of(path: Path) -> ast.Module:

@@ -10,7 +10,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_gpt import module
+from lit_gpt.checkpoint import read_checkpoint
 from lit_gpt.data import EvalBatches
+from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.module import LitGPT, next_token_loss
 
 
@@ -22,16 +25,76 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+def small_gpt(**options) -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(11, 6, d_model=8, num_blocks=1, num_heads=2, dropout=0.0, **options))
+
+
 def test_loss_is_the_mean_negative_log_probability():
-    logits = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]]])  # (1, 2, 2)
-    targets = torch.tensor([[0, 1]])
-    expected = (math.log(2) + math.log(4)) / 2
-    assert next_token_loss(logits, targets).item() == pytest.approx(expected)
+    model, (x, y) = small_gpt(), torch.randint(11, (2, 3, 6)).unbind(0)
+    log_probabilities = model(x).log_softmax(dim=-1)
+    each = [log_probabilities[i, t, y[i, t]].item() for i in range(3) for t in range(6)]
+    assert next_token_loss(model, x, y).item() == pytest.approx(-sum(each) / 18)
 
 
 def test_loss_is_computed_in_float32_from_half_precision_logits():
-    logits = torch.randn(2, 3, 5, dtype=torch.bfloat16)
-    assert next_token_loss(logits, torch.zeros(2, 3, dtype=torch.long)).dtype == torch.float32
+    x = torch.zeros(2, 3, dtype=torch.long)
+    assert next_token_loss(small_gpt().bfloat16(), x, x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_huge_logits_are_made_in_parts_with_the_same_loss_and_gradients(monkeypatch, bf16):
+    x, y = torch.randint(11, (2, 3, 6)).unbind(0)
+
+    def run(limit: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(module, "MAX_LOGITS", limit)
+        model, calls = small_gpt(), []
+        model.head.register_forward_hook(lambda *_: calls.append(1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = next_token_loss(model, x, y)
+        loss.backward()
+        assert bool(calls) == (limit >= 18 * 11)  # the output layer as a whole, or never
+        return [loss, *(p.grad for p in model.parameters())]
+
+    for whole, parts in zip(run(18 * 11), run(18 * 11 - 1), strict=True):
+        torch.testing.assert_close(
+            parts, whole, rtol=2e-2 if bf16 else 1e-5, atol=1e-3 if bf16 else 1e-7
+        )
+
+
+@pytest.fixture
+def eager_backend():
+    """torch.compile without its slow last stage, the making of machine code."""
+    default = torch.compiler.get_default_backend()
+    torch.compiler.set_default_backend("aot_eager")
+    torch.compiler.reset()
+    yield
+    torch.compiler.set_default_backend(default)
+
+
+def test_compiled_blocks_train_the_same_and_leave_no_trace(train, eager_backend):
+    plain = train()
+    compiled = train(**{"model.compile": True})
+    assert all(block._compiled_call_impl for block in compiled.cli.model.gpt.blocks)
+    assert compiled.steps == plain.steps
+    names = [read_checkpoint(last_of(result))["state_dict"].keys() for result in (plain, compiled)]
+    assert names[0] == names[1]
+    # One graph for training and one for evaluations, not one for each length of a sample.
+    assert sum(torch._dynamo.utils.counters["frames"].values()) < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [True, "reduce-overhead"])
+def test_code_made_by_the_compiler_trains_the_same(train, mode):
+    torch.compiler.reset()
+    plain, compiled = train(), train(**{"model.compile": mode})
+    assert [line.split()[1] for line in compiled.steps] == [line.split()[1] for line in plain.steps]
+    losses = [float(result.steps[-1].split()[-1]) for result in (plain, compiled)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
+
+
+def last_of(result) -> Path:
+    return Path(result.cli.trainer.log_dir) / "checkpoints" / "last.ckpt"
 
 
 def test_evaluation_is_of_fixed_windows_in_eval_mode(train):
@@ -43,7 +106,7 @@ def test_evaluation_is_of_fixed_windows_in_eval_mode(train):
     for tokens in (data.train_tokens, data.val_tokens):
         with torch.no_grad():
             batches = EvalBatches(tokens, 2, 16, max_windows, limit=2)
-            each = [next_token_loss(model(x), y).item() for x, y in batches]
+            each = [next_token_loss(model.gpt, x, y).item() for x, y in batches]
         assert len(each) == 2
         losses.append(sum(each) / 2)
     line = f"Step: 3, Training Loss: {losses[0]:.3f}, Validation Loss: {losses[1]:.3f}"
@@ -75,7 +138,7 @@ def test_bits_per_byte_counts_the_bytes_of_the_targets(train):
     nats = num_bytes = 0.0
     with torch.no_grad():
         for x, y in EvalBatches(data.val_tokens, 2, 16, (len(data.val_tokens) - 1) // 16, 2):
-            nats += next_token_loss(model(x), y).item() * y.numel()
+            nats += next_token_loss(model.gpt, x, y).item() * y.numel()
             num_bytes += lengths[y].sum().item()
     _, value = curves(Path(result.cli.trainer.log_dir))["val/bits_per_byte"][-1]
     assert value == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
@@ -138,7 +201,7 @@ def test_one_batch_is_learnt_by_heart():
     x, y = torch.randint(20, (2, 2, 8)).unbind(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(80):
-        loss = next_token_loss(model(x), y)
+        loss = next_token_loss(model.gpt, x, y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

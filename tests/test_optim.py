@@ -160,7 +160,7 @@ def test_muon_steps_as_torchs_muon_and_adamw_do():
     build_optimizer(model, 1e-2, 0.1, (0.9, 0.95), kind="muon").step()
     matrices = [p for p in twin.blocks.parameters() if p.ndim == 2]
     others = [p for p in twin.parameters() if p.ndim == 1]
-    torch.optim.Muon(matrices, 1e-2, 0.1, adjust_lr_fn="match_rms_adamw").step()
+    torch.optim.Muon(matrices, 1e-2, 0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw").step()
     torch.optim.AdamW([twin.embedding.weight], 1e-2, (0.9, 0.95), weight_decay=0.1).step()
     torch.optim.AdamW(others, 1e-2, (0.9, 0.95), weight_decay=0.0).step()
     for weight, same in zip(model.parameters(), twin.parameters(), strict=True):

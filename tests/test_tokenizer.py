@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import re
 import socket
 from functools import cache, partial
@@ -173,6 +174,48 @@ def test_compact_vocabulary_of_another_corpus_keeps_any_text_without_loss(name, 
 def test_token_lengths_are_utf8_bytes():
     compact = compact_of(MIXED)
     assert compact.token_lengths()[compact.encode(MIXED)].sum() == len(MIXED.encode())
+
+
+# splintr, which encodes corpora
+
+
+@given(text=any_text)
+@quick
+def test_splintr_splits_any_text_as_tiktoken_does(text):
+    full = load_once("cl100k_base")
+    assert full.fast
+    assert full.encode(text).tolist() == full.encoding.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("name", ["cl100k_base", "o200k_base", "bytes"])
+def test_parts_are_encoded_one_after_the_other(name):
+    tokenizer, parts = load_once(name), [*TEXTS.values(), "", "a"]
+    each = np.concatenate([tokenizer.encode(text) for text in parts])
+    assert tokenizer.encode_parts(parts).tolist() == each.tolist()
+
+
+@pytest.mark.slow
+def test_splintr_splits_a_hundred_thousand_odd_texts_as_tiktoken_does():
+    """Mixes of contractions, blanks, scripts, emoji, combining marks and any code point."""
+    full, rng = load_once("cl100k_base"), random.Random(1337)
+    pools = [
+        [*"abc XYZ'sStT re ll ve'\n\r\t  123,.;!?()", "<|endoftext|>", "<|fim_prefix|>"],
+        "汉字，。农夫山泉 500ml*24瓶\n",
+        " \n\r\t\u3000\u00a0\u2028\x0b\x85\u200b\ufeff",
+        "ſKİıßǅǈÅ'ſ'K'S'ſt",
+        *(
+            "".join(map(chr, range(*ends)))
+            for ends in [(128, 1536), (2304, 4608), (127744, 128512)]
+        ),
+        "".join(chr(rng.choice([*range(0xD800), *range(0xE000, 0x110000)])) for _ in range(20_000)),
+    ]
+    for _ in range(100_000):
+        chosen = rng.sample(pools, rng.randint(1, 3))
+        size = rng.choice([1, 2, 3, 5, 10, 30, 100, 1000])
+        text = "".join(rng.choice(rng.choice(chosen)) for _ in range(size))
+        if rng.random() < 0.2:
+            text = text.replace(text[0], text[0] * rng.randint(2, 50))
+        assert full.encode(text).tolist() == full.encoding.encode_ordinary(text), ascii(text)
 
 
 # As plain data

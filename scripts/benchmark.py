@@ -1,0 +1,58 @@
+"""Measures lit_gpt beside the plain way: `python scripts/benchmark.py --help` lists what."""
+
+import argparse
+import sys
+
+from lit_gpt import errors
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise errors.UserError(f"{message} (--help lists all options)")
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--repeats", type=int, default=3, help="of each side (%(default)s)")
+    shared.add_argument("--out", default="logs/benchmark", help="folder for JSON (%(default)s)")
+    shared.add_argument("--path", default="data/订单商品名称.csv", help="a text file")
+    for kind, text in {
+        "loop": "the default job against the classic loop in plain PyTorch (12 minutes)",
+        "overhead": "a step inside the Trainer against a bare one",
+        "charlm": "a byte-level model on --path against nanoGPT's recipe",
+        "generate": "with a key/value cache against the whole window each token",
+        "tokenize": "text file to token cache against tiktoken",
+        "gpu": "GPT-2 124M's shape, eager and compiled",
+    }.items():
+        kinds.add_parser(kind, parents=[shared], help=text, description=text)
+    for kind in ("loop", "charlm"):
+        kinds.choices[kind].add_argument("--steps", type=int, help="instead of the usual number")
+    kinds.choices["generate"].add_argument("--tokens", type=int, default=256)
+    kinds.choices["tokenize"].add_argument("--megabytes", type=int, default=50)
+    kinds.choices["tokenize"].add_argument("--only_ours", action="store_true")
+    kinds.choices["gpu"].add_argument("--batch_size", type=int, default=32)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    from lit_gpt import (  # after the options: torch takes a while
+        benchmark_model,
+        benchmark_training,
+    )
+
+    kinds = {
+        "loop": benchmark_training.loop,
+        "overhead": benchmark_training.overhead,
+        "charlm": benchmark_training.charlm,
+        "generate": benchmark_model.generation,
+        "tokenize": benchmark_model.tokenization,
+        "gpu": benchmark_model.gpu,
+    }
+    kinds[options.kind](options)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))
