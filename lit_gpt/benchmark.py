@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -46,10 +45,6 @@ def in_turn(sides: dict[str, Callable[[], T]], repeats: int) -> dict[str, list[T
         for name, side in sides.items():
             results[name].append(side())
     return results
-
-
-def median(values: list[float]) -> float:
-    return statistics.median(values)
 
 
 def report(name: str, rows: list[Side], folder: str, note: str = "") -> None:

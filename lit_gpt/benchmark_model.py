@@ -9,12 +9,14 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
 
-from lit_gpt.benchmark import Side, in_turn, median, report
+from lit_gpt.benchmark import Side, in_turn, report
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.module import next_token_loss
@@ -69,7 +71,6 @@ encoding.encode_ordinary(Path(path).read_text(encoding="utf-8"))
 """,
     "text file to token cache": """
 from lit_gpt.corpus import load_corpus
-from lit_gpt.tokenizer import load_tokenizer
 start = time.perf_counter()
 load_corpus(path, "cl100k_base", True, "utf-8", folder)
 """,
@@ -122,6 +123,7 @@ PEAK_FLOPS = {
     "H200": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
@@ -152,18 +154,14 @@ def gpu(options: Namespace) -> None:
     classic = {"position": "learned", "activation": "gelu", "tie_embeddings": True, "bias": False}
     gpt2 = GPTConfig(50_304, 1024, 768, 12, 12, 0.0, **classic)
     configs = {"GPT-2's layout": gpt2, "modern style": modern}
-    sides = {
-        f"{name}, {how}": (lambda c=config, h=how: step_on_gpu(c, h == "compiled", options))
-        for name, config in configs.items()
-        for how in ("eager", "compiled")
-    }
     rows: list[Side] = []
-    for name, side in sides.items():  # once each: they run for long, and memory is a process's
-        seconds, flops, memory = side()
+    for (name, config), compiled in product(configs.items(), (False, True)):
+        seconds, flops, memory = step_on_gpu(config, compiled, options)
         rate = options.batch_size * 1024 / seconds
         ratio = rate / rows[0].value if rows else 1.0
         share = flops * rate / peak if peak else None
-        label = f"{name} ({1e3 * seconds:.1f} ms a step)"
+        how = "compiled" if compiled else "eager"
+        label = f"{name}, {how} ({1e3 * seconds:.1f} ms a step)"
         rows.append(Side(label, rate, "tokens a second", ratio, peak_mb=memory / 1e6, share=share))
     note = (
         f"{card}, torch {torch.__version__}, bfloat16 autocast, batch {options.batch_size} x 1024"

@@ -6,12 +6,13 @@ import tempfile
 import time
 from argparse import Namespace
 from copy import deepcopy
+from statistics import median
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lit_gpt.benchmark import ROOT, Side, in_turn, median, report, run_script
+from lit_gpt.benchmark import ROOT, Side, in_turn, report, run_script
 from lit_gpt.cli import TrainingCLI, quieten
 from lit_gpt.module import next_token_loss
 from lit_gpt.optim import build_optimizer

@@ -43,8 +43,7 @@ class Throughput(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
         self.tokens += batch[0].numel() * trainer.world_size
-        # Lightning counts the step that just ended: this is a step at which it writes the log.
-        if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
+        if pl_module.is_logged(trainer.global_step):  # which counts the step that just ended
             now = time.monotonic()
             self.rate = self.tokens / (now - self.since)
             pl_module.add_to_curves({"tokens_per_second": self.rate}, trainer.global_step)

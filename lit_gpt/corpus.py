@@ -244,7 +244,8 @@ def _open(folder: Path) -> Corpus | None:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         info, tokenizer = CorpusInfo(**meta["info"]), Tokenizer.from_dict(meta["tokenizer"])
-        tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
+        # As a plain view: numpy is slow to index a memmap.
+        tokens = np.asarray(np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r"))
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return Corpus(tokens, tokenizer, info) if len(tokens) == info.num_tokens else None

@@ -212,13 +212,11 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def train_tokens(self) -> np.ndarray:
-        tokens = np.asarray(self.corpus.tokens)  # a plain view: a memmap is slow to index
-        return tokens[: self._cut(tokens)]
+        return self.corpus.tokens[: self._cut(self.corpus.tokens)]
 
     @property
     def val_tokens(self) -> np.ndarray:
-        tokens = np.asarray(self.corpus.tokens)
-        return tokens[self._cut(tokens) :]
+        return self.corpus.tokens[self._cut(self.corpus.tokens) :]
 
     def _cut(self, tokens: np.ndarray) -> int:
         return int(len(tokens) * self.hparams.train_fraction)

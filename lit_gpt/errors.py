@@ -1,13 +1,21 @@
-"""Owns UserError: what a user did wrong, said in one line."""
+"""Owns UserError: what a user did wrong, said in one line; the scripts' options and exit status."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 
 
 class UserError(Exception):
     """Something the user can mend: names the file or option, its value and what to do next."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of a script; wrong ones are a UserError."""
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (--help lists all options)")
 
 
 def run(main: Callable[[], int | None]) -> int:

@@ -131,8 +131,8 @@ class LitGPT(pl.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        step, every = self.global_step + 1, self.trainer.log_every_n_steps
-        if every > 0 and step % every == 0:
+        step = self.global_step + 1
+        if self.is_logged(step):
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             curves = {
                 "train/loss": self.train_loss,
@@ -140,6 +140,10 @@ class LitGPT(pl.LightningModule):
                 "learning_rate": optimizer.param_groups[0]["lr"],
             }
             self.add_to_curves(curves, step)
+
+    def is_logged(self, step: int) -> bool:
+        every = self.trainer.log_every_n_steps
+        return every > 0 and step % every == 0
 
     def add_to_curves(self, values: dict[str, Any], step: int) -> None:
         """Gives the loggers values of one step; self.log would take a millisecond for each."""

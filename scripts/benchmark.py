@@ -6,13 +6,8 @@ import sys
 from lit_gpt import errors
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise errors.UserError(f"{message} (--help lists all options)")
-
-
 def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__)
+    parser = errors.Parser(description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--repeats", type=int, default=3, help="of each side (%(default)s)")

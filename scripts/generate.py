@@ -6,13 +6,8 @@ import sys
 from lit_gpt import errors
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise errors.UserError(f"{message} (--help lists all options)")
-
-
 def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__)
+    parser = errors.Parser(description=__doc__)
     add = parser.add_argument
     add("--ckpt_path", help="checkpoint to use; default: the newest run's best")
     add("--logs", default="logs", help="where to look for the newest run (default: %(default)s)")

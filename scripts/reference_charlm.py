@@ -22,14 +22,10 @@ from lit_gpt.optim import build_optimizer, learning_rate_factor
 LAYOUT = {"position": "learned", "activation": "gelu", "bias": False, "tie_embeddings": True}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--path", required=True)
-    parser.add_argument("--steps", type=int, default=2000)
-    options = parser.parse_args()
+def train(path: str, steps: int) -> None:
     torch.manual_seed(1337)
     rng = np.random.default_rng(1337)
-    ids = np.frombuffer(Path(options.path).read_bytes(), np.uint8)
+    ids = np.frombuffer(Path(path).read_bytes(), np.uint8)
     cut, context_length, batch_size = int(len(ids) * 0.9), 64, 12
     splits = {"train": ids[:cut], "val": ids[cut:]}
     model = GPT(GPTConfig(256, context_length, 128, 4, 4, dropout=0.0, **LAYOUT))
@@ -50,10 +46,10 @@ def main() -> None:
         ]
         print("Step: {}, Training Loss: {:.3f}, Validation Loss: {:.3f}".format(step, *losses))
 
-    for step in range(options.steps):
+    for step in range(steps):
         if step % 250 == 0:
             evaluate(step)
-        factor = learning_rate_factor(step, options.steps, 100, "cosine", 0.1)
+        factor = learning_rate_factor(step, steps, 100, "cosine", 0.1)
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * factor
         loss = loss_of(*random_batch("train"))
@@ -61,11 +57,18 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    evaluate(options.steps)
+    evaluate(steps)
     with torch.no_grad():
         batches = EveryToken(ids[cut:], 64, context_length)
         nats = sum(loss_of(x, y).item() * y.numel() for x, y in batches)
     print(f"Final validation loss: {nats / (len(ids) - cut - 1):.4f} nats a token")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--path", required=True)
+    parser.add_argument("--steps", type=int, default=2000)
+    train(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
+from statistics import median
 
 import pytest
+import torch
 from conftest import ROOT
 
-from lit_gpt import benchmark
-from lit_gpt.benchmark import Side, in_turn, median, report
+from lit_gpt import benchmark, benchmark_training
+from lit_gpt.benchmark import Side, in_turn, report
 from lit_gpt.benchmark_model import flops_per_token, recompute
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
@@ -86,10 +89,6 @@ def test_overhead_is_of_the_default_job(tmp_path):
 @pytest.mark.parametrize(("kind", "sides"), [("loop", 3), ("charlm", 3)])
 def test_whole_runs_are_compared_with_the_reference(kind, sides, tmp_path, monkeypatch):
     """Which processes are run, and what becomes of what they give."""
-    from argparse import Namespace
-
-    from lit_gpt import benchmark_training
-
     commands = []
 
     def run_script(script: str, *options: str) -> tuple[float, float]:
@@ -120,8 +119,6 @@ def test_a_process_gives_its_seconds_and_its_final_loss(text_file, tmp_path):
 
 
 def test_without_a_gpu_it_says_so(tmp_path):
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is one")
     done = run("gpu", "--out", tmp_path)
@@ -161,7 +158,5 @@ def test_the_plain_way_sees_the_whole_window_each_time():
     model = GPT(GPTConfig(11, 4, d_model=8, num_blocks=1, num_heads=1)).eval()
     seen = []
     model.embedding.register_forward_hook(lambda _, args, out: seen.append(args[0].shape))
-    import torch
-
     recompute(model, torch.zeros(2, 3, dtype=torch.long), 3)
     assert seen == [(2, 3), (2, 4), (2, 4)]

@@ -8,6 +8,7 @@ from torch import nn
 
 from lit_gpt.data import TextDataModule
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.module import LitGPT
 
 
 def test_the_compact_vocabulary_is_the_default(text_file, tmp_path):
@@ -58,8 +59,6 @@ def test_no_step_waits_for_the_device(train, monkeypatch):
             return method(self, *args, **kwargs)
 
         return read
-
-    from lit_gpt.module import LitGPT
 
     begin = LitGPT.on_train_batch_start
 
