@@ -85,6 +85,17 @@ def report(name: str, rows: list[Side], folder: str, note: str = "") -> None:
     print(f"Written to {path}")
 
 
+def text_of(path: str) -> bytes:
+    """What is in the one text file that a benchmark reads.
+
+    Raises:
+        UserError: no such file, or an empty one.
+    """
+    if Path(path).is_file() and (text := Path(path).read_bytes()):
+        return text
+    raise UserError(f"no text file at {path!r}: give --path one that has text")
+
+
 def run_script(script: str, *options: str) -> tuple[float, float]:
     """Runs a script of this project as a process; its seconds and its final validation loss."""
     start = time.perf_counter()

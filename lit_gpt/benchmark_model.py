@@ -16,8 +16,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from lit_gpt.benchmark import Side, in_turn, report
-from lit_gpt.errors import UserError
+from lit_gpt.benchmark import Side, in_turn, report, text_of
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.module import next_token_loss
 from lit_gpt.optim import build_optimizer
@@ -85,13 +84,10 @@ print(json.dumps([seconds, peak / (1e6 if sys.platform == "darwin" else 1e3)]))
 
 def tokenization(options: Namespace) -> None:
     """MB a second and peak memory from a text file, repeated up to a size, to the token cache."""
-    source, wanted = Path(options.path), options.megabytes * 1_000_000
-    if not source.is_file() or not source.stat().st_size or wanted < 1:
-        raise UserError("give --path a text file that has text, and --megabytes at least 1")
+    text, size = text_of(options.path), 0
     with tempfile.TemporaryDirectory() as folder:
-        text, size = source.read_bytes(), 0
         with (Path(folder) / "text").open("wb") as file:
-            while size < wanted:
+            while size < options.megabytes * 1_000_000:
                 size += file.write(text)
 
         def measure(code: str) -> tuple[float, float]:
@@ -113,7 +109,7 @@ def tokenization(options: Namespace) -> None:
         )
         for name, rate in rates.items()
     ]
-    report("tokenize", rows, options.out, f"{source} repeated to {size / 1e6:,.1f} MB.")
+    report("tokenize", rows, options.out, f"{options.path} repeated to {size / 1e6:,.1f} MB.")
 
 
 # Dense bfloat16 operations a second of cards, from NVIDIA's data sheets.

@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lit_gpt.benchmark import ROOT, Side, in_turn, report, run_script
+from lit_gpt.benchmark import ROOT, Side, in_turn, report, run_script, text_of
 from lit_gpt.cli import TrainingCLI, quieten
 from lit_gpt.module import next_token_loss
 from lit_gpt.optim import build_optimizer
@@ -31,6 +31,7 @@ def compare(name: str, options: Namespace, reference: str, runs: dict[str, list[
         with tempfile.TemporaryDirectory() as folder:
             return run_script("train.py", *train_options(options, folder, *more, *length))
 
+    text_of(options.path)  # before the long runs
     length = [f"--trainer.max_steps={options.steps}"] if options.steps else []
     same = ["--path", options.path, *(["--steps", str(options.steps)] if options.steps else [])]
     sides = {f"python scripts/{reference}": lambda: run_script(reference, *same)}

@@ -96,13 +96,15 @@ def test_whole_runs_are_compared_with_the_reference(kind, sides, tmp_path, monke
         return (60.0, 3.0) if "reference" in script else (5.0, 2.0)
 
     monkeypatch.setattr(benchmark_training, "run_script", run_script)
-    options = Namespace(path="text", steps=7, repeats=2, out=str(tmp_path))
+    (tmp_path / "text").write_text("some text")
+    options = Namespace(path=str(tmp_path / "text"), steps=7, repeats=2, out=str(tmp_path))
     getattr(benchmark_training, kind)(options)
     assert [script for script, _ in commands[:sides]] == [commands[0][0], "train.py", "train.py"]
     assert len(commands) == 2 * sides
     for script, given in commands:
         reference = "reference" in script
-        assert given[:2] == ("--path", "text") if reference else given[0] == "--data.path=text"
+        assert given[0] == "--path" if reference else given[0] == f"--data.path={options.path}"
+        assert given[1] == options.path or not reference
         # Last, where it wins over a config's.
         assert given[-1] == ("7" if reference else "--trainer.max_steps=7")
     rows = json.loads((tmp_path / f"{kind}.json").read_text())["rows"]
@@ -133,6 +135,12 @@ def test_without_a_gpu_it_says_so(tmp_path):
         (["speed"], "invalid choice: 'speed'"),
         (["generate", "--repeats", "0"], "--repeats must be at least 1, not 0"),
         (["tokenize", "--path", "nowhere.txt"], "--path"),
+        (["loop", "--path", "nowhere.txt"], "no text file at 'nowhere.txt': give --path"),
+        (["charlm", "--path", "data"], "no text file at 'data': give --path"),
+        (["generate", "--tokens", "0"], "--tokens: must be at least 1, not 0"),
+        (["charlm", "--steps", "-1"], "--steps: must be at least 1, not -1"),
+        (["tokenize", "--megabytes", "0"], "--megabytes: must be at least 1, not 0"),
+        (["gpu", "--batch_size", "many"], "--batch_size: invalid at_least_one value: 'many'"),
         (["overhead", "--path", "nowhere.txt"], "no such file or folder: 'nowhere.txt'"),
     ],
 )
