@@ -1,4 +1,4 @@
-"""Owns what happens around the steps: console, samples, overfit notice, saving, stopping."""
+"""Owns what happens around the steps: console, samples, overfit notice, stopping."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lit_gpt.checkpoint import save_atomically
 from lit_gpt.data import TextDataModule
 from lit_gpt.sampling import generate, stream_text
 
@@ -202,31 +200,6 @@ def log_samples(logger: Any, texts: list[str], step: int) -> None:
         logger.experiment.add_text("samples", fenced, step)
     elif hasattr(logger, "log_text"):
         logger.log_text("samples", columns=["text"], data=[[text] for text in texts], step=step)
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """checkpoints/best.ckpt: the lowest validation loss."""
-
-    def __init__(self) -> None:
-        super().__init__(monitor="val/loss", filename="best", enable_version_counter=False)
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """checkpoints/last.ckpt: after each evaluation and at the end, wherever that is."""
-
-    def __init__(self) -> None:
-        super().__init__(filename="last", enable_version_counter=False)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own leaves half a file where the temporary folder is on another disk."""
-
-    def save_checkpoint(self, checkpoint: dict, path: Any, storage_options: Any = None) -> None:
-        save_atomically(checkpoint, path)
 
 
 class GracefulStop(Callback):

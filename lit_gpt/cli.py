@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_gpt import callbacks, console
-from lit_gpt.checkpoint import (
-    TO_CONTINUE,
-    TO_WRITE,
-    load_checkpoint,
-    newest_checkpoint,
-    read_checkpoint,
-)
+from lit_gpt import callbacks, console, saving
+from lit_gpt.checkpoint import newest_checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
-from lit_gpt.runs import RunLogger, claim_run, run_of_last
+from lit_gpt.resuming import adopt_model, check_fit, open_checkpoint
+from lit_gpt.runs import RunLogger, claim_run, keep_others_out, run_of_last
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_steps": 500,
@@ -88,6 +81,7 @@ class TrainingCLI(LightningCLI):
         )
         parser.add_lightning_class_args(callbacks.Samples, "samples")
         parser.add_lightning_class_args(callbacks.StepLines, "overfit")
+        parser.add_lightning_class_args(saving.StepCheckpoints, "checkpoints")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.context_length", "model.context_length")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -113,9 +107,13 @@ class TrainingCLI(LightningCLI):
                     "--ckpt_path, or give the path of a checkpoint"
                 )
             self.config["ckpt_path"] = str(path)
-        if self.config.ckpt_path is not None:
-            load_checkpoint(self.config.ckpt_path)  # its parts must fit together
-            self.checkpoint = read_checkpoint(self.config.ckpt_path, TO_WRITE | TO_CONTINUE)
+        path = self.config.ckpt_path
+        if self.config.model.init_from is not None:
+            adopt_model(
+                self.config, self.parser.get_defaults(), path or self.config.model.init_from
+            )
+        if path is not None:
+            self.checkpoint = open_checkpoint(path)
 
     def instantiate_classes(self) -> None:
         try:
@@ -145,12 +143,12 @@ class TrainingCLI(LightningCLI):
             *as_list(config.callbacks),
             throughput,
             self.stop,
-            callbacks.BestCheckpoint(),  # before the last one, which keeps the best score
-            callbacks.LastCheckpoint(),
+            saving.BestCheckpoint(),  # before the last one, which keeps the best score
+            saving.LastCheckpoint(),
             callbacks.FinalEvaluation(self.stop),
             *([] if config.enable_progress_bar is False else [callbacks.Bar(throughput)]),
         ]
-        kwargs["plugins"] = [*as_list(config.plugins), callbacks.AtomicCheckpointIO()]
+        kwargs["plugins"] = [*as_list(config.plugins), saving.CheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs, **self.place_of_run())
         except ValueError as error:  # what the Trainer says of options that it can't use
@@ -180,11 +178,18 @@ class TrainingCLI(LightningCLI):
                 self.datamodule,
             )
 
+    def check_space(self, folder: Path) -> None:
+        by_steps = self.config_init.checkpoints.most_files(self.trainer.max_steps)
+        if not self.trainer.fast_dev_run:
+            saving.check_space(folder, self.model, self.datamodule, 2 + by_steps)
+
     def run(self) -> int:
         """Trains, evaluates and prints; returns the exit status."""
         trainer, model, data = self.trainer, self.model, self.datamodule
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self.check_space(folder / "checkpoints")
         console.print_start(trainer, model, data, self.checkpoint)
-        with self.stop:
+        with keep_others_out(folder), self.stop:
             if not self.checkpoint and trainer.limit_val_batches != 0:
                 trainer.validate(model, datamodule=data, verbose=False)
             path = self.config.ckpt_path
@@ -205,40 +210,6 @@ def as_list(value: Any) -> list[Any]:
     if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def check_fit(
-    path: str, checkpoint: dict[str, Any], max_steps: int, model: LitGPT, data: TextDataModule
-) -> None:
-    """Refuses to continue a checkpoint of another model, optimizer, tokenizer, text or split."""
-    if 0 <= max_steps <= checkpoint["global_step"]:
-        raise UserError(
-            f"{path} is at step {checkpoint['global_step']} already: give a larger "
-            f"--trainer.max_steps than {max_steps}"
-        )
-    differ = []
-    for field in fields(GPTConfig):
-        saved, given = checkpoint["gpt"].get(field.name), getattr(model.gpt.config, field.name)
-        if saved != given and field.name not in ("dropout", "style"):
-            differ.append(f"{field.name} is {saved} there and {given} here")
-    optimizer = ("optimizer", "learning_rate", "weight_decay", "betas")
-    text = ("tokenizer", "compact_vocab", "train_fraction", "encoding")
-    for names, saved, given in (
-        (optimizer, checkpoint["hyper_parameters"], model.hparams),
-        (text, checkpoint.get("datamodule_hyper_parameters", {}), data.hparams),
-    ):
-        for name in names:
-            if saved.get(name) != given[name]:
-                differ.append(f"{name} is {saved.get(name)} there and {given[name]} here")
-    if checkpoint["corpus"].get("fingerprint") != data.corpus.info.fingerprint:
-        differ.append(f"the text of {data.hparams.path} is not the one it was trained on")
-    if differ:
-        config = Path(path).parent.parent / "config.yaml"
-        hint = f"--config {config}" if config.is_file() else "the options of that run"
-        raise UserError(
-            f"{path} does not fit the options given: {'; '.join(differ)}. Continue it with {hint}, "
-            "or start a new run without --ckpt_path"
-        )
 
 
 def quieten() -> None:

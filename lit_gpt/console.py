@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_gpt import callbacks
+from lit_gpt import callbacks, saving
 from lit_gpt.data import TextDataModule
 from lit_gpt.module import LitGPT
 
@@ -34,6 +34,8 @@ def print_start(
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     print(f"Device: {device.type}{name}, precision {trainer.precision}")
     outer, rest = model.gpt.num_parameters()
+    if model.hparams.init_from and not checkpoint:
+        print(f"Weights, model and tokenizer: {model.hparams.init_from}")
     if changes := changed_options(trainer, model, data, checkpoint or {}):
         print(f"Continued with other options, so not the same run: {', '.join(changes)}")
     print(f"Parameters: {outer + rest:,} (embedding and output {outer:,}, the rest {rest:,})")
@@ -48,7 +50,7 @@ def changed_options(
         (checkpoint.get("datamodule_hyper_parameters", {}), data.hparams),
         (checkpoint.get("trainer", {}), vars(trainer) | {"precision": trainer.precision}),
     )
-    places = ("path", "cache", "style")  # the text and each choice of a style are checked as such
+    places = ("path", "cache", "tokenizer", "init_from", "style")  # what they lead to is checked
     return [
         f"{name} {saved} -> {given[name]}"
         for olds, given in pairs
@@ -69,11 +71,13 @@ def print_end(trainer: pl.Trainer, data: TextDataModule, checkpoint: dict[str, A
             f"Final validation loss: {result.loss:.4f} nats a token over all {result.num_tokens:,} "
             f"tokens, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
         )
+    if skipped := trainer.lightning_module.watch.skipped:
+        print(f"Updates left out: {skipped} (loss or gradient was no finite number)")
     if checkpoint and trainer.global_step == checkpoint["global_step"]:
         print("No step was done: --trainer.max_time counts what the run took before; give it more")
     if trainer.fast_dev_run:
         return
-    best, last = by_type[callbacks.BestCheckpoint], by_type[callbacks.LastCheckpoint]
+    best, last = by_type[saving.BestCheckpoint], by_type[saving.LastCheckpoint]
     newest = shorten(Path(last.dirpath) / "last.ckpt")
     if best.best_model_path:
         score = best.best_model_score.item()

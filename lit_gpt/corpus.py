@@ -49,7 +49,9 @@ class Corpus:
     info: CorpusInfo
 
 
-def load_corpus(path: str, tokenizer: str, compact: bool, encoding: str, cache: str) -> Corpus:
+def load_corpus(
+    path: str, tokenizer: str | Tokenizer, compact: bool, encoding: str, cache: str
+) -> Corpus:
     """The tokens of a text file, or of all files in a folder in the order of their names.
 
     Encodes once; later calls with the same text and options map the cached array.
@@ -59,11 +61,12 @@ def load_corpus(path: str, tokenizer: str, compact: bool, encoding: str, cache: 
     """
     files = find_files(path)
     fingerprint = hash_files(files)
-    options = json.dumps([CACHE_VERSION, fingerprint, tokenizer, compact, encoding])
+    label = tokenizer if isinstance(tokenizer, str) else tokenizer.to_dict()
+    options = json.dumps([CACHE_VERSION, fingerprint, label, compact, encoding])
     folder = Path(cache).expanduser() / hashlib.sha256(options.encode()).hexdigest()[:24]
     if corpus := _open(folder):
         return corpus
-    full = load_tokenizer(tokenizer)
+    full = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     reader = _Reader(files, encoding, fingerprint)
     work = None
     try:

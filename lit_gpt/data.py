@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.corpus import Corpus, load_corpus
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
@@ -145,7 +146,8 @@ class TextDataModule(pl.LightningDataModule):
 
     Args:
         path: a text file, or a folder of them.
-        tokenizer: any name of tiktoken's, or `bytes` for raw UTF-8 bytes.
+        tokenizer: any name of tiktoken's, `bytes` for raw UTF-8 bytes, or a .ckpt file, for the
+            tokenizer in it as it is.
         compact_vocab: whether tokens that the corpus never uses are left out of the vocabulary.
         encoding: of the files, by Python's name for it.
         train_fraction: share of the tokens, from the front, that trains; the rest validates.
@@ -189,7 +191,10 @@ class TextDataModule(pl.LightningDataModule):
     def corpus(self) -> Corpus:
         """The whole corpus; the first use encodes it, unless the cache has it."""
         h = self.hparams
-        corpus = load_corpus(h.path, h.tokenizer, h.compact_vocab, h.encoding, h.cache)
+        tokenizer, compact = h.tokenizer, h.compact_vocab
+        if tokenizer.endswith(".ckpt"):
+            tokenizer, compact = load_checkpoint(tokenizer)[1], False
+        corpus = load_corpus(h.path, tokenizer, compact, h.encoding, h.cache)
         cut = self._cut(corpus.tokens)
         sizes = {"training": cut, "validation": corpus.info.num_tokens - cut}
         for split, size in sizes.items():

@@ -16,9 +16,11 @@ from torch.nn import LinearCrossEntropyOptions
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, SumMetric
 
+from lit_gpt.checkpoint import load_weights
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import OptimizerKind, Schedule, build_optimizer, learning_rate_factor
+from lit_gpt.stability import Reading, StepWatch, check_weights
 
 SPLITS = ("train", "val")  # the order of TextDataModule's evaluation loaders
 MAX_LOGITS = 1 << 28  # 1 GiB of them as float32; below, whole logits are quicker
@@ -63,6 +65,10 @@ class LitGPT(pl.LightningModule):
         min_learning_rate: where linear and cosine end.
         seed: of dropout's masks, together with step and rank.
         compile: whether torch.compile makes the blocks' code; reduce-overhead: with CUDA graphs.
+        skip_bad_steps: how many updates, where loss or gradient is no finite number, are left out
+            before the run stops; 0: it stops at the first.
+        init_from: checkpoint whose weights a new run starts from, to be tuned on another text;
+            the fields of GPTConfig are then that checkpoint's.
         gpt: the fields of GPTConfig.
 
     Raises:
@@ -80,23 +86,13 @@ class LitGPT(pl.LightningModule):
         min_learning_rate: float = 0.0,
         seed: int = 1337,
         compile: bool | Literal["reduce-overhead", "max-autotune"] = False,
+        skip_bad_steps: int = 0,
+        init_from: str | None = None,
         **gpt: Any,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if not 0 < learning_rate < math.inf:
-            raise UserError(f"--model.learning_rate must be above 0, not {learning_rate}")
-        if not 0 <= weight_decay < math.inf:
-            raise UserError(f"--model.weight_decay must be 0 or more, not {weight_decay}")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise UserError(f"--model.betas must both be in [0, 1), not {list(betas)}")
-        if warmup_steps < 0:
-            raise UserError(f"--model.warmup_steps must be 0 or more, not {warmup_steps}")
-        if not 0 <= min_learning_rate <= learning_rate:
-            raise UserError(
-                f"--model.min_learning_rate must be between 0 and --model.learning_rate "
-                f"({learning_rate}), not {min_learning_rate}"
-            )
+        self._check()
         self.gpt = GPT(GPTConfig(**gpt))
         if compile:
             for block in self.gpt.blocks:  # the method leaves the names of the weights as they are
@@ -105,8 +101,30 @@ class LitGPT(pl.LightningModule):
         self.losses = torch.nn.ModuleList(metrics)
         self.val_tokens, self.val_bytes = SumMetric(), SumMetric()  # of the validation targets
         self.token_lengths: Tensor | None = None
+        self.watch = StepWatch(skip_bad_steps)
+        self.initialized = init_from is None
+
+    def _check(self) -> None:
+        h = self.hparams
+        if not 0 < h.learning_rate < math.inf:
+            raise UserError(f"--model.learning_rate must be above 0, not {h.learning_rate}")
+        if not 0 <= h.weight_decay < math.inf:
+            raise UserError(f"--model.weight_decay must be 0 or more, not {h.weight_decay}")
+        if not all(0 <= beta < 1 for beta in h.betas):
+            raise UserError(f"--model.betas must both be in [0, 1), not {list(h.betas)}")
+        for name in ("warmup_steps", "skip_bad_steps"):
+            if h[name] < 0:
+                raise UserError(f"--model.{name} must be 0 or more, not {h[name]}")
+        if not 0 <= h.min_learning_rate <= h.learning_rate:
+            raise UserError(
+                f"--model.min_learning_rate must be between 0 and --model.learning_rate "
+                f"({h.learning_rate}), not {h.min_learning_rate}"
+            )
 
     def setup(self, stage: str) -> None:
+        if not self.initialized and not self.trainer.ckpt_path:  # a continued run brings its own
+            load_weights(self.gpt, self.hparams.init_from)
+        self.initialized = True
         if data := getattr(self.trainer, "datamodule", None):
             self.token_lengths = torch.from_numpy(data.tokenizer.token_lengths())
 
@@ -127,19 +145,33 @@ class LitGPT(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss = next_token_loss(self.gpt, *batch)
-        self.train_loss = loss.detach()
+        parts = self.trainer.accumulate_grad_batches
+        before = self.train_loss if batch_idx % parts else 0.0
+        self.train_loss = before + loss.detach() / parts  # of the step: the mean of its batches
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        step = self.global_step + 1
+        step, rate = self.global_step + 1, optimizer.param_groups[0]["lr"]
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        reading = Reading(step, rate, self.train_loss, gradients, self.watched())
+        may_update = self.watch.may_update(reading)
         if self.is_logged(step):
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            curves = {
-                "train/loss": self.train_loss,
-                "gradient_norm": torch.nn.utils.get_total_norm(gradients),
-                "learning_rate": optimizer.param_groups[0]["lr"],
-            }
-            self.add_to_curves(curves, step)
+            curves = {"train/loss": reading.loss, "gradient_norm": reading.gradient_norm}
+            self.add_to_curves(curves | {"learning_rate": rate}, step)
+        if not may_update:
+            for weight in self.parameters():
+                weight.grad = None  # the optimizer passes over it, moments and decay included
+            self.add_to_curves({"skipped_steps": self.watch.skipped}, step)
+            self.print(f"No update at {reading} ({self.watch.skipped} of {self.watch.allowed})")
+
+    def watched(self) -> tuple[str, ...]:
+        """What must be finite at each step; all ranks must find the same."""
+        if self.trainer.precision == "16-mixed":  # its scaler deals with infinite gradients
+            return ("loss",)
+        if self.trainer.world_size > 1:  # each has a loss of its own; its NaN is in the norm
+            return ("gradient_norm",)
+        # The norm costs time. Without it a bad gradient shows in the next loss.
+        return ("loss", "gradient_norm") if self.watch.allowed else ("loss",)
 
     def is_logged(self, step: int) -> bool:
         every = self.trainer.log_every_n_steps
@@ -150,6 +182,9 @@ class LitGPT(pl.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, step)
             logger.save()
+
+    def on_validation_start(self) -> None:
+        self.watch.check()
 
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
@@ -212,9 +247,15 @@ class LitGPT(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what makes a checkpoint enough: the whole GPTConfig and, as text, the tokenizer."""
+        self.watch.check()
+        check_weights(list(self.parameters()), self.global_step)
+        checkpoint["skipped_steps"] = self.watch.skipped
         checkpoint["gpt"] = asdict(self.gpt.config)
         if data := getattr(self.trainer, "datamodule", None):
             checkpoint["tokenizer"] = data.tokenizer.to_dict()
             checkpoint["corpus"] = asdict(data.corpus.info)
         names = ("accumulate_grad_batches", "gradient_clip_val", "precision")
         checkpoint["trainer"] = {name: getattr(self.trainer, name) for name in names}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.watch.skipped = checkpoint.get("skipped_steps", 0)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
+from lit_gpt.checkpoint import UNFINISHED
 from lit_gpt.errors import UserError
 
 
@@ -45,6 +49,37 @@ def claim_run(root: Path) -> str:
                 f"cannot make a folder for the run in {root}: {error.strerror}; name another with "
                 "--trainer.default_root_dir"
             ) from error
+
+
+@contextmanager
+def keep_others_out(folder: Path) -> Iterator[None]:
+    """Holds the run's folder for this process, and clears what a killed one left half-written.
+
+    The lock goes with the process, however it ends. Where a file system has no locks, none is held.
+
+    Raises:
+        UserError: another process trains in it.
+    """
+    if rank_zero_only.rank != 0:
+        yield
+        return
+    lock = FileLock(folder / "lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(
+            f"another process is training in {folder}: wait for its end, or start a new run "
+            "without --ckpt_path"
+        ) from error
+    except (OSError, NotImplementedError):
+        pass
+    for path in folder.glob(f"checkpoints/.*{UNFINISHED}"):
+        path.unlink()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def run_of_last(ckpt_path: str | None, root: str) -> str | None:

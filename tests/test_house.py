@@ -18,23 +18,31 @@ MODULES = {path.stem: path for path in FILES if path.stem != "__init__"}
 MAY_IMPORT = {
     "errors": set(),
     "optim": set(),
-    "runs": {"errors"},
+    "stability": {"errors"},
     "tokenizer": {"errors"},
     "corpus": {"errors", "tokenizer"},
     "model": {"errors"},
     "sampling": {"errors", "tokenizer", "model"},
-    "data": {"errors", "tokenizer", "corpus"},
-    "module": {"errors", "optim", "model"},
     "checkpoint": {"errors", "tokenizer", "model"},
+    "runs": {"errors", "checkpoint"},
+    "data": {"errors", "tokenizer", "corpus", "checkpoint"},
+    "module": {"errors", "optim", "stability", "model", "checkpoint"},
+    "saving": {"errors", "checkpoint", "module"},
+    "resuming": {"errors", "model", "checkpoint", "data", "module"},
     "writing": {"errors", "sampling", "checkpoint"},
-    "callbacks": {"data", "sampling", "checkpoint"},
-    "console": {"data", "module", "callbacks"},
-    "cli": {"errors", "runs", "model", "data", "module", "checkpoint", "callbacks", "console"},
+    "callbacks": {"data", "sampling"},
+    "console": {"data", "module", "saving", "callbacks"},
+    "cli": {
+        *("errors", "runs", "data", "module", "checkpoint"),
+        *("saving", "resuming", "callbacks", "console"),
+    },
     "benchmark": {"errors"},
     "benchmark_model": {"errors", "model", "optim", "sampling", "module", "benchmark"},
     "benchmark_training": {"optim", "module", "cli", "benchmark"},
 }
-WITH_LIGHTNING = {"runs", "data", "module", "callbacks", "console", "cli", "benchmark_training"}
+WITH_LIGHTNING = {
+    *("runs", "data", "module", "saving", "callbacks", "console", "cli", "benchmark_training"),
+}
 
 
 def tree_of(path: Path) -> ast.Module:

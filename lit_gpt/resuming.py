@@ -1,0 +1,90 @@
+"""Owns what goes with what: which checkpoint a run continues, or takes its first weights from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.checkpoint import TO_CONTINUE, TO_WRITE, build_model, read_checkpoint
+from lit_gpt.data import TextDataModule
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPTConfig
+from lit_gpt.module import LitGPT
+
+LARGE = {"state_dict", "optimizer_states"}  # not held in memory after the checks
+
+
+def open_checkpoint(path: str) -> dict[str, Any]:
+    """All but the tensors of a checkpoint that can be continued; its parts fit together."""
+    content = read_checkpoint(path, TO_WRITE | TO_CONTINUE)
+    build_model(content, path)
+    return {name: part for name, part in content.items() if name not in LARGE}
+
+
+def check_fit(
+    path: str, checkpoint: dict[str, Any], max_steps: int, model: LitGPT, data: TextDataModule
+) -> None:
+    """Refuses to continue a checkpoint of another model, optimizer, tokenizer, text or split."""
+    if 0 <= max_steps <= checkpoint["global_step"]:
+        raise UserError(
+            f"{path} is at step {checkpoint['global_step']} already: give a larger "
+            f"--trainer.max_steps than {max_steps}"
+        )
+    differ = []
+    for field in fields(GPTConfig):
+        saved, given = checkpoint["gpt"].get(field.name), getattr(model.gpt.config, field.name)
+        if saved != given and field.name not in ("dropout", "style"):
+            differ.append(f"{field.name} is {saved} there and {given} here")
+    optimizer = ("optimizer", "learning_rate", "weight_decay", "betas")
+    text = ("train_fraction", "encoding")
+    same_tokens = checkpoint["tokenizer"] == data.tokenizer.to_dict()
+    if not same_tokens:
+        text = ("tokenizer", "compact_vocab", *text)
+    for names, saved, given in (
+        (optimizer, checkpoint["hyper_parameters"], model.hparams),
+        (text, checkpoint.get("datamodule_hyper_parameters", {}), data.hparams),
+    ):
+        for name in names:
+            if saved.get(name) != given[name]:
+                differ.append(f"{name} is {saved.get(name)} there and {given[name]} here")
+    if checkpoint["corpus"].get("fingerprint") != data.corpus.info.fingerprint:
+        differ.append(f"the text of {data.hparams.path} is not the one it was trained on")
+    elif not same_tokens and not differ:
+        differ.append("the tokenizer's vocabulary is another")
+    if differ:
+        config = Path(path).parent.parent / "config.yaml"
+        hint = f"--config {config}" if config.is_file() else "the options of that run"
+        raise UserError(
+            f"{path} does not fit the options given: {'; '.join(differ)}. Continue it with {hint}, "
+            f"or start a new run from its weights with --model.init_from={path}"
+        )
+
+
+def adopt_model(config: Any, defaults: Any, path: str) -> None:
+    """Makes the model of `config` that of a checkpoint, and its text's tokenizer too.
+
+    Args:
+        config: options of the training command, changed in place.
+        defaults: the same, as nobody changed them.
+        path: the checkpoint that brings weights and tokenizer.
+
+    Raises:
+        UserError: an option that was given, and says otherwise than the checkpoint.
+    """
+    content = read_checkpoint(path)
+    gpt = asdict(build_model(content, path)[0].config)
+    free = {"vocab_size", "dropout"}  # comes with the tokenizer; may change at any time
+    if gpt["position"] != "learned":  # a table, as long as the context
+        free.add("context_length")
+    wanted = {("model", name): value for name, value in gpt.items()} | {("data", "tokenizer"): path}
+    wanted["data", "context_length"] = wanted.pop(("model", "context_length"))
+    for (group, name), value in wanted.items():
+        if (given := config[group].get(name)) == defaults[group].get(name) and name != "dropout":
+            config[group][name] = value
+        elif given != value and name not in free:
+            raise UserError(
+                f"--{group}.{name} {given} does not go with the weights of {path}, where it is "
+                f"{value}: leave it out, or --model.init_from"
+            )
+    config["model"]["context_length"] = config["data"]["context_length"]

@@ -1,0 +1,108 @@
+"""Owns which checkpoints a run keeps, how they are written, and whether there is room for them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from lit_gpt.checkpoint import read_checkpoint, save_atomically
+from lit_gpt.errors import UserError
+from lit_gpt.module import LitGPT
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """checkpoints/best.ckpt: the lowest validation loss."""
+
+    def __init__(self) -> None:
+        super().__init__(monitor="val/loss", filename="best", enable_version_counter=False)
+
+
+class StepCheckpoints(ModelCheckpoint):
+    """checkpoints/step_N.ckpt: every so many steps, the newest of them kept.
+
+    Args:
+        every_n_steps: 0: none.
+        keep: how many; -1: all.
+    """
+
+    def __init__(self, every_n_steps: int = 0, keep: int = 3) -> None:
+        if every_n_steps < 0:
+            raise UserError(f"--checkpoints.every_n_steps must be 0 or more, not {every_n_steps}")
+        if keep < 1 and keep != -1:
+            raise UserError(f"--checkpoints.keep must be at least 1, or -1 for all, not {keep}")
+        self.every_n_steps, self.keep = every_n_steps, keep
+        super().__init__(
+            filename="step_{step}",
+            auto_insert_metric_name=False,
+            monitor="step",
+            mode="max",
+            save_top_k=keep,
+            every_n_train_steps=every_n_steps,
+            enable_version_counter=False,
+        )
+
+    def _monitor_candidates(self, trainer: pl.Trainer) -> dict[str, Tensor]:
+        return {"step": torch.tensor(trainer.global_step)}  # Lightning's is of the last evaluation
+
+    def most_files(self, max_steps: int) -> int:
+        """How many there will be at the most."""
+        if not self.every_n_steps:
+            return 0
+        made = max_steps // self.every_n_steps if max_steps > 0 else self.keep
+        return max(1, made if self.keep < 0 else min(made, self.keep))
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """checkpoints/last.ckpt: after each evaluation and at the end, wherever that is."""
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", enable_version_counter=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class CheckpointIO(TorchCheckpointIO):
+    """Whole files, checked files: Lightning's own can leave half a file under the final name."""
+
+    def save_checkpoint(self, checkpoint: dict, path: Any, storage_options: Any = None) -> None:
+        save_atomically(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+
+def checkpoint_bytes(model: LitGPT) -> int:
+    """About how large a checkpoint is: the weights and the optimizer's moments of each."""
+    weights = {id(p): p.nbytes for p in model.parameters()}
+    moments = 2 * sum(weights.values())  # AdamW's two
+    if model.hparams.optimizer == "muon":  # one for the blocks' matrices
+        moments -= sum(p.nbytes for p in model.gpt.blocks.parameters() if p.ndim > 1)
+    return sum(weights.values()) + moments
+
+
+def check_space(folder: Path, model: LitGPT, data: pl.LightningDataModule, num_files: int) -> None:
+    """That the disk has room for the checkpoints still to come, and one more while it is written.
+
+    Raises:
+        UserError: it has not.
+    """
+    size = checkpoint_bytes(model) + len(data.tokenizer.to_dict()["vocabulary"])
+    there = [path.stat().st_size for path in folder.glob("*.ckpt")]
+    needed = (num_files + 1) * size - sum(there)
+    parent = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise UserError(
+            f"{folder} has {free / 1e6:,.0f} MB free, and this run's {num_files} checkpoints of "
+            f"{size / 1e6:,.0f} MB each need {needed / 1e6:,.0f} MB: make room, keep fewer "
+            "(--checkpoints.keep) or name another folder with --trainer.default_root_dir"
+        )
