@@ -48,6 +48,10 @@ class StepCheckpoints(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    @property
+    def state_key(self) -> str:
+        return "StepCheckpoints"  # whatever the numbers: a continued run may have others
+
     def _monitor_candidates(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         return {"step": torch.tensor(trainer.global_step)}  # Lightning's is of the last evaluation
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import ROOT
 
+from lit_gpt import errors
 from lit_gpt.cli import default_precision
 from lit_gpt.runs import claim_run
 
@@ -274,6 +275,10 @@ MISTAKES = {
     "weight decay": ({"model.weight_decay": -1}, "--model.weight_decay must be 0 or more"),
     "betas": ({"model.betas": "[0.9, 1.0]"}, "--model.betas must both be in [0, 1)"),
     "warm-up": ({"model.warmup_steps": -1}, "--model.warmup_steps must be 0 or more"),
+    "skipped steps": ({"model.skip_bad_steps": -1}, "--model.skip_bad_steps must be 0 or more"),
+    "every steps": ({"checkpoints.every_n_steps": -1}, "--checkpoints.every_n_steps must be 0 or"),
+    "keep": ({"checkpoints.keep": 0}, "--checkpoints.keep must be at least 1, or -1 for all"),
+    "memory": ({"model.d_model": 2_000_000}, "out of memory (asked for"),
     "minimum": ({"model.min_learning_rate": 1}, "--model.min_learning_rate must be between"),
     "batch size": ({"data.batch_size": 0}, "--data.batch_size must be at least 1, not 0"),
     "context": ({"data.context_length": -1}, "--data.context_length must be at least 1, not -1"),
@@ -300,11 +305,49 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_status_2(train, options, message, tmp_path):
     result = train(**options)
     assert result.status == 2
-    errors = result.err.splitlines()
-    assert len(errors) == 1, result.err
-    assert errors[0].startswith("error: ")
-    assert message in errors[0]
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_one_line(train):
+    result = train(**{"data.batch_size": 10**10})
+    assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
+    assert re.search(r"out of memory \(asked for [\d.]+ GiB\): lower --data.batch_size", result.err)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"),
+            "out of memory (asked for 20.00 GiB): lower --data.batch_size",
+        ),
+        (
+            RuntimeError("MPS backend out of memory. Tried to allocate 512.00 MB on private pool"),
+            "out of memory (asked for 512.00 MB)",
+        ),
+        (MemoryError(), "out of memory: lower"),
+        (OSError(28, "No space left on device", "x.txt"), "no space left on the disk for x.txt"),
+    ],
+)
+def test_shortages_are_one_line(error, message, capsys):
+    def main() -> None:
+        raise error
+
+    assert errors.run(main) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+def test_other_errors_keep_their_traceback():
+    def main() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        errors.run(main)
 
 
 def test_an_optional_package_that_is_missing_is_named(train, monkeypatch):
@@ -347,12 +390,6 @@ def test_other_options_on_resume_are_said(train):
         assert change in line
     assert "Continued with" not in train("--ckpt_path=last", **options | {"trainer.max_steps": 9},
                                          **{"model.dropout": 0.5}).out  # fmt: skip
-
-
-def test_a_loss_that_is_no_number_ends_the_run_in_one_line(train):
-    result = train(**{"model.learning_rate": 1e30, "trainer.max_steps": 40})
-    assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
-    assert "the loss is not a number any more at step" in result.err
 
 
 def test_a_checkpoint_of_weights_alone_cannot_be_continued(train, tmp_path):
