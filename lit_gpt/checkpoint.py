@@ -99,16 +99,13 @@ def read_checkpoint(path: str | Path, needed: set[str] = TO_WRITE) -> dict[str, 
 
 
 def _check_archive(path: Path) -> None:
-    """Parts that are stored as they are, no larger together than the file, as their CRCs say.
+    """Its parts are together no larger than the file, and what their CRCs say.
 
     torch.load would unpack a zip bomb, and reads flipped bits as weights.
     """
     with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-            raise ValueError("compressed")
-        if sum(part.file_size for part in parts) > path.stat().st_size:
-            raise ValueError("parts that overlap")
+        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+            raise ValueError("parts that are compressed or overlap")
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} is damaged")
 
@@ -154,7 +151,7 @@ def build_model(content: dict[str, Any], path: str | Path) -> tuple[GPT, Tokeniz
         model = GPT(config)
         model.load_state_dict(weights)
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
         raise UserError(f"the parts of {path} do not fit together: {reason}") from error
     return model.eval(), tokenizer
 
