@@ -170,6 +170,7 @@ class TrainingCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         if self.checkpoint:
+            self.model.initialized = True
             check_fit(
                 self.config.ckpt_path,
                 self.checkpoint,
@@ -177,6 +178,18 @@ class TrainingCLI(LightningCLI):
                 self.model,
                 self.datamodule,
             )
+
+    def fit(self) -> None:
+        path, data = self.config.ckpt_path, self.datamodule
+        try:
+            self.trainer.fit(self.model, datamodule=data, ckpt_path=path, weights_only=True)
+        except Exception as error:
+            done = self.trainer.global_step - (self.checkpoint or {}).get("global_step", 0)
+            if not self.checkpoint or done > 1 or isinstance(error, UserError):
+                raise
+            raise UserError(  # in what Lightning restores, which the first step uses
+                f"{path} can't be continued, its parts don't fit: {type(error).__name__}: {error}"
+            ) from error
 
     def check_space(self, folder: Path) -> None:
         by_steps = self.config_init.checkpoints.most_files(self.trainer.max_steps)
@@ -192,8 +205,7 @@ class TrainingCLI(LightningCLI):
         with keep_others_out(folder), self.stop:
             if not self.checkpoint and trainer.limit_val_batches != 0:
                 trainer.validate(model, datamodule=data, verbose=False)
-            path = self.config.ckpt_path
-            trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+            self.fit()
         console.print_end(trainer, data, self.checkpoint)
         return 128 + self.stop.signal if self.stop.signal else 0
 

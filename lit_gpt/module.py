@@ -102,7 +102,7 @@ class LitGPT(pl.LightningModule):
         self.val_tokens, self.val_bytes = SumMetric(), SumMetric()  # of the validation targets
         self.token_lengths: Tensor | None = None
         self.watch = StepWatch(skip_bad_steps)
-        self.initialized = init_from is None
+        self.initialized = init_from is None  # a continued run, too, brings its weights
 
     def _check(self) -> None:
         h = self.hparams
@@ -122,7 +122,7 @@ class LitGPT(pl.LightningModule):
             )
 
     def setup(self, stage: str) -> None:
-        if not self.initialized and not self.trainer.ckpt_path:  # a continued run brings its own
+        if not self.initialized:
             load_weights(self.gpt, self.hparams.init_from)
         self.initialized = True
         if data := getattr(self.trainer, "datamodule", None):

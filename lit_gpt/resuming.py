@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lit_gpt.checkpoint import TO_CONTINUE, TO_WRITE, build_model, read_checkpoint
 from lit_gpt.data import TextDataModule
@@ -12,14 +15,38 @@ from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
 
+KINDS = {"global_step": int} | dict.fromkeys(
+    ("corpus", "hyper_parameters", "datamodule_hyper_parameters", "loops", "callbacks"), dict
+)
 LARGE = {"state_dict", "optimizer_states"}  # not held in memory after the checks
 
 
 def open_checkpoint(path: str) -> dict[str, Any]:
     """All but the tensors of a checkpoint that can be continued; its parts fit together."""
     content = read_checkpoint(path, TO_WRITE | TO_CONTINUE)
-    build_model(content, path)
+    model, _ = build_model(content, path)
+    for name, kind in KINDS.items():
+        if not isinstance(content[name], kind):
+            raise UserError(f"{path} is damaged or made by something else: its {name} is no {kind}")
+    try:
+        (optimizer,) = content["optimizer_states"]
+        moments = Counter(shape_of(state) for state in optimizer["state"].values())
+        fits = moments == Counter(p.shape for p in model.parameters())
+        fits = fits or content["global_step"] == content["skipped_steps"]  # it has none yet
+    except (TypeError, ValueError, LookupError, AttributeError):
+        fits = False
+    if not fits:
+        raise UserError(
+            f"{path} has no optimizer state that fits its weights, so it can't be continued: start "
+            f"a new run from them with --model.init_from={path}"
+        )
     return {name: part for name, part in content.items() if name not in LARGE}
+
+
+def shape_of(state: dict[str, Any]) -> torch.Size:
+    """That of a weight's moments, which are all alike."""
+    (shape,) = {moment.shape for moment in state.values() if moment.ndim > 0}
+    return shape
 
 
 def check_fit(
@@ -82,7 +109,7 @@ def adopt_model(config: Any, defaults: Any, path: str) -> None:
     for (group, name), value in wanted.items():
         if (given := config[group].get(name)) == defaults[group].get(name) and name != "dropout":
             config[group][name] = value
-        elif given != value and name not in free:
+        elif given not in (value, config["model"]["init_from"]) and name not in free:
             raise UserError(
                 f"--{group}.{name} {given} does not go with the weights of {path}, where it is "
                 f"{value}: leave it out, or --model.init_from"
