@@ -18,6 +18,7 @@ MODULES = {path.stem: path for path in FILES if path.stem != "__init__"}
 MAY_IMPORT = {
     "errors": set(),
     "optim": set(),
+    "scrutiny": set(),
     "runs": {"errors"},
     "tokenizer": {"errors"},
     "corpus": {"errors", "tokenizer"},
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "tokenizer", "model"},
     "writing": {"errors", "sampling", "checkpoint"},
     "callbacks": {"data", "sampling", "checkpoint"},
-    "console": {"data", "module", "callbacks"},
+    "console": {"scrutiny", "data", "module", "callbacks"},
     "cli": {"errors", "runs", "model", "data", "module", "checkpoint", "callbacks", "console"},
     "benchmark": {"errors"},
     "benchmark_model": {"errors", "model", "optim", "sampling", "module", "benchmark"},
