@@ -153,15 +153,18 @@ class Samples(Callback):
     def __init__(self, prompts: list[str] | None = None, num_tokens: int = 32) -> None:
         self.prompts, self.num_tokens = prompts, num_tokens
         self.texts: list[str] = []  # of the newest evaluation
+        self.written: list[list[int]] = []  # their ids after the prompts
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.num_tokens > 0 and trainer.is_global_zero and trainer.datamodule is not None:
             with torch.compiler.set_stance("force_eager"):  # each length would be compiled
-                self.texts = self.write(pl_module.gpt, trainer.datamodule)
+                self.texts, self.written = self.write(pl_module.gpt, trainer.datamodule)
             for logger in trainer.loggers:
                 log_samples(logger, self.texts, trainer.global_step)
 
-    def write(self, model: torch.nn.Module, data: TextDataModule) -> list[str]:
+    def write(
+        self, model: torch.nn.Module, data: TextDataModule
+    ) -> tuple[list[str], list[list[int]]]:
         tokenizer = data.tokenizer
         prompts = line_starts(data)
         if self.prompts:
@@ -169,15 +172,15 @@ class Samples(Callback):
         groups = defaultdict(list)  # prompts of one length are written together
         for i, prompt in enumerate(prompts):
             groups[len(prompt)].append(i)
-        texts = [""] * len(prompts)
+        written: list[list[int]] = [[] for _ in prompts]
         for members in groups.values():
             ids = torch.from_numpy(np.array([prompts[i] for i in members]).astype(np.int64))
             on_device = ids.to(model.embedding.weight.device)
             new = list(generate(model, on_device, self.num_tokens, tokenizer=tokenizer))
-            rows = torch.cat([ids, torch.stack(new, dim=1).cpu()], dim=1).tolist()
-            for i, row in zip(members, rows, strict=True):
-                texts[i] = "".join(stream_text(tokenizer, row))
-        return texts
+            for i, row in zip(members, torch.stack(new, dim=1).tolist(), strict=True):
+                written[i] = row
+        rows = ([*prompt, *new] for prompt, new in zip(prompts, written, strict=True))
+        return ["".join(stream_text(tokenizer, row)) for row in rows], written
 
 
 def line_starts(data: TextDataModule, count: int = 3, length: int = 4) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_gpt import callbacks, saving
 from lit_gpt.data import TextDataModule
 from lit_gpt.module import LitGPT
+from lit_gpt.scrutiny import SharedLines, copied_tokens, frequency_baselines, shared_lines
+
+MIN_COPY = 20  # tokens in a row that stand in the training text, before they are called copied
 
 
 @rank_zero_only
@@ -27,6 +31,7 @@ def print_start(
         print(f"Byte-order marks left out: {info.removed_boms:,}")
     print(f"Total: {info.num_tokens:,} tokens")
     print(f"Training: {len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}")
+    print_shared_lines(data)
     kind = f"{data.hparams.tokenizer}{', compact' if data.hparams.compact_vocab else ''}"
     print(f"Vocabulary: {tokenizer.vocab_size:,} tokens ({kind})")
     print(f"Bytes per token: {info.num_bytes / info.num_tokens:.2f}")
@@ -39,6 +44,20 @@ def print_start(
     if changes := changed_options(trainer, model, data, checkpoint or {}):
         print(f"Continued with other options, so not the same run: {', '.join(changes)}")
     print(f"Parameters: {outer + rest:,} (embedding and output {outer:,}, the rest {rest:,})")
+
+
+def print_shared_lines(data: TextDataModule) -> None:
+    """How far the validation text is no test, since the model was trained on it."""
+    train, val, tokens = data.train_tokens, data.val_tokens, data.tokenizer.tokens
+    name = f"shared-lines-{len(train)}"
+    lines = data.corpus.remember(name, lambda: astuple(shared_lines(train, val, tokens)))
+    lines = SharedLines(*lines)
+    if lines.num_lines:  # none: the text has no line ends
+        print(
+            f"Lines of the validation text that also stand in the training text: "
+            f"{lines.num_shared:,} of {lines.num_lines:,} "
+            f"({lines.num_shared / lines.num_lines:.1%}, {lines.share_of_bytes:.1%} of the bytes)"
+        )
 
 
 def changed_options(
@@ -62,15 +81,18 @@ def changed_options(
 @rank_zero_only
 def print_end(trainer: pl.Trainer, data: TextDataModule, checkpoint: dict[str, Any] | None) -> None:
     by_type = {type(callback): callback for callback in trainer.callbacks}
-    for text in by_type[callbacks.Samples].texts:
+    samples = by_type[callbacks.Samples]
+    for text in samples.texts:
         print("Sample: " + " / ".join(text.splitlines()))
     if number := by_type[callbacks.GracefulStop].signal:
         print(f"Stopped by {signal.Signals(number).name} after step {trainer.global_step}")
     if result := by_type[callbacks.FinalEvaluation].result:
+        print_copies(samples.written, data)
         print(
             f"Final validation loss: {result.loss:.4f} nats a token over all {result.num_tokens:,} "
             f"tokens, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
         )
+        print_baselines(data)
     if skipped := trainer.lightning_module.watch.skipped:
         print(f"Updates left out: {skipped} (loss or gradient was no finite number)")
     if checkpoint and trainer.global_step == checkpoint["global_step"]:
@@ -84,6 +106,26 @@ def print_end(trainer: pl.Trainer, data: TextDataModule, checkpoint: dict[str, A
         print(f"Best checkpoint: {shorten(best.best_model_path)} (evaluated at {score:.3f})")
     print(f"Last checkpoint: {newest} (step {trainer.global_step})")
     print_commands(trainer, data, shorten(best.best_model_path or newest), newest)
+
+
+def print_copies(written: list[list[int]], data: TextDataModule) -> None:
+    if (total := sum(map(len, written))) and max(map(len, written)) >= MIN_COPY:
+        copied = copied_tokens(written, data.train_tokens, MIN_COPY)
+        print(
+            f"Copied word for word from the training text ({MIN_COPY} tokens or more in a row): "
+            f"{copied:,} of {total:,} tokens written ({copied / total:.1%})"
+        )
+
+
+def print_baselines(data: TextDataModule) -> None:
+    train, val, lengths = data.train_tokens, data.val_tokens, data.tokenizer.token_lengths()
+    unigram, bigram = data.corpus.remember(
+        f"baselines-{len(train)}", lambda: frequency_baselines(train, val, lengths)
+    )
+    print(
+        f"For comparison, bits per byte from frequencies alone: unigram {unigram:.4f}, "
+        f"bigram {bigram:.4f}"
+    )
 
 
 def print_commands(trainer: pl.Trainer, data: TextDataModule, model: str, newest: str) -> None:

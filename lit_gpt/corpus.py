@@ -12,10 +12,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +49,19 @@ class Corpus:
     tokens: np.ndarray  # (num_tokens,) uint16 or uint32, memory-mapped
     tokenizer: Tokenizer
     info: CorpusInfo
+    folder: Path  # of the cache
+
+    def remember(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` gives, as plain JSON; kept beside the tokens, so computed but once."""
+        path = self.folder / f"{name}.json"
+        with suppress(OSError, ValueError):
+            return json.loads(path.read_text(encoding="utf-8"))
+        value = compute()
+        with suppress(OSError):  # where it can't be kept, it is computed again next time
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            unfinished.write_text(json.dumps(value), encoding="utf-8")
+            unfinished.replace(path)
+        return value
 
 
 def load_corpus(
@@ -251,4 +266,4 @@ def _open(folder: Path) -> Corpus | None:
         tokens = np.asarray(np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r"))
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return Corpus(tokens, tokenizer, info) if len(tokens) == info.num_tokens else None
+    return Corpus(tokens, tokenizer, info, folder) if len(tokens) == info.num_tokens else None

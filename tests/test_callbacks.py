@@ -151,4 +151,5 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(text_file, tmp_path,
     assert step >= 40
     assert f"Stopped by {signal.Signals(number).name} after step {step}\n" in out
     assert any(line.startswith("Continue:") for line in out)
-    assert not any(line.startswith("Final validation loss") for line in out)
+    for start in ("Final validation loss", "For comparison", "Copied word for word"):
+        assert not any(line.startswith(start) for line in out)

@@ -14,6 +14,7 @@ from conftest import ROOT
 from lit_gpt import errors
 from lit_gpt.cli import default_precision
 from lit_gpt.runs import claim_run
+from lit_gpt.scrutiny import frequency_baselines
 
 DEFAULTS = {  # the table of the README
     "model.d_model": 80,
@@ -142,12 +143,13 @@ def test_what_a_run_prints(train, text_file):
     train_tokens = int(num_tokens * 0.9)
     rest = f"validation: {num_tokens - train_tokens:,}"
     assert lines[2] == f"Training: {train_tokens:,} tokens, {rest}"
-    assert lines[3] == f"Vocabulary: {data.vocab_size:,} tokens (cl100k_base, compact)"
-    assert lines[4] == f"Bytes per token: {len(text.encode()) / num_tokens:.2f}"
-    assert lines[5] == "Device: cpu, precision 32-true"
+    assert lines[3].startswith("Lines of the validation text that also stand in the training text")
+    assert lines[4] == f"Vocabulary: {data.vocab_size:,} tokens (cl100k_base, compact)"
+    assert lines[5] == f"Bytes per token: {len(text.encode()) / num_tokens:.2f}"
+    assert lines[6] == "Device: cpu, precision 32-true"
     total = sum(p.numel() for p in result.cli.model.gpt.parameters())
     outer = 2 * data.vocab_size * 16
-    assert lines[6] == (
+    assert lines[7] == (
         f"Parameters: {total:,} (embedding and output {outer:,}, the rest {total - outer:,})"
     )
     number = r"\d+\.\d{3}"
@@ -178,6 +180,56 @@ def test_final_loss_is_that_of_every_validation_token(train):
     found = [float(x.replace(",", "")) for x in re.findall(r"[\d,]*\.\d+", final)]
     bits_per_byte = nats / math.log(2) / num_bytes
     assert found == pytest.approx([loss, math.exp(loss), bits_per_byte], abs=6e-3)
+
+
+def line_of(result, start: str) -> str:
+    (line,) = (line for line in result.out.splitlines() if line.startswith(start))
+    return line
+
+
+def test_lines_in_both_splits_are_told(train, tmp_path, monkeypatch):
+    text = tmp_path / "lines.txt"
+    text.write_text("".join(f"line {n % 95}\n" for n in range(100)), encoding="utf-8")
+    options = {"data.path": text, "data.tokenizer": "bytes", "data.context_length": 8}
+    options |= {"trainer.max_steps": 1}
+    start = "Lines of the validation text that also stand in the training text: "
+    half = train(**options, **{"data.train_fraction": 0.5})  # cut in line 50 of 0 to 94
+    assert line_of(half, start) == f"{start}5 of 49 (10.2%, 8.9% of the bytes)"
+    result = train(**options)  # cut in line 89
+    assert line_of(result, start) == f"{start}5 of 10 (50.0%, 46.2% of the bytes)"
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_gpt.console.shared_lines", None)  # not called: the cache knows
+        assert line_of(train(**options), start) == line_of(result, start)
+    text.write_text("the same line again and again " * 30, encoding="utf-8")
+    assert start not in train(**options).out
+
+
+def test_baselines_stand_beside_the_final_loss(train):
+    result = train()
+    data, lines = result.cli.datamodule, result.out.splitlines()
+    unigram, bigram = frequency_baselines(
+        data.train_tokens, data.val_tokens, data.tokenizer.token_lengths()
+    )
+    assert 1 < bigram < unigram < 3  # words drawn from 15, 8 a line
+    final = next(i for i, line in enumerate(lines) if line.startswith("Final validation loss"))
+    assert lines[final + 1] == (
+        f"For comparison, bits per byte from frequencies alone: unigram {unigram:.4f}, "
+        f"bigram {bigram:.4f}"
+    )
+
+
+def test_copies_of_the_training_text_are_told(train, tmp_path):
+    """A model that knows a text of one sentence by heart, and one that knows nothing."""
+    text = tmp_path / "same.txt"
+    text.write_text("abcdefghij" * 100, encoding="utf-8")
+    options = {"data.path": text, "data.tokenizer": "bytes", "model.learning_rate": 1e-2}
+    options |= {"model.dropout": 0.0, "trainer.max_steps": 100, "trainer.val_check_interval": 100}
+    options |= {"samples.prompts": '["cdefgh", "fghijab"]', "data.batch_size": 8}
+    start = "Copied word for word from the training text (20 tokens or more in a row): "
+    assert line_of(train(**options), start) == f"{start}64 of 64 tokens written (100.0%)"
+    options["trainer.max_steps"] = 1
+    assert line_of(train(**options), start) == f"{start}0 of 64 tokens written (0.0%)"
+    assert start not in train(**options, **{"samples.num_tokens": 19}).out  # too short to tell
 
 
 def test_the_step_after_the_last_interval_is_evaluated_once(train):

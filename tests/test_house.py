@@ -18,6 +18,7 @@ MODULES = {path.stem: path for path in FILES if path.stem != "__init__"}
 MAY_IMPORT = {
     "errors": set(),
     "optim": set(),
+    "scrutiny": set(),
     "stability": {"errors"},
     "tokenizer": {"errors"},
     "corpus": {"errors", "tokenizer"},
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "resuming": {"errors", "model", "checkpoint", "data", "module"},
     "writing": {"errors", "sampling", "checkpoint"},
     "callbacks": {"data", "sampling"},
-    "console": {"data", "module", "saving", "callbacks"},
+    "console": {"scrutiny", "data", "module", "saving", "callbacks"},
     "cli": {
         *("errors", "runs", "data", "module", "checkpoint"),
         *("saving", "resuming", "callbacks", "console"),
