@@ -1,11 +1,10 @@
-"""Owns what happens around the steps: console, samples, overfit notice, stopping."""
+"""Owns what happens around the steps: console, samples, overfit notice, the last evaluation."""
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import defaultdict
-from itertools import takewhile
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lit_gpt.data import TextDataModule
 from lit_gpt.sampling import generate, stream_text
+from lit_gpt.stopping import GracefulStop, agreed
 
 
 class Throughput(Callback):
@@ -205,45 +205,6 @@ def log_samples(logger: Any, texts: list[str], step: int) -> None:
         logger.log_text("samples", columns=["text"], data=[[text] for text in texts], step=step)
 
 
-class GracefulStop(Callback):
-    """The first Ctrl-C or SIGTERM ends the run after the step in hand; a second one at once.
-
-    Also ends it after max_steps, so that the last step is evaluated, on the interval or not.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self.old_handlers: dict[int, Any] = {}
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.signal is not None:
-            raise SystemExit(128 + number)
-        self.signal = number
-
-    def __enter__(self) -> GracefulStop:
-        """Listens from here on, also while the model is evaluated before and after training."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.old_handlers[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        for number, handler in self.old_handlers.items():
-            signal.signal(number, handler)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):  # Lightning has put its own for SIGTERM
-            signal.signal(number, self._handle)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
-    ) -> None:
-        if (i + 1) % trainer.accumulate_grad_batches:
-            return  # the step is not done: what it has added up would be lost
-        stop = trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
-        if stop or trainer.global_step >= trainer.max_steps > 0:
-            trainer.should_stop = True
-
-
 class FinalEvaluation(Checkpoint):
     """The loss over the whole validation split, once, at the end of a run that wasn't stopped.
 
@@ -254,7 +215,14 @@ class FinalEvaluation(Checkpoint):
         self.stop, self.result = stop, None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.datamodule is not None and self.stop.signal is None:
+        if trainer.datamodule is not None and not self.stop.reason:
             batches = trainer.datamodule.whole_val_split()
-            result = pl_module.full_loss(takewhile(lambda _: self.stop.signal is None, batches))
-            self.result = result if self.stop.signal is None else None
+            result = pl_module.full_loss(self.until_stopped(batches))
+            self.stop.reason = agreed(trainer, self.stop.signal)
+            self.result = None if self.stop.reason else result
+
+    def until_stopped(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            yield batch  # at least one: a mean of none is no number
+            if self.stop.signal:
+                return

@@ -30,6 +30,11 @@ TO_CONTINUE = {
 }
 
 
+def unfinished(path: str | Path) -> Path:
+    """What is written before it becomes `path`."""
+    return Path(path).with_name(f".{Path(path).name}{UNFINISHED}")
+
+
 def save_atomically(content: dict[str, Any], path: str | Path) -> None:
     """Writes a temporary file beside `path`, flushes it to disk and renames it.
 
@@ -40,7 +45,7 @@ def save_atomically(content: dict[str, Any], path: str | Path) -> None:
         UserError: the disk is full or can't be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}{UNFINISHED}")
+    temporary = unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

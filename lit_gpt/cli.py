@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_gpt import callbacks, console, saving
+from lit_gpt import callbacks, cluster, console, saving
 from lit_gpt.checkpoint import newest_checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.resuming import adopt_model, check_fit, open_checkpoint
 from lit_gpt.runs import RunLogger, claim_run, keep_others_out, run_of_last
+from lit_gpt.stopping import GracefulStop
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_steps": 500,
@@ -57,7 +59,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         self.checkpoint: dict[str, Any] | None = None
-        self.stop = callbacks.GracefulStop()
+        self.words = sys.argv[1:] if args is None else list(args)  # as SLURM starts them anew
         super().__init__(
             LitGPT,
             TextDataModule,
@@ -99,7 +101,10 @@ class TrainingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         root = self.config.trainer.default_root_dir or "."
-        if self.config.ckpt_path == "last":
+        requeued = cluster.checkpoint_of_job(root, self.words)
+        if requeued:
+            self.config["ckpt_path"] = str(requeued)
+        elif self.config.ckpt_path == "last":
             path = newest_checkpoint(root, "last")
             if path is None:
                 raise UserError(
@@ -114,6 +119,11 @@ class TrainingCLI(LightningCLI):
             )
         if path is not None:
             self.checkpoint = open_checkpoint(path)
+        if requeued:
+            step, planned = self.checkpoint["global_step"], self.config.trainer.max_steps
+            console.print_requeued(requeued, step, planned)
+            if 0 <= planned <= step:
+                raise SystemExit(0)
 
     def instantiate_classes(self) -> None:
         try:
@@ -138,17 +148,20 @@ class TrainingCLI(LightningCLI):
         kwargs["val_check_interval"] = interval * config.accumulate_grad_batches
         if config.precision is None:
             kwargs["precision"] = default_precision(config.accelerator)
+        self.stop = GracefulStop(config.max_time)
+        kwargs["max_time"] = None  # Lightning's own would stop inside a step
         throughput = callbacks.Throughput()
         kwargs["callbacks"] = [
             *as_list(config.callbacks),
             throughput,
             self.stop,
             saving.BestCheckpoint(),  # before the last one, which keeps the best score
-            saving.LastCheckpoint(),
+            saving.LastCheckpoint(self.stop),
             callbacks.FinalEvaluation(self.stop),
             *([] if config.enable_progress_bar is False else [callbacks.Bar(throughput)]),
+            *([cluster.JobNote(self.words)] if cluster.job_id() else []),
         ]
-        kwargs["plugins"] = [*as_list(config.plugins), saving.CheckpointIO()]
+        kwargs["plugins"] = [*as_list(config.plugins), saving.CheckpointIO(self.stop)]
         try:
             return super().instantiate_trainer(**kwargs, **self.place_of_run())
         except ValueError as error:  # what the Trainer says of options that it can't use
@@ -163,10 +176,12 @@ class TrainingCLI(LightningCLI):
         if config.logger is False:
             version = version or (claim_run(Path(root)) if rank_zero_only.rank == 0 else "rank")
             return {"default_root_dir": str(Path(root) / version)}
+        # Lightning would load an hpc_ckpt_N.ckpt that it once saved here, of whichever run.
+        place = {"default_root_dir": str(Path(root) / "requeued")} if cluster.job_id() else {}
         if any(isinstance(logger, TensorBoardLogger) for logger in loggers):
-            return {}  # the user's own; its folder is the run's
+            return place  # the user's own; its folder is the run's
         ours = RunLogger(root, name="", version=version, default_hp_metric=False)
-        return {"logger": [ours, *loggers]}
+        return {**place, "logger": [ours, *loggers]}
 
     def after_instantiate_classes(self) -> None:
         if self.checkpoint:
@@ -202,12 +217,16 @@ class TrainingCLI(LightningCLI):
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         self.check_space(folder / "checkpoints")
         console.print_start(trainer, model, data, self.checkpoint)
+        self.stop.signals += cluster.requeue_signals(trainer)
         with keep_others_out(folder), self.stop:
             if not self.checkpoint and trainer.limit_val_batches != 0:
                 trainer.validate(model, datamodule=data, verbose=False)
             self.fit()
-        console.print_end(trainer, data, self.checkpoint)
-        return 128 + self.stop.signal if self.stop.signal else 0
+        console.print_end(trainer, data)
+        unfinished = trainer.global_step < trainer.max_steps or trainer.max_steps < 0
+        if self.stop.reason in cluster.requeue_signals(trainer) and unfinished:
+            cluster.requeue()
+        return self.stop.status if trainer.is_global_zero else 0
 
 
 def default_precision(accelerator: str) -> str:

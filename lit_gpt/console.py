@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lit_gpt import callbacks, saving
 from lit_gpt.data import TextDataModule
 from lit_gpt.module import LitGPT
 from lit_gpt.scrutiny import SharedLines, copied_tokens, frequency_baselines, shared_lines
+from lit_gpt.stopping import GracefulStop
 
 MIN_COPY = 20  # tokens in a row that stand in the training text, before they are called copied
 
@@ -79,13 +79,20 @@ def changed_options(
 
 
 @rank_zero_only
-def print_end(trainer: pl.Trainer, data: TextDataModule, checkpoint: dict[str, Any] | None) -> None:
+def print_requeued(path: Path, step: int, planned: int) -> None:
+    print(f"The job was requeued: continues {shorten(path)} (step {step})")
+    if 0 <= planned <= step:
+        print(f"Nothing is left to do: --trainer.max_steps is {planned}")
+
+
+@rank_zero_only
+def print_end(trainer: pl.Trainer, data: TextDataModule) -> None:
     by_type = {type(callback): callback for callback in trainer.callbacks}
     samples = by_type[callbacks.Samples]
     for text in samples.texts:
         print("Sample: " + " / ".join(text.splitlines()))
-    if number := by_type[callbacks.GracefulStop].signal:
-        print(f"Stopped by {signal.Signals(number).name} after step {trainer.global_step}")
+    if name := by_type[GracefulStop].name:
+        print(f"Stopped by {name} after step {trainer.global_step}")
     if result := by_type[callbacks.FinalEvaluation].result:
         print_copies(samples.written, data)
         print(
@@ -95,8 +102,6 @@ def print_end(trainer: pl.Trainer, data: TextDataModule, checkpoint: dict[str, A
         print_baselines(data)
     if skipped := trainer.lightning_module.watch.skipped:
         print(f"Updates left out: {skipped} (loss or gradient was no finite number)")
-    if checkpoint and trainer.global_step == checkpoint["global_step"]:
-        print("No step was done: --trainer.max_time counts what the run took before; give it more")
     if trainer.fast_dev_run:
         return
     best, last = by_type[saving.BestCheckpoint], by_type[saving.LastCheckpoint]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -46,6 +47,8 @@ def of_thread(error: threading.ExceptHookArgs) -> None:
 
 def run(main: Callable[[], int | None]) -> int:
     """Runs a script's `main`; a UserError or shortage is one `error: ...` line, exit status 2."""
+    # Like Ctrl-C an exception, until training handles it, so that no temporary file stays behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a character shows "?"
     threading.excepthook = of_thread
     try:

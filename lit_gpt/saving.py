@@ -12,9 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from lit_gpt.checkpoint import read_checkpoint, save_atomically
+from lit_gpt.checkpoint import read_checkpoint, save_atomically, unfinished
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
+from lit_gpt.stopping import GracefulStop, agreed
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -64,20 +65,40 @@ class StepCheckpoints(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """checkpoints/last.ckpt: after each evaluation and at the end, wherever that is."""
+    """checkpoints/last.ckpt: after each evaluation, at the end, and as soon as a run is stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: GracefulStop) -> None:
         super().__init__(filename="last", enable_version_counter=False)
+        self.stop = stop
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def save(self, trainer: pl.Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if self.stop.reason:
+            self.save(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Saves before the evaluation's end, which a short period of grace may not allow for."""
+        if not self.stop.owed and agreed(trainer, self.stop.signal):
+            self.stop.owed = True
+            self.save(trainer)
+            self._last_global_step_saved = 0  # to be saved again, with the result
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.save(trainer)
 
 
 class CheckpointIO(TorchCheckpointIO):
     """Whole files, checked files: Lightning's own can leave half a file under the final name."""
 
+    def __init__(self, stop: GracefulStop) -> None:
+        super().__init__()
+        self.stop = stop
+
     def save_checkpoint(self, checkpoint: dict, path: Any, storage_options: Any = None) -> None:
+        self.stop.unfinished = unfinished(path)
         save_atomically(checkpoint, path)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,3 +106,53 @@ def train(text_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture, monkeyp
         return Result(status, *capfd.readouterr(), seen[-1] if seen else None)
 
     return run
+
+
+class Running:
+    """train.py as a process of its own, in a session of its own."""
+
+    def __init__(self, words: list[str], env: dict[str, str]) -> None:
+        self.out: list[str] = []
+        script = [sys.executable, "-u", str(ROOT / "scripts" / "train.py")]
+        self.process = subprocess.Popen(
+            [*script, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        )
+
+    def until(self, beginning: str) -> None:
+        """Reads on to a line that begins so."""
+        for line in self.process.stdout:
+            self.out.append(line.rstrip("\n"))
+            if line.startswith(beginning):
+                return
+        raise AssertionError(f"{beginning!r} never came: {self.out} {self.process.stderr.read()}")
+
+    def send(self, *numbers: int) -> None:
+        for number in numbers:
+            os.kill(self.process.pid, number)
+
+    def end(self) -> tuple[int, list[str], str]:
+        """Exit status, all lines of stdout, stderr."""
+        out, err = self.process.communicate(timeout=120)
+        return self.process.returncode, self.out + out.splitlines(), err
+
+
+@pytest.fixture
+def start(text_file: Path, tmp_path: Path) -> Iterator[Any]:
+    """`start(env={...}, **{"trainer.max_steps": 9})`: train.py on the small text, as a process."""
+    started: list[Running] = []
+
+    def begin(*args: str, env: dict[str, str] | None = None, **options: Any) -> Running:
+        places = {"data.path": text_file, "data.cache": tmp_path / "cache"}
+        places["trainer.default_root_dir"] = tmp_path / "logs"
+        words = [f"--{name}={value}" for name, value in (places | SMALL | options).items()]
+        started.append(Running([*words, *args], env or {}))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        running.process.kill()

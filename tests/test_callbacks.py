@@ -1,8 +1,7 @@
-"""What happens around the steps: the overfit notice, samples, what is kept, stopping."""
+"""What happens around the steps: the overfit notice, samples, what is kept."""
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT
 
 from lit_gpt.callbacks import StepLines
 from lit_gpt.checkpoint import read_checkpoint
@@ -124,32 +123,3 @@ def test_ctrl_c_during_the_start_leaves_no_traceback(text_file, tmp_path, second
     _, err = process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in err
-
-
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
-)
-def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(text_file, tmp_path, number, status):
-    options = SMALL | {
-        "data.path": text_file,
-        "data.cache": tmp_path / "cache",
-        "trainer.default_root_dir": tmp_path / "logs",
-        "trainer.max_steps": 100_000,
-        "trainer.val_check_interval": 20,
-    }
-    script = [sys.executable, "-u", str(ROOT / "scripts" / "train.py")]
-    script += [f"--{name}={value}" for name, value in options.items()]
-    process = subprocess.Popen(script, stdout=subprocess.PIPE, text=True)
-    out = []
-    for line in process.stdout:
-        out.append(line)
-        if line.startswith("Step: 40,"):
-            os.kill(process.pid, number)
-    assert process.wait() == status
-    last = read_checkpoint(tmp_path / "logs" / "version_0" / "checkpoints" / "last.ckpt")
-    step = last["global_step"]
-    assert step >= 40
-    assert f"Stopped by {signal.Signals(number).name} after step {step}\n" in out
-    assert any(line.startswith("Continue:") for line in out)
-    for start in ("Final validation loss", "For comparison", "Copied word for word"):
-        assert not any(line.startswith(start) for line in out)

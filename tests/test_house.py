@@ -23,18 +23,20 @@ MAY_IMPORT = {
     "tokenizer": {"errors"},
     "corpus": {"errors", "tokenizer"},
     "model": {"errors"},
+    "stopping": {"errors"},
+    "cluster": set(),
     "sampling": {"errors", "tokenizer", "model"},
     "checkpoint": {"errors", "tokenizer", "model"},
     "runs": {"errors", "checkpoint"},
     "data": {"errors", "tokenizer", "corpus", "checkpoint"},
     "module": {"errors", "optim", "stability", "model", "checkpoint"},
-    "saving": {"errors", "checkpoint", "module"},
+    "saving": {"errors", "checkpoint", "module", "stopping"},
     "resuming": {"errors", "model", "checkpoint", "data", "module"},
     "writing": {"errors", "sampling", "checkpoint"},
-    "callbacks": {"data", "sampling"},
-    "console": {"scrutiny", "data", "module", "saving", "callbacks"},
+    "callbacks": {"data", "sampling", "stopping"},
+    "console": {"scrutiny", "data", "module", "stopping", "saving", "callbacks"},
     "cli": {
-        *("errors", "runs", "data", "module", "checkpoint"),
+        *("errors", "runs", "data", "module", "checkpoint", "stopping", "cluster"),
         *("saving", "resuming", "callbacks", "console"),
     },
     "benchmark": {"errors"},
@@ -42,7 +44,8 @@ MAY_IMPORT = {
     "benchmark_training": {"optim", "module", "cli", "benchmark"},
 }
 WITH_LIGHTNING = {
-    *("runs", "data", "module", "saving", "callbacks", "console", "cli", "benchmark_training"),
+    *("runs", "data", "module", "stopping", "cluster", "saving", "callbacks", "console", "cli"),
+    "benchmark_training",
 }
 
 

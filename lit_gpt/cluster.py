@@ -1,0 +1,76 @@
+"""Owns what is SLURM's: the job that a run belongs to, its requeue and where it goes on then."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+NOTE = "slurm_job"  # in the folder of a run: whose it is
+
+
+def job_id() -> str | None:
+    """The job that srun started this process in, as scontrol wants it; None off SLURM."""
+    if not SLURMEnvironment.detect():
+        return None
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def note_of(args: list[str]) -> str:
+    """Job and command line: a job may well train several models."""
+    return f"{job_id()} {hashlib.sha256(chr(0).join(args).encode(errors='replace')).hexdigest()}"
+
+
+class JobNote(Callback):
+    """Writes into the folder of a run which job it belongs to."""
+
+    def __init__(self, args: list[str]) -> None:
+        self.note = note_of(args)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        folder = trainer.log_dir  # all ranks ask for it together
+        if trainer.is_global_zero and folder and not trainer.fast_dev_run:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            (Path(folder) / NOTE).write_text(self.note, encoding="utf-8")
+
+
+def checkpoint_of_job(root: str | Path, args: list[str]) -> Path | None:
+    """The last.ckpt of this job's newest run with these arguments, where SLURM requeued the job."""
+    if job_id() is None or int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0:
+        return None
+    notes = (p for p in Path(root).expanduser().rglob(NOTE) if p.read_text() == note_of(args))
+    checkpoints = (note.parent / "checkpoints" / "last.ckpt" for note in notes)
+    found = filter(Path.is_file, checkpoints)
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def requeue_signals(trainer: pl.Trainer) -> list[int]:
+    """The signal by which SLURM warns that the time is nearly up; empty where it means nothing."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        return [environment.requeue_signal]
+    return []
+
+
+@rank_zero_only
+def requeue() -> None:
+    """Has SLURM put the job back into the queue, which ends this process too."""
+    command = ["scontrol", "requeue", str(job_id())]
+    print("Requeuing:      ", *command, flush=True)  # here: SLURM may leave no time for it
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+        failure = (result.stderr.strip() or "failed") if result.returncode else None
+    except OSError as error:
+        failure = error.strerror
+    if failure:
+        print(
+            f"Not requeued ({' '.join(failure.split())}): go on with the command above", flush=True
+        )
