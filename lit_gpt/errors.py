@@ -18,6 +18,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists all options)")
 
 
+def at_least_one(text: str) -> int:
+    """The `type` of a script's option that counts something."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
 def run(main: Callable[[], int | None]) -> int:
     """Runs a script's `main`; a UserError becomes one `error: ...` line and exit status 2."""
     sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a character shows "?"

@@ -26,6 +26,9 @@ MAY_IMPORT = {
     "data": {"errors", "tokenizer", "corpus"},
     "module": {"errors", "optim", "model"},
     "checkpoint": {"errors", "tokenizer", "model"},
+    "recorder": {"checkpoint"},
+    "killed_run": {"checkpoint", "recorder"},
+    "verification": {"errors", "recorder", "killed_run"},
     "writing": {"errors", "sampling", "checkpoint"},
     "callbacks": {"data", "sampling", "checkpoint"},
     "console": {"data", "module", "callbacks"},
@@ -34,7 +37,10 @@ MAY_IMPORT = {
     "benchmark_model": {"errors", "model", "optim", "sampling", "module", "benchmark"},
     "benchmark_training": {"optim", "module", "cli", "benchmark"},
 }
-WITH_LIGHTNING = {"runs", "data", "module", "callbacks", "console", "cli", "benchmark_training"}
+WITH_LIGHTNING = {
+    *("runs", "data", "module", "callbacks", "console", "cli"),
+    *("benchmark_training", "recorder"),
+}
 
 
 def tree_of(path: Path) -> ast.Module:
