@@ -17,9 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.checkpoint import newest_checkpoint, read_checkpoint
-from lit_gpt.recorder import read_record
-
 SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
 STEPS, INTERVAL = 200, 5  # of a run, and between its evaluations
 OPTIONS = {  # a small model; dropout, a schedule and clipping, so that all state matters
@@ -72,7 +69,7 @@ class Kill:
     rank: int | None = None  # only this process; None: all
 
 
-def schedule(kills: int, seed: int, steps: int, ranks: int = 1) -> list[Kill]:
+def schedule(kills: int, seed: int | str, steps: int, ranks: int = 1) -> list[Kill]:
     """A function of its arguments: the kinds in turn, in a new order each round."""
     rng = random.Random(f"{seed} {kills} {steps} {ranks}")
     result: list[Kill] = []
@@ -127,9 +124,13 @@ class Run:
             self.finish()
 
     def checkpoint(self, name: str) -> Path | None:
+        from lit_gpt.checkpoint import newest_checkpoint  # here: settings don't wait for torch
+
         return newest_checkpoint(self.logs, name)
 
     def steps_saved(self) -> int:
+        from lit_gpt.checkpoint import read_checkpoint
+
         path = self.checkpoint("last")
         return read_checkpoint(path)["global_step"] if path else 0
 
@@ -140,6 +141,9 @@ class Run:
         return {*checkpoints, *self.cache.glob("unfinished-*")}
 
     def records(self) -> list[list[str]]:
+        """What each rank of the newest attempt has computed."""
+        from lit_gpt.recorder import read_record
+
         return [read_record(self.record / f"rank-{rank}.txt") for rank in range(self.ranks)]
 
     def newest(self) -> tuple[str, int]:

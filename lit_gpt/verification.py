@@ -63,13 +63,14 @@ class Verification:
         """
         self.outcome = Outcome(self.setting, self.kills)
         self.whole = Run(self.folder / "whole", self.path, self.setting, self.steps)
-        self.queue = schedule(self.kills, self.seed, self.steps, self.whole.ranks)
-        start = time.monotonic()
+        self.queue = schedule(
+            self.kills, f"{self.seed} {self.setting}", self.steps, self.whole.ranks
+        )
         self.whole.start()
         try:
             while self.whole.process.poll() is None and not self.whole.record.exists():
                 time.sleep(POLL)
-            self.seconds_to_start = time.monotonic() - start
+            self.seconds_to_start = time.monotonic() - self.whole.since
             output = self.whole.finish()
         finally:
             self.whole.kill_all()
@@ -92,21 +93,30 @@ class Verification:
         while not complete:
             problem, hit = self.attempt(run)
             complete = hit is None or run.steps_saved() >= run.steps
-            for name in ("last", "best"):
-                ours, other = run.checkpoint(name), self.whole.checkpoint(name)
-                if complete and not problem:
-                    problem = compare_checkpoints(ours or run.logs / f"{name}.ckpt", other)
+            if complete and not problem:
+                problem = self.compare_ends(run)
             counts = Counter(line.split()[0] for lines in run.records() for line in lines)
             batches, evaluations = counts["batch"], counts["evaluated"]
-            self.outcome.batches += 0 if problem else batches
-            self.outcome.evaluations += 0 if problem else evaluations
-            pending += [hit] if hit and complete else []
+            if not problem:
+                self.outcome.batches += batches
+                self.outcome.evaluations += evaluations
+            after = [hit] if hit else []  # what comes next judges it, if anything does
+            if complete:
+                pending, after = pending + after, []
             if counts or complete or problem:
                 compared = f"{batches} batches and {evaluations} evaluations equal"
                 verdict = f"went on from step {run.first_step}, {compared}"
                 self.outcome.judge(pending, problem, verdict)
                 pending = []
-            pending += [hit] if hit and not complete else []
+            pending += after
+
+    def compare_ends(self, run: Run) -> str | None:
+        """What differs in the checkpoints of a complete run."""
+        for name in ("last", "best"):
+            found, whole = run.checkpoint(name), self.whole.checkpoint(name)
+            if problem := compare_checkpoints(found or run.logs / f"{name}.ckpt", whole):
+                return problem
+        return None
 
     def attempt(self, run: Run) -> tuple[str | None, str | None]:
         """One process: what was wrong with it, and what it was doing when it was killed."""
@@ -156,9 +166,8 @@ def main(options: Namespace) -> int:
     folder = Path(tempfile.mkdtemp(prefix="verify-resume-"))
     try:
         for name in options.settings:
-            print(
-                f"{name}: {' '.join(f'--{k}={v}' for k, v in SETTINGS[name].items())}", flush=True
-            )
+            changes = " ".join(f"--{k}={v}" for k, v in SETTINGS[name].items())
+            print(f"{name}: {changes or 'the defaults'}", flush=True)
             arguments = (name, options.kills, options.seed, options.path, folder / name)
             outcomes.append(Verification(*arguments).run())
         report(outcomes)

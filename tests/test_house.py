@@ -136,8 +136,8 @@ def test_generating_does_not_wait_for_lightning(tmp_path):
     assert run_python(code, tmp_path).stdout == "[]\n"
 
 
-def test_options_of_generate_do_not_wait_for_torch(tmp_path):
-    code = "import sys, lit_gpt.errors; print('torch' in sys.modules)"
+def test_options_of_the_scripts_do_not_wait_for_torch(tmp_path):
+    code = "import sys, lit_gpt.errors, lit_gpt.killed_run; print('torch' in sys.modules)"
     assert run_python(code, tmp_path).stdout == "False\n"
 
 
