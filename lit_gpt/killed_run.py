@@ -115,13 +115,14 @@ class Run:
 
     def finish(self, seconds: float | None = None) -> str:
         """Waits until all processes of the group are gone; what they printed."""
-        return self.process.communicate(timeout=seconds)[0]
+        if not self.process.stdout.closed:
+            self.output = self.process.communicate(timeout=seconds)[0]
+        return self.output
 
     def kill_all(self) -> None:
         with suppress(ProcessLookupError, PermissionError):  # nobody left
             os.killpg(self.process.pid, signal.SIGKILL)
-        if not self.process.stdout.closed:
-            self.finish()
+        self.finish()
 
     def checkpoint(self, name: str) -> Path | None:
         from lit_gpt.checkpoint import newest_checkpoint  # here: settings don't wait for torch
@@ -184,7 +185,10 @@ class Run:
             self.kill_all()
             return self.interrupted() if self.process.returncode == -signal.SIGKILL else None
         pid = (self.record / f"rank-{kill.rank}.txt").read_text().split()[1]
-        os.kill(int(pid), signal.SIGKILL)
+        try:
+            os.kill(int(pid), signal.SIGKILL)
+        except ProcessLookupError:
+            return None
         killed = time.monotonic()
         try:
             self.finish(PATIENCE)

@@ -57,7 +57,8 @@ class Verification:
     steps: int = STEPS
 
     def run(self) -> Outcome:
-        """
+        """Runs whole, then kills all planned; each folder of a run stays for a look at it.
+
         Raises:
             UserError: the text can't be used.
         """
@@ -104,8 +105,8 @@ class Verification:
             if complete:
                 pending, after = pending + after, []
             if counts or complete or problem:
-                compared = f"{batches} batches and {evaluations} evaluations equal"
-                verdict = f"went on from step {run.first_step}, {compared}"
+                equal = f"batches equal: {batches}, evaluations equal: {evaluations}"
+                verdict = f"went on from step {run.first_step}, {equal}"
                 self.outcome.judge(pending, problem, verdict)
                 pending = []
             pending += after
@@ -120,13 +121,13 @@ class Verification:
 
     def attempt(self, run: Run) -> tuple[str | None, str | None]:
         """One process: what was wrong with it, and what it was doing when it was killed."""
-        kill, hit, output = next(iter(self.queue), None), None, ""
+        kill, hit = next(iter(self.queue), None), None
         try:
             if kill:
                 hit = run.kill(kill, self.seconds_to_start)
             else:
                 run.start()
-            output = "" if hit else run.finish()
+            output = run.finish()
         finally:
             run.kill_all()
         if hit:

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 
 from lit_gpt import killed_run, verification
-from lit_gpt.killed_run import INTERVAL, KINDS, SETTINGS, Run, schedule
+from lit_gpt.killed_run import INTERVAL, KINDS, SETTINGS, Kill, Run, schedule
 from lit_gpt.recorder import compare_checkpoints, compare_records, differences, read_record
 from lit_gpt.verification import Outcome, Verification
 
@@ -220,6 +220,19 @@ def test_a_resume_with_one_wrong_bit_fails(text_file, tmp_path, monkeypatch, cap
     assert f"The runs are in {tmp_path / 'verify-resume-'}" in out
 
 
+@pytest.mark.slow
+def test_a_missed_kill_is_no_kill(text_file, tmp_path, monkeypatch, capsys):
+    """The run ended before the sign came: it is killed another time, at another moment."""
+    never = Kill("saving another.ckpt", 3, 0.5)
+    monkeypatch.setitem(killed_run.KINDS, never.kind, 0.0)
+    monkeypatch.setattr(verification, "schedule", lambda *args: [never])
+    outcome = Verification("adamw", 1, 0, str(text_file), tmp_path, steps=20).run()
+    assert (outcome.passed, outcome.seen, outcome.problems) == (1, 1, [])
+    assert len(list((tmp_path / "killed-1").glob("record-*"))) == 1
+    assert len(list((tmp_path / "killed-2").glob("record-*"))) == 2
+    assert capsys.readouterr().out.startswith("kill 1 of 1: ")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -227,7 +240,11 @@ def test_a_resume_with_one_wrong_bit_fails(text_file, tmp_path, monkeypatch, cap
         (["--kills", "-3"], "--kills: must be at least 1, not -3"),
         (["--kills", "many"], "--kills: invalid at_least_one value: 'many'"),
         (["--settings", "adam"], "--settings: invalid choice: 'adam'"),
-        (["--path", "nowhere.txt"], "no such file or folder: 'nowhere.txt'"),
+        pytest.param(
+            ["--path", "nowhere.txt"],
+            "no such file or folder: 'nowhere.txt'",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_wrong_input_is_one_line(args, message):
