@@ -45,6 +45,13 @@ def of_thread(error: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(error)
 
 
+def at_least_one(text: str) -> int:
+    """The `type` of a script's option that counts something."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
 def run(main: Callable[[], int | None]) -> int:
     """Runs a script's `main`; a UserError or shortage is one `error: ...` line, exit status 2."""
     # Like Ctrl-C an exception, until training handles it, so that no temporary file stays behind.

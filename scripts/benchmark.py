@@ -6,12 +6,6 @@ import sys
 from lit_gpt import errors
 
 
-def at_least_one(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
 def parse() -> argparse.Namespace:
     parser = errors.Parser(description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
@@ -30,12 +24,12 @@ def parse() -> argparse.Namespace:
         kinds.add_parser(kind, parents=[shared], help=text, description=text)
     for kind in ("loop", "charlm"):
         kinds.choices[kind].add_argument(
-            "--steps", type=at_least_one, help="instead of the usual number"
+            "--steps", type=errors.at_least_one, help="instead of the usual number"
         )
-    kinds.choices["generate"].add_argument("--tokens", type=at_least_one, default=256)
-    kinds.choices["tokenize"].add_argument("--megabytes", type=at_least_one, default=50)
+    kinds.choices["generate"].add_argument("--tokens", type=errors.at_least_one, default=256)
+    kinds.choices["tokenize"].add_argument("--megabytes", type=errors.at_least_one, default=50)
     kinds.choices["tokenize"].add_argument("--only_ours", action="store_true")
-    kinds.choices["gpu"].add_argument("--batch_size", type=at_least_one, default=32)
+    kinds.choices["gpu"].add_argument("--batch_size", type=errors.at_least_one, default=32)
     return parser.parse_args()
 
 

@@ -32,6 +32,9 @@ MAY_IMPORT = {
     "module": {"errors", "optim", "stability", "model", "checkpoint"},
     "saving": {"errors", "checkpoint", "module", "stopping"},
     "resuming": {"errors", "model", "checkpoint", "data", "module"},
+    "recorder": {"checkpoint"},
+    "killed_run": {"checkpoint", "recorder"},
+    "verification": {"errors", "recorder", "killed_run"},
     "writing": {"errors", "sampling", "checkpoint"},
     "callbacks": {"data", "sampling", "stopping"},
     "console": {"scrutiny", "data", "module", "stopping", "saving", "callbacks"},
@@ -45,7 +48,7 @@ MAY_IMPORT = {
 }
 WITH_LIGHTNING = {
     *("runs", "data", "module", "stopping", "cluster", "saving", "callbacks", "console", "cli"),
-    "benchmark_training",
+    *("benchmark_training", "recorder"),
 }
 
 
@@ -142,8 +145,8 @@ def test_generating_does_not_wait_for_lightning(tmp_path):
     assert run_python(code, tmp_path).stdout == "[]\n"
 
 
-def test_options_of_generate_do_not_wait_for_torch(tmp_path):
-    code = "import sys, lit_gpt.errors; print('torch' in sys.modules)"
+def test_options_of_the_scripts_do_not_wait_for_torch(tmp_path):
+    code = "import sys, lit_gpt.errors, lit_gpt.killed_run; print('torch' in sys.modules)"
     assert run_python(code, tmp_path).stdout == "False\n"
 
 
