@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -28,6 +27,7 @@ from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
+from lit_gpt.options import Parser
 from lit_gpt.runs import RunLogger, claim_run, run_of_last
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -42,12 +42,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "logs",
     "enable_model_summary": False,  # its FLOPs are 0; we print our own line
 }
-
-
-class Parser(LightningArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        message = re.sub('Parser key "(.+?)"', r"--\1", message)  # as it was typed
-        raise UserError(f"{message} (--help lists all options)")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -260,5 +254,5 @@ def main(args: list[str] | None = None) -> int:
     quieten()
     try:
         return TrainingCLI(args).run()
-    except (MisconfigurationException, UnicodeDecodeError) as error:  # the latter: of a YAML file
+    except MisconfigurationException as error:
         raise UserError(str(error)) from error

@@ -211,6 +211,10 @@ def test_corpus_read_in_small_chunks_has_the_tokens_of_the_whole(
     [
         ("aé=1中😀", 10),
         ("x", 2),  # one word: byte-pair encoding of 10 MB of it alone takes 8 s
+        *(
+            pytest.param(x, 10, marks=pytest.mark.slow)
+            for x in ("x", "=", " ", "😀", "👩‍👩‍👧", "\u0301")
+        ),
     ],
 )
 def test_one_long_line_without_white_space(piece, megabytes, load, tmp_path):
