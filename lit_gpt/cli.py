@@ -121,6 +121,13 @@ class TrainingCLI(LightningCLI):
             if isinstance(root, ModuleNotFoundError):  # an optional package, such as wandb
                 raise UserError(str(root)) from error
             raise
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):
+                raise
+            raise UserError(
+                f"no memory for a model of --model.d_model {self.config.model.d_model} and "
+                f"--model.num_blocks {self.config.model.num_blocks}: give smaller ones"
+            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config_init.trainer
@@ -147,7 +154,7 @@ class TrainingCLI(LightningCLI):
         kwargs["plugins"] = [*as_list(config.plugins), callbacks.AtomicCheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs, **self.place_of_run())
-        except ValueError as error:  # what the Trainer says of options that it can't use
+        except (ValueError, TypeError) as error:  # what the Trainer says of options it can't use
             raise UserError(str(error)) from error
 
     def place_of_run(self) -> dict[str, Any]:

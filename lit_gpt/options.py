@@ -22,7 +22,7 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         jsonargparse.set_loader("finite_yaml", load_yaml, exceptions=(yaml.YAMLError,))
-        super().__init__(*args, parser_mode="finite_yaml", **kwargs)
+        super().__init__(*args, **kwargs | {"parser_mode": "finite_yaml"})
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         message = re.sub('Parser key "(.+?)"', r"--\1", message)  # as it was typed
@@ -30,7 +30,7 @@ class Parser(LightningArgumentParser):
         raise UserError(f"{message} (--help lists all options)")
 
     def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> jsonargparse.Namespace:
-        self._check_text("", sys.argv[1:] if args is None else args)
+        self._check("", sys.argv[1:] if args is None else args)
         try:
             config = super().parse_args(args, *others, **kwargs)
             self.validate(config, False)  # once more: at first it lets null pass as any value
@@ -40,7 +40,7 @@ class Parser(LightningArgumentParser):
             if not isinstance(config.get(name), jsonargparse.Namespace):
                 self.error(f"--{name} has options of its own, so it can't be {config.get(name)}")
         for name, value in config.items():
-            self._check_text(f" in --{name}", value)
+            self._check(f" in --{name}", value)
         return config
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:
@@ -49,10 +49,12 @@ class Parser(LightningArgumentParser):
         except UnicodeDecodeError as error:
             raise UserError(f"--config {path} is not UTF-8 text ({error}): convert it") from error
 
-    def _check_text(self, where: str, value: Any) -> None:
-        for text in values_in(value):
-            if isinstance(text, str) and NO_TEXT.search(text):
-                self.error(f"{text!r}{where} is not valid Unicode text without NUL characters")
+    def _check(self, where: str, value: Any) -> None:
+        for part in values_in(value):
+            if isinstance(part, str) and NO_TEXT.search(part):
+                self.error(f"{part!r}{where} is not valid Unicode text without NUL characters")
+            if isinstance(part, int) and abs(part) >= 1 << 63:
+                self.error(f"{part}{where} is beyond 64 bits")
 
 
 def load_yaml(text: str) -> Any:
@@ -78,6 +80,8 @@ def values_in(value: Any) -> list[Any]:
         found.append(value)
         if depth > MAX_DEPTH or len(found) > MAX_VALUES:
             raise ValueError("nested too deeply, too large or part of itself")
+        if isinstance(value, jsonargparse.Namespace):
+            value = vars(value)
         if isinstance(value, dict):
             todo += [(part, depth + 1) for pair in value.items() for part in pair]
         elif isinstance(value, list | tuple | set):

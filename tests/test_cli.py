@@ -285,6 +285,8 @@ MISTAKES = {
     "a config": ({"config": "nowhere.yaml"}, "File does not exist"),
     "no last": ({"ckpt_path": "last"}, "--ckpt_path last: no run below"),
     "no checkpoint": ({"ckpt_path": "nowhere.ckpt"}, "no checkpoint at 'nowhere.ckpt'"),
+    "huge": ({"model.d_model": 10**12}, "no memory for a model of --model.d_model 1000000000000"),
+    "devices": ({"trainer.devices": "x"}, "`devices` selected with `CPUAccelerator` should be"),
     "accumulation": ({"trainer.accumulate_grad_batches": 0}, "accumulate_grad_batches must be at"),
     "seed": ({"seed_everything": -1}, "--seed_everything must be 0 or more"),
     "no seed": ({"seed_everything": "false"}, "--seed_everything must be 0 or more"),

@@ -17,6 +17,7 @@ MODULES = {path.stem: path for path in FILES if path.stem != "__init__"}
 # What each module may import of the package: only modules further up in this table.
 MAY_IMPORT = {
     "errors": set(),
+    "options": {"errors"},
     "optim": set(),
     "runs": {"errors"},
     "tokenizer": {"errors"},
@@ -30,12 +31,16 @@ MAY_IMPORT = {
     "writing": {"errors", "sampling", "checkpoint"},
     "callbacks": {"data", "sampling", "checkpoint"},
     "console": {"data", "module", "callbacks"},
-    "cli": {"errors", "runs", "model", "data", "module", "checkpoint", "callbacks", "console"},
+    "cli": {
+        *("errors", "options", "runs", "model", "data", "module", "checkpoint", "callbacks"),
+        "console",
+    },
     "benchmark": {"errors"},
     "benchmark_model": {"errors", "model", "optim", "sampling", "module", "benchmark"},
     "benchmark_training": {"optim", "module", "cli", "benchmark"},
 }
-WITH_LIGHTNING = {"runs", "data", "module", "callbacks", "console", "cli", "benchmark_training"}
+WITH_LIGHTNING = {"options", "runs", "data", "module", "callbacks", "console", "cli"}
+WITH_LIGHTNING |= {"benchmark_training"}
 
 
 def tree_of(path: Path) -> ast.Module:
