@@ -82,7 +82,7 @@ def read_checkpoint(path: str | Path, needed: set[str] = TO_WRITE) -> dict[str, 
     Raises:
         UserError: no such file, or one that is damaged or of something else.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # Path's own fails for a user who is not there
     if not path.is_file():
         raise UserError(f"no checkpoint at {str(path)!r}: give --ckpt_path a .ckpt file")
     try:
@@ -188,5 +188,5 @@ def load_weights(model: GPT, path: str | Path) -> None:
 
 def newest_checkpoint(root: str | Path, name: str) -> Path | None:
     """The `name`.ckpt written last below `root`, of whichever run; None where there is none."""
-    found = Path(root).expanduser().rglob(f"checkpoints/{name}.ckpt")
+    found = Path(os.path.expanduser(root)).rglob(f"checkpoints/{name}.ckpt")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)

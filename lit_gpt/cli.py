@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -21,6 +20,7 @@ from lit_gpt.checkpoint import newest_checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
+from lit_gpt.options import Parser
 from lit_gpt.resuming import adopt_model, check_fit, open_checkpoint
 from lit_gpt.runs import RunLogger, claim_run, keep_others_out, run_of_last
 from lit_gpt.stopping import GracefulStop
@@ -37,12 +37,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "logs",
     "enable_model_summary": False,  # its FLOPs are 0; we print our own line
 }
-
-
-class Parser(LightningArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        message = re.sub('Parser key "(.+?)"', r"--\1", message)  # as it was typed
-        raise UserError(f"{message} (--help lists all options)")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -135,6 +129,13 @@ class TrainingCLI(LightningCLI):
             if isinstance(root, ModuleNotFoundError):  # an optional package, such as wandb
                 raise UserError(str(root)) from error
             raise
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):
+                raise
+            raise UserError(
+                f"no memory for a model of --model.d_model {self.config.model.d_model} and "
+                f"--model.num_blocks {self.config.model.num_blocks}: give smaller ones"
+            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config_init.trainer
@@ -164,7 +165,7 @@ class TrainingCLI(LightningCLI):
         kwargs["plugins"] = [*as_list(config.plugins), saving.CheckpointIO(self.stop)]
         try:
             return super().instantiate_trainer(**kwargs, **self.place_of_run())
-        except ValueError as error:  # what the Trainer says of options that it can't use
+        except (ValueError, TypeError) as error:  # what the Trainer says of options it can't use
             raise UserError(str(error)) from error
 
     def place_of_run(self) -> dict[str, Any]:
@@ -262,5 +263,5 @@ def main(args: list[str] | None = None) -> int:
     quieten()
     try:
         return TrainingCLI(args).run()
-    except (MisconfigurationException, UnicodeDecodeError) as error:  # the latter: of a YAML file
+    except MisconfigurationException as error:
         raise UserError(str(error)) from error

@@ -29,6 +29,8 @@ def print_start(
     print(f"Text length: {info.num_characters:,} characters")
     if info.removed_boms:
         print(f"Byte-order marks left out: {info.removed_boms:,}")
+    if info.added_line_ends:
+        print(f"Line ends put between files: {info.added_line_ends:,}")
     print(f"Total: {info.num_tokens:,} tokens")
     print(f"Training: {len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}")
     print_shared_lines(data)

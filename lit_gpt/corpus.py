@@ -1,31 +1,35 @@
-"""Owns the way from text files to one token array on disk, cached by content.
+"""Owns the way from text to one token array on disk, cached by content.
 
-Files are read and encoded piece by piece, so memory does not grow with the corpus.
+Text is read and encoded piece by piece, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from lit_gpt.errors import UserError
+from lit_gpt.files import Reader, find_files, hash_files
 from lit_gpt.tokenizer import Tokenizer, load_tokenizer
 
-CACHE_VERSION = 1  # a part of every cache's key: raise it when what is stored changes
-CHUNK = 1 << 20  # bytes read at a time
+CACHE_VERSION = 2  # a part of every cache's key: raise it when what is stored changes
+CHUNK = 1 << 20  # ids renumbered at a time
+ABANDONED = 60.0  # seconds: what nobody works on for that long may be removed
+NO_LOCK = (OSError, NotImplementedError)  # what filelock raises where a file system has no locks
 
 # No split pattern of tiktoken's joins a letter or digit with white space or punctuation after it
 # (save the apostrophe of "it's"), nor looks back, so text may be cut there and encoded in parts.
@@ -42,6 +46,7 @@ class CorpusInfo:
     num_bytes: int  # of the text as UTF-8
     num_tokens: int
     removed_boms: int  # byte-order marks at the start of files: the only text that is dropped
+    added_line_ends: int  # between files, where one ended without: the only text that is added
 
 
 @dataclass(frozen=True)
@@ -78,16 +83,18 @@ def load_corpus(
     fingerprint = hash_files(files)
     label = tokenizer if isinstance(tokenizer, str) else tokenizer.to_dict()
     options = json.dumps([CACHE_VERSION, fingerprint, label, compact, encoding])
-    folder = Path(cache).expanduser() / hashlib.sha256(options.encode()).hexdigest()[:24]
+    folder = _cache_folder(cache) / hashlib.sha256(options.encode()).hexdigest()[:24]
     if corpus := _open(folder):
         return corpus
     full = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    reader = _Reader(files, encoding, fingerprint)
+    reader = Reader(files, encoding, fingerprint)
     work = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder.parent)
         work = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
-        _build(work, reader, full, compact)
+        with _locked(work):
+            _build(work, reader, full, compact)
         if folder.exists() and not _open(folder):
             shutil.rmtree(folder, ignore_errors=True)  # damaged
         work.rename(folder)  # fails where another process was quicker
@@ -105,112 +112,41 @@ def load_corpus(
     return corpus
 
 
-def find_files(path: str) -> list[Path]:
-    """The file itself, or the files of a folder and its subfolders; hidden ones are left out."""
+def _cache_folder(cache: str) -> Path:
     try:
-        root = Path(path).expanduser()
-        exists = bool(path) and os.path.exists(root)
-    except RuntimeError:  # ~ of a user who is not there
-        exists = False
-    if not exists:
-        raise UserError(f"no such file or folder: {path!r} (--data.path)")
-    if not root.is_dir():
-        return [root]
-    inside = sorted(p for p in root.rglob("*") if p.is_file())
-    files = [p for p in inside if not any(x.startswith(".") for x in p.relative_to(root).parts)]
-    if not files:
-        raise UserError(f"no files in the folder {path!r}: give --data.path a text file or folder")
-    return files
+        folder = Path(cache).expanduser()
+        with suppress(OSError):
+            folder.stat()
+    except (RuntimeError, ValueError) as error:  # ~ of nobody; no name of a folder
+        raise UserError(f"--data.cache {cache!r} can't be the name of a folder") from error
+    return folder
 
 
-def hash_files(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for _ in _read_bytes(files, digest):
-        pass
-    return digest.hexdigest()
+@contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    """Shows other processes that somebody works there; the lock goes when the process does."""
+    lock = FileLock(work / "lock")
+    with suppress(*NO_LOCK):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+        (work / "lock").unlink(missing_ok=True)
 
 
-def _read_bytes(files: Iterable[Path], digest) -> Iterator[tuple[Path, bytes]]:
-    """Chunks of each file, the last of each b"", every byte and every file's end in the digest."""
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                while chunk := file.read(CHUNK):
-                    digest.update(chunk)
-                    yield path, chunk
-                digest.update(f"end {file.tell()}".encode())
-                yield path, b""
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
+def _remove_abandoned(cache: Path) -> None:
+    """Removes what killed processes left: old, and nobody holds its lock."""
 
+    def is_old(work: Path) -> bool:
+        return time.time() - work.stat().st_mtime > ABANDONED
 
-class _Reader:
-    """Text of the files, chunk by chunk; at the end it must have been that of `fingerprint`."""
-
-    def __init__(self, files: list[Path], encoding: str, fingerprint: str) -> None:
-        self.files, self.encoding, self.fingerprint = files, encoding, fingerprint
-        self.removed_boms = 0
-        try:
-            codec = codecs.lookup(encoding)
-            if not codec._is_text_encoding:  # as base64 or rot13
-                raise LookupError
-        except LookupError as error:
-            raise UserError(
-                f"unknown --data.encoding {encoding!r}: try utf-8 or gb18030"
-            ) from error
-        self.codec = codec.incrementaldecoder
-
-    def __iter__(self) -> Iterator[str]:
-        decoder, offset, last, digest = self.codec(), 0, "", hashlib.sha256()
-        for path, chunk in _read_bytes(self.files, digest):
-            text = self._decode(decoder, chunk, path, offset)
-            if offset == 0 and text.startswith("\ufeff"):
-                self.removed_boms += 1
-                text = text[1:]
-            if offset == 0 and text and last not in ("", "\n"):
-                text = "\n" + text  # two files never run into one line
-            if text:
-                last = text[-1]
-                yield text
-            offset += len(chunk)
-            if not chunk:
-                decoder, offset = self.codec(), 0
-        if not last:
-            where = (
-                self.files[0] if len(self.files) == 1 else f"the files of {self.files[0].parent}"
-            )
-            raise UserError(f"no text in {where}: give --data.path a file that has some")
-        if digest.hexdigest() != self.fingerprint:
-            raise UserError(f"{self.files[0]} was changed while it was read: start again")
-
-    def _decode(self, decoder: codecs.IncrementalDecoder, chunk: bytes, path: Path, at: int) -> str:
-        pending = len(decoder.getstate()[0])  # bytes of a character that the last chunk cut
-        try:
-            text = decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            where = at - pending + error.start
-            guess = "gb18030" if codecs.lookup(self.encoding).name == "utf-8" else "utf-8"
-            if chunk.startswith((b"\xff\xfe", b"\xfe\xff")):
-                guess = "utf-16"
-            elif b"\0" in chunk:
-                raise _looks_binary(path, at + chunk.find(b"\0")) from error
-            raise UserError(
-                f"{path} is not {self.encoding} text (byte 0x{error.object[error.start]:02x} at "
-                f"offset {where:,}): name its encoding with --data.encoding (perhaps {guess}), "
-                "or convert it"
-            ) from error
-        except UnicodeError as error:
-            raise UserError(f"{path} is not {self.encoding} text: {error}") from error
-        if "\0" in text:
-            raise _looks_binary(path, at + max(0, chunk.find(b"\0")))
-        return text
-
-
-def _looks_binary(path: Path, offset: int) -> UserError:
-    return UserError(
-        f"{path} looks like a binary file (NUL byte at offset {offset:,}): "
-        "--data.path takes text files; UTF-16 ones need --data.encoding=utf-16"
-    )
+    for work in cache.glob("unfinished-*"):
+        with suppress(Timeout, *NO_LOCK):
+            if is_old(work):  # the lock is not even touched where somebody has just begun
+                with FileLock(work / "lock", timeout=0):
+                    if is_old(work):  # not renamed, nor finished, since
+                        shutil.rmtree(work)
 
 
 def cut_safely(texts: Iterable[str]) -> Iterator[str]:
@@ -225,7 +161,7 @@ def cut_safely(texts: Iterable[str]) -> Iterator[str]:
         yield rest
 
 
-def _build(folder: Path, reader: _Reader, full: Tokenizer, compact: bool) -> None:
+def _build(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None:
     """Writes tokens.bin and meta.json: full ids first, renumbered once the used ones are known."""
     used = np.zeros(full.vocab_size, dtype=bool)
     num_characters = num_tokens = num_bytes = 0
@@ -247,14 +183,26 @@ def _build(folder: Path, reader: _Reader, full: Tokenizer, compact: bool) -> Non
             part = new_ids[chunk]
             num_bytes += int(lengths[part].sum())
             file.write(part.astype(dtype).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+        _flush(file)
     (folder / "ids.bin").unlink()
     info = CorpusInfo(
-        reader.fingerprint, num_characters, num_bytes, num_tokens, reader.removed_boms
+        fingerprint=reader.fingerprint,
+        num_characters=num_characters,
+        num_bytes=num_bytes,
+        num_tokens=num_tokens,
+        removed_boms=reader.removed_boms,
+        added_line_ends=reader.added_line_ends,
     )
     meta = {"info": asdict(info), "dtype": np.dtype(dtype).name, "tokenizer": tokenizer.to_dict()}
-    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    with (folder / "meta.json").open("w", encoding="utf-8") as file:
+        json.dump(meta, file)
+        _flush(file)
+
+
+def _flush(file: IO) -> None:
+    """To the disk itself: a power cut after the rename finds whole files."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _open(folder: Path) -> Corpus | None:

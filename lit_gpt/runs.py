@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -89,5 +90,5 @@ def run_of_last(ckpt_path: str | None, root: str) -> str | None:
     """
     if ckpt_path is None or Path(ckpt_path).name != "last.ckpt":
         return None
-    run = Path(ckpt_path).expanduser().resolve().parent.parent
-    return run.name if run.parent == Path(root).expanduser().resolve() else None
+    run = Path(os.path.expanduser(ckpt_path)).resolve().parent.parent
+    return run.name if run.parent == Path(os.path.expanduser(root)).resolve() else None

@@ -164,6 +164,21 @@ def test_what_a_run_prints(train, text_file):
         assert sum(line.startswith(start) for line in lines) == 1
 
 
+def test_what_was_changed_in_the_text_is_said(train, text_file, tmp_path):
+    assert "Byte-order" not in train().out
+    assert "Line ends" not in train().out
+    text = text_file.read_text(encoding="utf-8")
+    for name in "abc":
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (tmp_path / "texts" / name).write_text(text, encoding="utf-16")
+    result = train(**{"data.path": tmp_path / "texts", "data.encoding": "utf-16"})
+    assert result.out.splitlines()[:3] == [
+        f"Text length: {3 * len(text) + 2:,} characters",
+        "Byte-order marks left out: 3",
+        "Line ends put between files: 2",
+    ]
+
+
 def test_final_loss_is_that_of_every_validation_token(train):
     result = train()
     tokens, model = result.cli.datamodule.val_tokens.astype("int64"), result.cli.model.gpt.eval()
@@ -342,6 +357,8 @@ MISTAKES = {
     "a config": ({"config": "nowhere.yaml"}, "File does not exist"),
     "no last": ({"ckpt_path": "last"}, "--ckpt_path last: no run below"),
     "no checkpoint": ({"ckpt_path": "nowhere.ckpt"}, "no checkpoint at 'nowhere.ckpt'"),
+    "huge": ({"model.d_model": 10**12}, "no memory for a model of --model.d_model 1000000000000"),
+    "devices": ({"trainer.devices": "x"}, "`devices` selected with `CPUAccelerator` should be"),
     "accumulation": ({"trainer.accumulate_grad_batches": 0}, "accumulate_grad_batches must be at"),
     "seed": ({"seed_everything": -1}, "--seed_everything must be 0 or more"),
     "no seed": ({"seed_everything": "false"}, "--seed_everything must be 0 or more"),

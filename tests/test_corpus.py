@@ -2,6 +2,10 @@
 
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt import corpus as corpus_module
+from lit_gpt import errors
+from lit_gpt import files as files_module
 from lit_gpt.corpus import Corpus, cut_safely, load_corpus
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer, load_tokenizer
@@ -89,6 +95,7 @@ def test_counts(text, characters, num_bytes, tokens, load, tmp_path):
     info = load(write(tmp_path / "x.txt", text.encode()), "cl100k_base").info
     counts = info.num_characters, info.num_bytes, info.num_tokens, info.removed_boms
     assert counts == (characters, num_bytes, tokens, 0)
+    assert info.added_line_ends == 0
 
 
 def test_byte_order_mark_is_removed_and_counted(load, tmp_path):
@@ -122,6 +129,8 @@ def test_folder_is_read_in_name_order_one_file_a_line(files, text, load, tmp_pat
     assert text_of(corpus) == text
     assert corpus.info.num_characters == len(text)
     assert corpus.info.removed_boms == sum(content.startswith(BOM) for content in files.values())
+    kept = sum(c.removeprefix(BOM).count(b"\n") for name, c in files.items() if b"\0" not in c)
+    assert corpus.info.added_line_ends == text.count("\n") - kept
 
 
 def test_folder_inside_a_hidden_folder_is_read(load, tmp_path):
@@ -184,7 +193,7 @@ def test_parts_encode_to_the_tokens_of_the_whole(name, texts):
 def test_corpus_read_in_small_chunks_has_the_tokens_of_the_whole(
     chunk, compact, load, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(corpus_module, "CHUNK", chunk)
+    monkeypatch.setattr(files_module, "CHUNK", chunk)
     text = MIXED + "\ufeff" * 9  # inside a text it is kept, also where a chunk begins
     corpus = load(write(tmp_path / "x.txt", BOM + text.encode()), "cl100k_base", compact)
     full = load_once("cl100k_base")
@@ -201,6 +210,10 @@ def test_corpus_read_in_small_chunks_has_the_tokens_of_the_whole(
     [
         ("aé=1中😀", 10),
         ("x", 2),  # one word: byte-pair encoding of 10 MB of it alone takes 8 s
+        *(
+            pytest.param(x, 10, marks=pytest.mark.slow)
+            for x in ("x", "=", " ", "😀", "👩‍👩‍👧", "\u0301")
+        ),
     ],
 )
 def test_one_long_line_without_white_space(piece, megabytes, load, tmp_path):
@@ -302,10 +315,86 @@ def test_damaged_cache_is_built_again(file, damage, load, tmp_path, cache_folder
     assert entries(cache_folder) == [folder.name]
 
 
-def test_what_a_killed_run_left_does_no_harm(load, tmp_path, cache_folder):
-    write(cache_folder / "unfinished-0" / "ids.bin", b"\0")
-    path = write(tmp_path / "x.txt", b"hello world")
-    assert text_of(load(path)) == text_of(load(path)) == "hello world"
+@pytest.fixture
+def tokenizing(tmp_path, cache_folder):
+    """A process that is in the midst of tokenizing a text, stopped there, and its folder."""
+    code = (
+        "import sys; from lit_gpt import corpus, files\nfiles.CHUNK = 4096\n"
+        "corpus.load_corpus(sys.argv[1], 'bytes', True, 'utf-8', sys.argv[2])"
+    )
+    path = write(tmp_path / "long.txt", MIXED.encode() * 20_000)
+    process = subprocess.Popen([sys.executable, "-c", code, path, cache_folder])
+    while process.poll() is None:
+        if any(p.stat().st_size for p in cache_folder.glob("unfinished-*/ids.bin")):
+            break
+        time.sleep(0.001)
+    process.send_signal(signal.SIGSTOP)
+    (work,) = cache_folder.glob("unfinished-*")
+    yield process, path, work
+    process.kill()
+    process.wait()
+
+
+def age(folder: Path, seconds: float) -> None:
+    os.utime(folder, (time.time() - seconds,) * 2)
+
+
+@pytest.mark.parametrize("seconds", [0, 120])
+def test_what_a_killed_process_left_is_removed_a_minute_later(
+    seconds, tokenizing, load, tmp_path, cache_folder
+):
+    process, _, work = tokenizing
+    process.kill()
+    process.wait()
+    assert sorted(entries(work)) == ["ids.bin", "lock"]
+    age(work, seconds)
+    assert text_of(load(write(tmp_path / "x.txt", b"hello world"))) == "hello world"
+    assert work.exists() == (seconds == 0)
+    assert len(entries(cache_folder)) == 1 + (seconds == 0)
+
+
+def test_the_folder_of_a_process_at_work_is_left_alone_however_old(
+    tokenizing, load, tmp_path, cache_folder
+):
+    process, path, work = tokenizing
+    age(work, 3600)
+    load(write(tmp_path / "x.txt", b"hello world"))
+    assert sorted(entries(work)) == ["ids.bin", "lock"]
+    process.send_signal(signal.SIGCONT)
+    assert process.wait() == 0
+    assert not work.exists()
+    assert [entries(folder) for folder in cache_folder.iterdir()] == [
+        ["meta.json", "tokens.bin"]
+    ] * 2
+    assert text_of(load(path)) == path.read_bytes().decode()
+
+
+def test_a_folder_without_a_lock_is_removed_a_minute_later(load, tmp_path, cache_folder):
+    """As that of a process that was killed before it could lock it: only seen, then removed."""
+    for name, seconds in {"unfinished-old": 120, "unfinished-new": 0, "other": 120}.items():
+        write(cache_folder / name / "ids.bin", b"\0")
+        age(cache_folder / name, seconds)
+    load(write(tmp_path / "x.txt", b"hello world"))
+    assert set(entries(cache_folder)) >= {"unfinished-old", "unfinished-new", "other"}
+    age(cache_folder / "unfinished-old", 120)
+    load(write(tmp_path / "x.txt", b"hello there"))
+    assert set(entries(cache_folder)) >= {"unfinished-new", "other"}
+    assert len(entries(cache_folder)) == 4
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError()])
+def test_without_locks_corpora_are_built_and_nothing_is_removed(
+    error, load, tmp_path, cache_folder, monkeypatch
+):
+    def refuse(*args):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock._acquire", refuse)
+    write(cache_folder / "unfinished-old" / "ids.bin", b"\0")
+    age(cache_folder / "unfinished-old", 120)
+    assert text_of(load(write(tmp_path / "x.txt", b"hello"))) == "hello"
+    assert "unfinished-old" in entries(cache_folder)
+    assert len(entries(cache_folder)) == 2
 
 
 def raise_on_second_call(error: BaseException):
@@ -325,7 +414,7 @@ def raise_on_second_call(error: BaseException):
 def test_interrupted_run_leaves_nothing_half_made(error, load, tmp_path, cache_folder, monkeypatch):
     path = write(tmp_path / "x.txt", MIXED.encode())
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_module, "CHUNK", 8)
+        patch.setattr(files_module, "CHUNK", 8)
         patch.setattr(Tokenizer, "encode", raise_on_second_call(error))
         with pytest.raises(type(error)):
             load(path)
@@ -442,20 +531,19 @@ def test_missing_path(name, load, tmp_path):
         load(path)
 
 
-def test_file_that_may_not_be_read(load, tmp_path, monkeypatch):
-    path = write(tmp_path / "x.txt", b"hello")
+def test_a_text_that_is_changed_while_it_is_encoded_leaves_nothing(
+    load, tmp_path, cache_folder, monkeypatch
+):
+    path = write(tmp_path / "x.txt", MIXED.encode() * 1000)
+    monkeypatch.setattr(files_module, "CHUNK", 10_000)
 
-    def refuse(*args):
-        raise PermissionError(13, "Permission denied")
+    def cut_and_truncate(texts):
+        parts = cut_safely(texts)
+        yield next(parts)
+        os.truncate(path, 50_000)
+        yield from parts
 
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(UserError, match=f"^cannot read {path}: Permission denied$"):
-        load(path)
-
-
-def test_file_that_is_changed_while_it_is_read(load, tmp_path, cache_folder, monkeypatch):
-    path = write(tmp_path / "x.txt", b"hello")
-    monkeypatch.setattr(corpus_module, "hash_files", lambda files: "the hash of what it was")
+    monkeypatch.setattr(corpus_module, "cut_safely", cut_and_truncate)
     with pytest.raises(UserError, match=f"^{path} was changed while it was read: start again$"):
         load(path)
     assert entries(cache_folder) == []
@@ -474,25 +562,36 @@ def test_cache_that_cannot_be_written(cache_name, reason, tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    "damaged_before",
-    [
-        False,
-        True,
-    ],
-)
-def test_full_disk_is_said_and_leaves_nothing_half_made(
-    damaged_before, load, tmp_path, cache_folder, monkeypatch
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "~nobody_at_all/x"])
+def test_cache_that_is_no_name(name, tmp_path):
+    path = write(tmp_path / "x.txt", b"hello")
+    with pytest.raises(UserError, match=re.escape(f"--data.cache {name!r} can't be the name of")):
+        load_corpus(str(path), "bytes", True, "utf-8", name)
+
+
+@pytest.mark.parametrize("megabytes", [0.2, 1.0], ids=["while renumbering", "while encoding"])
+@pytest.mark.parametrize("damaged_before", [False, True])
+def test_full_disk_is_one_line_and_leaves_nothing(
+    damaged_before, megabytes, load, tmp_path, small_disk, capfd
 ):
-    path = write(tmp_path / "x.txt", MIXED.encode())
+    """4 bytes a token are written first, then 2 more."""
+    small_disk = small_disk(1024)
+    small, path = (
+        write(tmp_path / "small", b"x"),
+        write(tmp_path / "x", b"x" * int(megabytes * 1e6)),
+    )
+    load_corpus(str(small), "bytes", True, "utf-8", str(small_disk))
     if damaged_before:
-        load(path)
-        for meta in cache_folder.glob("*/meta.json"):
+        for meta in small_disk.glob("*/meta.json"):
             meta.unlink()
-    before = entries(cache_folder)
-    no_space = OSError(28, "No space left on device")
-    monkeypatch.setattr(corpus_module, "CHUNK", 8)
-    monkeypatch.setattr(Tokenizer, "encode", raise_on_second_call(no_space))
-    with pytest.raises(UserError, match=f"cannot keep the tokens in {cache_folder}: No space left"):
-        load(path)
-    assert entries(cache_folder) == before
+    before = [(p, p.read_bytes()) for p in small_disk.rglob("*") if p.is_file()]
+    status = errors.run(lambda: load_corpus(str(path), "bytes", True, "utf-8", str(small_disk)))
+    assert (status, capfd.readouterr().err) == (
+        2,
+        f"error: cannot keep the tokens in {small_disk}: No space left on device; "
+        "name another folder with --data.cache\n",
+    )
+    assert [(p, p.read_bytes()) for p in small_disk.rglob("*") if p.is_file()] == before
+    again = load_corpus(str(small), "bytes", True, "utf-8", str(small_disk))
+    assert text_of(again) == "x"
+    assert len(entries(small_disk)) == 1

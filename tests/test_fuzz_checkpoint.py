@@ -76,7 +76,7 @@ def check(path: Path) -> None:
 
 
 def numbers(few: int, many: int):
-    slow = pytest.param(many, marks=(pytest.mark.slow, pytest.mark.fuzz))
+    slow = pytest.param(many, marks=pytest.mark.fuzz)
     return pytest.mark.parametrize("number", [few, slow])
 
 

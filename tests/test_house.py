@@ -17,11 +17,13 @@ MODULES = {path.stem: path for path in FILES if path.stem != "__init__"}
 # What each module may import of the package: only modules further up in this table.
 MAY_IMPORT = {
     "errors": set(),
+    "options": {"errors"},
     "optim": set(),
     "scrutiny": set(),
     "stability": {"errors"},
     "tokenizer": {"errors"},
-    "corpus": {"errors", "tokenizer"},
+    "files": {"errors"},
+    "corpus": {"errors", "tokenizer", "files"},
     "model": {"errors"},
     "stopping": {"errors"},
     "cluster": set(),
@@ -39,7 +41,7 @@ MAY_IMPORT = {
     "callbacks": {"data", "sampling", "stopping"},
     "console": {"scrutiny", "data", "module", "stopping", "saving", "callbacks"},
     "cli": {
-        *("errors", "runs", "data", "module", "checkpoint", "stopping", "cluster"),
+        *("errors", "options", "runs", "data", "module", "checkpoint", "stopping", "cluster"),
         *("saving", "resuming", "callbacks", "console"),
     },
     "benchmark": {"errors"},
@@ -47,7 +49,18 @@ MAY_IMPORT = {
     "benchmark_training": {"optim", "module", "cli", "benchmark"},
 }
 WITH_LIGHTNING = {
-    *("runs", "data", "module", "stopping", "cluster", "saving", "callbacks", "console", "cli"),
+    *(
+        "options",
+        "runs",
+        "data",
+        "module",
+        "stopping",
+        "cluster",
+        "saving",
+        "callbacks",
+        "console",
+        "cli",
+    ),
     *("benchmark_training", "recorder"),
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,22 +18,6 @@ from lit_gpt.saving import checkpoint_bytes
 
 def checkpoints_of(result) -> Path:
     return Path(result.cli.trainer.log_dir) / "checkpoints"
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
-    """`small_disk(100)`: a file system of its own with room for 100 KB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(kilobytes: int) -> Path:
-        words = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-        if subprocess.run(words, capture_output=True).returncode:
-            pytest.skip("mounting a small file system needs root")
-        return folder
-
-    yield mount
-    subprocess.run(["umount", str(folder)], capture_output=True)
 
 
 @pytest.mark.parametrize(
