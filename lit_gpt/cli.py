@@ -129,13 +129,6 @@ class TrainingCLI(LightningCLI):
             if isinstance(root, ModuleNotFoundError):  # an optional package, such as wandb
                 raise UserError(str(root)) from error
             raise
-        except RuntimeError as error:
-            if "can't allocate memory" not in str(error):
-                raise
-            raise UserError(
-                f"no memory for a model of --model.d_model {self.config.model.d_model} and "
-                f"--model.num_blocks {self.config.model.num_blocks}: give smaller ones"
-            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config_init.trainer

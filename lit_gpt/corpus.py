@@ -87,7 +87,14 @@ def load_corpus(
     if corpus := _open(folder):
         return corpus
     full = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    reader = Reader(files, encoding, fingerprint)
+    _encode_into(folder, Reader(files, encoding, fingerprint), full, compact)
+    corpus = _open(folder)
+    assert corpus, f"{folder} was written and can't be read"
+    return corpus
+
+
+def _encode_into(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None:
+    """Makes the folder, whole or not at all."""
     work = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -107,9 +114,6 @@ def load_corpus(
     finally:
         if work:
             shutil.rmtree(work, ignore_errors=True)
-    corpus = _open(folder)
-    assert corpus, f"{folder} was written and can't be read"
-    return corpus
 
 
 def _cache_folder(cache: str) -> Path:

@@ -29,7 +29,8 @@ def shortage(error: Exception) -> str | None:
         return f"no space left on the disk{where}: make room, or name other folders"
     # The words of torch on CUDA, MPS and the CPU, and of numpy.
     asked = re.search(r"(?i)(?:tried|unable) to allocate ([\d.,]+ ?\w+)", str(error))
-    if asked or isinstance(error, MemoryError):
+    too_large = "Storage size calculation overflowed" in str(error)  # no number for so many bytes
+    if asked or too_large or isinstance(error, MemoryError):
         amount = f" (asked for {asked[1]})" if asked else ""
         return (
             f"out of memory{amount}: lower --data.batch_size (--trainer.accumulate_grad_batches "

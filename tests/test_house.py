@@ -88,6 +88,7 @@ def own_imports_of(tree: ast.Module) -> set[str]:
 
 def run_python(code: str, folder: Path) -> subprocess.CompletedProcess:
     paths = {"HOME": str(folder), "PYTHONPATH": str(FOLDER.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    paths["MPLCONFIGDIR"] = str(folder.parent)  # torchmetrics imports matplotlib where it finds it
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
