@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import errno
 import re
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(Exception):
@@ -42,6 +45,21 @@ def of_thread(error: threading.ExceptHookArgs) -> None:
     """TensorBoard writes in a thread of its own; what it runs short of, `run` will say."""
     if shortage(error.exc_value) is None:
         threading.__excepthook__(error)
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block where it stands, with the exit status that says which."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    old = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def run(main: Callable[[], int | None]) -> int:

@@ -18,6 +18,7 @@ MODULES = {path.stem: path for path in FILES if path.stem != "__init__"}
 MAY_IMPORT = {
     "errors": set(),
     "optim": set(),
+    "plot": set(),
     "scrutiny": set(),
     "stability": {"errors"},
     "tokenizer": {"errors"},
@@ -33,16 +34,22 @@ MAY_IMPORT = {
     "writing": {"errors", "sampling", "checkpoint"},
     "callbacks": {"data", "sampling"},
     "console": {"scrutiny", "data", "module", "saving", "callbacks"},
+    "find_lr": {"errors", "plot", "stability", "module", "console"},
     "cli": {
         *("errors", "runs", "data", "module", "checkpoint"),
-        *("saving", "resuming", "callbacks", "console"),
+        *("saving", "resuming", "callbacks", "console", "find_lr"),
     },
+    "sweep_space": {"errors"},
+    "sweep_report": {"plot", "sweep_space"},
+    "sweep_trial": {"errors", "callbacks", "cli"},
+    "sweep": {"errors", "sweep_space", "sweep_report", "sweep_trial"},
     "benchmark": {"errors"},
     "benchmark_model": {"errors", "model", "optim", "sampling", "module", "benchmark"},
     "benchmark_training": {"optim", "module", "cli", "benchmark"},
 }
 WITH_LIGHTNING = {
-    *("runs", "data", "module", "saving", "callbacks", "console", "cli", "benchmark_training"),
+    *("runs", "data", "module", "saving", "callbacks", "console", "find_lr", "cli"),
+    *("sweep_trial", "benchmark_training"),
 }
 
 
