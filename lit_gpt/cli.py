@@ -250,6 +250,7 @@ def quieten() -> None:
         "Checkpoint directory .* exists and is not empty",  # at each continued run
         ".*`weights_only` was not set.*",  # said on saving, where it means nothing
         "It is recommended to use .*sync_dist",  # torchmetrics have done so
+        "You defined a `validation_step` but have no",  # --find_lr evaluates nothing
         "The dirpath has changed from",  # a new run from another run's checkpoint
     ):
         warnings.filterwarnings("ignore", message)
