@@ -40,11 +40,12 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 class SaveConfig(SaveConfigCallback):
-    """config.yaml in the run's folder, without the checkpoint that the run came from."""
+    """config.yaml in the run's folder, without what only the command itself was to do."""
 
     def __init__(self, parser: Parser, config: Any, **kwargs: Any) -> None:
         config = config.clone()
         config["ckpt_path"] = None
+        config["find_lr"] = False
         super().__init__(parser, config, **kwargs)
 
 
@@ -74,6 +75,11 @@ class TrainingCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Checkpoint to continue, or `last` for the newest run's; none: start afresh.",
+        )
+        parser.add_argument(
+            "--find_lr",
+            action="store_true",
+            help="Don't train: try rising learning rates, suggest one and plot the losses.",
         )
         parser.add_lightning_class_args(callbacks.Samples, "samples")
         parser.add_lightning_class_args(callbacks.StepLines, "overfit")
@@ -207,6 +213,11 @@ class TrainingCLI(LightningCLI):
 
     def run(self) -> int:
         """Trains, evaluates and prints; returns the exit status."""
+        if self.config.find_lr:
+            from lit_gpt.find_lr import find_learning_rate  # brings Lightning's tuner along
+
+            find_learning_rate(self.trainer, self.model, self.datamodule, self.checkpoint)
+            return 0
         trainer, model, data = self.trainer, self.model, self.datamodule
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         self.check_space(folder / "checkpoints")
@@ -239,14 +250,20 @@ def as_list(value: Any) -> list[Any]:
 
 def quieten() -> None:
     """Silences, by their exact source, messages that would tell a user nothing."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in (
+        "pytorch.utilities.rank_zero",
+        "fabric.utilities.seed",
+        "pytorch.tuner.lr_finder",
+        "pytorch.trainer.connectors.checkpoint_connector",
+    ):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (
         "LightningCLI's args parameter",  # from Python, as the benchmarks do
         ".*LeafSpec.*",  # torch 2.13 and Lightning's use of its pytrees
         "Checkpoint directory .* exists and is not empty",  # at each continued run
         ".*`weights_only` was not set.*",  # said on saving, where it means nothing
         "It is recommended to use .*sync_dist",  # torchmetrics have done so
+        "You defined a `validation_step` but have no",  # --find_lr evaluates nothing
         "The dirpath has changed from",  # a new run from another run's checkpoint
     ):
         warnings.filterwarnings("ignore", message)

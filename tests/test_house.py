@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "errors": set(),
     "options": {"errors"},
     "optim": set(),
+    "plot": set(),
     "scrutiny": set(),
     "stability": {"errors"},
     "tokenizer": {"errors"},
@@ -40,28 +41,22 @@ MAY_IMPORT = {
     "writing": {"errors", "sampling", "checkpoint"},
     "callbacks": {"data", "sampling", "stopping"},
     "console": {"scrutiny", "data", "module", "stopping", "saving", "callbacks"},
+    "find_lr": {"errors", "plot", "stability", "module", "console"},
     "cli": {
         *("errors", "options", "runs", "data", "module", "checkpoint", "stopping", "cluster"),
-        *("saving", "resuming", "callbacks", "console"),
+        *("saving", "resuming", "callbacks", "console", "find_lr"),
     },
+    "sweep_space": {"errors"},
+    "sweep_report": {"plot", "sweep_space"},
+    "sweep_trial": {"errors", "callbacks", "cli"},
+    "sweep": {"errors", "sweep_space", "sweep_report", "sweep_trial"},
     "benchmark": {"errors"},
     "benchmark_model": {"errors", "model", "optim", "sampling", "module", "benchmark"},
     "benchmark_training": {"optim", "module", "cli", "benchmark"},
 }
 WITH_LIGHTNING = {
-    *(
-        "options",
-        "runs",
-        "data",
-        "module",
-        "stopping",
-        "cluster",
-        "saving",
-        "callbacks",
-        "console",
-        "cli",
-    ),
-    *("benchmark_training", "recorder"),
+    *("options", "runs", "data", "module", "stopping", "cluster", "saving", "callbacks"),
+    *("console", "find_lr", "cli", "sweep_trial", "recorder", "benchmark_training"),
 }
 
 
