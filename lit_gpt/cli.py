@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lit_gpt.checkpoint import newest_checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
+from lit_gpt.recording import Recorder
 from lit_gpt.resuming import adopt_model, check_fit, open_checkpoint
 from lit_gpt.runs import RunLogger, claim_run, keep_others_out, run_of_last
 
@@ -58,6 +60,7 @@ class TrainingCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None) -> None:
         self.checkpoint: dict[str, Any] | None = None
         self.stop = callbacks.GracefulStop()
+        self.words = [sys.argv[0], *(sys.argv[1:] if args is None else args)]
         super().__init__(
             LitGPT,
             TextDataModule,
@@ -138,14 +141,15 @@ class TrainingCLI(LightningCLI):
         kwargs["val_check_interval"] = interval * config.accumulate_grad_batches
         if config.precision is None:
             kwargs["precision"] = default_precision(config.accelerator)
-        throughput = callbacks.Throughput()
+        throughput, final = callbacks.Throughput(), callbacks.FinalEvaluation(self.stop)
         kwargs["callbacks"] = [
             *as_list(config.callbacks),
             throughput,
             self.stop,
+            Recorder(console.command("python", *self.words), final),
             saving.BestCheckpoint(),  # before the last one, which keeps the best score
             saving.LastCheckpoint(),
-            callbacks.FinalEvaluation(self.stop),
+            final,
             *([] if config.enable_progress_bar is False else [callbacks.Bar(throughput)]),
         ]
         kwargs["plugins"] = [*as_list(config.plugins), saving.CheckpointIO()]

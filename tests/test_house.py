@@ -17,6 +17,10 @@ MODULES = {path.stem: path for path in FILES if path.stem != "__init__"}
 # What each module may import of the package: only modules further up in this table.
 MAY_IMPORT = {
     "errors": set(),
+    "history": {"errors"},
+    "charts": {"history"},
+    "page": set(),
+    "report": {"errors", "history", "charts", "page"},
     "optim": set(),
     "scrutiny": set(),
     "stability": {"errors"},
@@ -33,16 +37,18 @@ MAY_IMPORT = {
     "writing": {"errors", "sampling", "checkpoint"},
     "callbacks": {"data", "sampling"},
     "console": {"scrutiny", "data", "module", "saving", "callbacks"},
+    "recording": {"errors", "history", "report", "callbacks", "console"},
     "cli": {
         *("errors", "runs", "data", "module", "checkpoint"),
-        *("saving", "resuming", "callbacks", "console"),
+        *("saving", "resuming", "callbacks", "console", "recording"),
     },
     "benchmark": {"errors"},
     "benchmark_model": {"errors", "model", "optim", "sampling", "module", "benchmark"},
     "benchmark_training": {"optim", "module", "cli", "benchmark"},
 }
 WITH_LIGHTNING = {
-    *("runs", "data", "module", "saving", "callbacks", "console", "cli", "benchmark_training"),
+    *("runs", "data", "module", "saving", "callbacks", "console", "recording", "cli"),
+    "benchmark_training",
 }
 
 
