@@ -130,29 +130,7 @@ def read_history(folder: Path) -> History:
     """
     path = folder / HISTORY
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        curves = {
-            name: sorted({int(step): float(value) for step, value in points}.items())
-            for name, points in content["curves"].items()
-        }
-        for _, when in curves.get("time", []):
-            seconds_since_1970(when)
-        return History(
-            curves=curves,
-            prompts=[str(text) for text in content["prompts"]],
-            samples=[(int(step), [str(t) for t in texts]) for step, texts in content["samples"]],
-            card=[(str(name), str(value)) for name, value in content["card"]],
-            sessions=[
-                Session(
-                    int(s["step"]),
-                    seconds_since_1970(s["time"]),
-                    str(s["command"]),
-                    {str(name): str(v) for name, v in s["versions"].items()},
-                )
-                for s in content["sessions"]
-            ],
-            final=content["final"] and {name: float(content["final"][name]) for name in FINAL},
-        )
+        return from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -162,6 +140,34 @@ def read_history(folder: Path) -> History:
             f"{path} is damaged or no history of a run: delete it, and the report is made of the "
             "TensorBoard events beside it"
         ) from None
+
+
+def from_json(content: Any) -> History:
+    """Raises all kinds of errors where it is not what `save` wrote."""
+    curves = {
+        name: sorted({int(step): float(value) for step, value in points}.items())
+        for name, points in content["curves"].items()
+    }
+    sessions = [
+        Session(
+            int(session["step"]),
+            seconds_since_1970(session["time"]),
+            str(session["command"]),
+            {str(name): str(value) for name, value in session["versions"].items()},
+        )
+        for session in content["sessions"]
+    ]
+    for _, when in curves.get("time", []):
+        seconds_since_1970(when)
+    final = content["final"]
+    return History(
+        curves=curves,
+        prompts=[str(text) for text in content["prompts"]],
+        samples=[(int(step), [str(text) for text in texts]) for step, texts in content["samples"]],
+        card=[(str(name), str(value)) for name, value in content["card"]],
+        sessions=sessions,
+        final=final and {name: float(final[name]) for name in FINAL},
+    )
 
 
 def seconds_since_1970(value: float) -> float:
