@@ -12,6 +12,7 @@ from html import escape
 from lit_gpt.history import Point
 
 MAX_DRAWN = 400  # points of a curve: more than can be told apart
+MAX_WORDS = 3  # curves of a chart; of more, the words would cover one another
 MAX_DOTS = 30  # with more, a curve has a line only
 
 
@@ -122,7 +123,8 @@ def chart(
         f'<span class="key {look(line)}">{escape(line.name)}</span>' for line, _ in pairs
     )
     curves = "".join(curve(line, points, scale) for line, points in pairs[::-1])  # first on top
-    marks = "".join(mark(line, scale, show) for line, _ in pairs if line.best)
+    few = len(pairs) <= MAX_WORDS
+    marks = "".join(mark(line, scale, show, few) for line, _ in pairs if line.best)
     return (
         f'<figure class="chart{" tall" if tall else ""}"><figcaption><b>{escape(title)}</b>'
         f"{legend if tall else ''}</figcaption>"
@@ -158,14 +160,15 @@ def curve(line: Line, points: list[Point], scale: Scale) -> str:
     return paths
 
 
-def mark(line: Line, scale: Scale, show: Callable[[float], str]) -> str:
-    """A ring around the best point, and words beside it where the page's style shows them."""
+def mark(line: Line, scale: Scale, show: Callable[[float], str], words: bool) -> str:
+    """A ring around the best point, and words under it."""
     step, value = line.best
     left, top = scale.x(step) / 10, scale.y(value) / 10
     side = "left" if left > 60 else "right"
+    name = f"<span>best: {escape(show(value))} at step {step:,}</span>" if words else ""
     return (
         f'<div class="best c{line.color} {side}" style="left:{left:.2f}%;top:{top:.2f}%">'
-        f"<span>best: {escape(show(value))} at step {step:,}</span></div>"
+        f"{name}</div>"
     )
 
 

@@ -142,11 +142,12 @@ class TrainingCLI(LightningCLI):
         if config.precision is None:
             kwargs["precision"] = default_precision(config.accelerator)
         throughput, final = callbacks.Throughput(), callbacks.FinalEvaluation(self.stop)
+        self.recorder = Recorder(console.command("python", *self.words), final)
         kwargs["callbacks"] = [
             *as_list(config.callbacks),
             throughput,
             self.stop,
-            Recorder(console.command("python", *self.words), final),
+            self.recorder,
             saving.BestCheckpoint(),  # before the last one, which keeps the best score
             saving.LastCheckpoint(),
             final,
@@ -205,7 +206,7 @@ class TrainingCLI(LightningCLI):
         trainer, model, data = self.trainer, self.model, self.datamodule
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         self.check_space(folder / "checkpoints")
-        console.print_start(trainer, model, data, self.checkpoint)
+        self.recorder.card = console.print_start(trainer, model, data, self.checkpoint)
         with keep_others_out(folder), self.stop:
             if not self.checkpoint and trainer.limit_val_batches != 0:
                 trainer.validate(model, datamodule=data, verbose=False)

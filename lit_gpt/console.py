@@ -24,14 +24,17 @@ MIN_COPY = 20  # tokens in a row that stand in the training text, before they ar
 @rank_zero_only
 def print_start(
     trainer: pl.Trainer, model: LitGPT, data: TextDataModule, checkpoint: dict[str, Any] | None
-) -> None:
-    *card, parameters = (f"{name}: {value}" for name, value in data_card(data, model, trainer))
-    print("\n".join(card))
+) -> list[tuple[str, str]]:
+    """Returns the data card, which is most of it."""
+    card = data_card(data, model, trainer)
+    *lines, parameters = (f"{name}: {value}" for name, value in card)
+    print("\n".join(lines))
     if model.hparams.init_from and not checkpoint:
         print(f"Weights, model and tokenizer: {model.hparams.init_from}")
     if changes := changed_options(trainer, model, data, checkpoint or {}):
         print(f"Continued with other options, so not the same run: {', '.join(changes)}")
     print(parameters)
+    return card
 
 
 def data_card(data: TextDataModule, model: LitGPT, trainer: pl.Trainer) -> list[tuple[str, str]]:

@@ -145,35 +145,39 @@ def read_history(folder: Path) -> History:
 def from_json(content: Any) -> History:
     """Raises all kinds of errors where it is not what `save` wrote."""
     curves = {
-        name: sorted({int(step): float(value) for step, value in points}.items())
+        name: sorted({within(1e15, int(step)): float(value) for step, value in points}.items())
         for name, points in content["curves"].items()
     }
     sessions = [
         Session(
-            int(session["step"]),
-            seconds_since_1970(session["time"]),
+            within(1e15, int(session["step"])),
+            within(1e11, float(session["time"])),
             str(session["command"]),
             {str(name): str(value) for name, value in session["versions"].items()},
         )
         for session in content["sessions"]
     ]
     for _, when in curves.get("time", []):
-        seconds_since_1970(when)
+        within(1e11, when)
     final = content["final"]
     return History(
         curves=curves,
         prompts=[str(text) for text in content["prompts"]],
-        samples=[(int(step), [str(text) for text in texts]) for step, texts in content["samples"]],
+        samples=[
+            (within(1e15, int(step)), [str(text) for text in texts])
+            for step, texts in content["samples"]
+        ],
         card=[(str(name), str(value)) for name, value in content["card"]],
         sessions=sessions,
         final=final and {name: float(final[name]) for name in FINAL},
     )
 
 
-def seconds_since_1970(value: float) -> float:
-    if not 0 <= value < 1e11:
-        raise ValueError("no time of any run")
-    return float(value)
+def within(limit: float, number: float) -> float:
+    """A step or time as it is; one that no run can have is a ValueError."""
+    if not 0 <= number < limit:
+        raise ValueError(number)
+    return number
 
 
 def read_run(folder: Path) -> History:

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 import lit_gpt
-from lit_gpt import callbacks, console, report
+from lit_gpt import callbacks, report
 from lit_gpt.errors import UserError, shortage
 from lit_gpt.history import EVALUATED, FINAL, LOGGED, History, Session, read_history, write_whole
 
@@ -32,6 +32,7 @@ class Recorder(Checkpoint):
 
     def __init__(self, command: str, final: callbacks.FinalEvaluation) -> None:
         self.command, self.final = command, final
+        self.card: list[tuple[str, str]] = []  # what the run says at its start
         self.history: History | None = None
         self.said = False
 
@@ -65,7 +66,7 @@ class Recorder(Checkpoint):
         versions = python | packages | {"lit_gpt": lit_gpt.__version__}
         versions["system"] = f"{platform.system()} {platform.machine()}"
         self.history.begin(Session(trainer.global_step, time.time(), self.command, versions))
-        self.history.card = console.data_card(trainer.datamodule, pl_module, trainer)
+        self.history.card = self.card
 
     def records(self, trainer: pl.Trainer) -> bool:
         return trainer.is_global_zero and not (trainer.fast_dev_run or trainer.sanity_checking)

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "writing": {"errors", "sampling", "checkpoint"},
     "callbacks": {"data", "sampling"},
     "console": {"scrutiny", "data", "module", "saving", "callbacks"},
-    "recording": {"errors", "history", "report", "callbacks", "console"},
+    "recording": {"errors", "history", "report", "callbacks"},
     "cli": {
         *("errors", "runs", "data", "module", "checkpoint"),
         *("saving", "resuming", "callbacks", "console", "recording"),

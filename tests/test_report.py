@@ -102,6 +102,11 @@ def made_up(**changes) -> report.Run:
     return report.Run("version_0", history, {"model.d_model": "80"})
 
 
+def with_step(step: str) -> str:
+    """A history.json with a point at this step."""
+    return json.dumps(vars(History())).replace("{}", f'{{"val/loss": [[{step}, 7.1]]}}', 1)
+
+
 def test_the_page_has_the_numbers_that_the_run_printed(train):
     result = train()
     assert result.err == ""
@@ -344,6 +349,9 @@ def test_a_run_made_before_there_were_reports_has_one(train, make, tmp_path):
         ("history.json", "[]", "history.json is damaged"),
         ("history.json", '{"curves": {"val/loss": 3}}', "history.json is damaged"),
         ("history.json", "[" * 100_000, "history.json is damaged"),
+        ("history.json", with_step("1" + "0" * 400), "history.json is damaged"),
+        ("history.json", with_step("-3"), "history.json is damaged"),
+        ("history.json", with_step('"x"'), "history.json is damaged"),
         ("history.json", b"\xff\xfe", "history.json is damaged"),
         ("history.json", None, "has no history.json and no curves in TensorBoard events"),
         ("config.yaml", "a: [1", "config.yaml is no YAML: mend or delete it"),
