@@ -52,8 +52,9 @@ svg { position: absolute; width: 100%; height: 100%; overflow: visible }
 path { fill: none; stroke: var(--c); stroke-width: 2; vector-effect: non-scaling-stroke;
   stroke-linejoin: round; stroke-linecap: round }
 path.faint { opacity: .4; stroke-width: 1.5 }
-path.dots { stroke-width: 6 }
-path.lines { stroke: var(--line); stroke-width: 1 }
+.small path { stroke-width: 1.5 }
+path.dots, .small path.dots { stroke-width: 6 }
+path.lines, .small path.lines { stroke: var(--line); stroke-width: 1 }
 .x, .y { position: absolute; font-size: 12px; line-height: 1; color: var(--soft);
   white-space: nowrap }
 .y { right: calc(100% + 8px); transform: translateY(-50%) }
@@ -117,7 +118,7 @@ for (const plot of document.querySelectorAll(".plot")) {
     for (const {name, look, points} of lines) {
       const [near, value] = nearest(points, step);
       if (Math.abs(near - step) <= (to - from) / 50)
-        make(["span", look], tip).textContent = name + " " + value;
+        make(["span", look], tip).textContent = (lines.length > 1 ? name + " " : "") + value;
     }
     rule.hidden = tip.hidden = false;
     rule.style.left = x + "%";
