@@ -152,6 +152,7 @@ class Samples(Callback):
 
     def __init__(self, prompts: list[str] | None = None, num_tokens: int = 32) -> None:
         self.prompts, self.num_tokens = prompts, num_tokens
+        self.beginnings: list[str] = []  # the prompts as text
         self.texts: list[str] = []  # of the newest evaluation
         self.written: list[list[int]] = []  # their ids after the prompts
 
@@ -169,6 +170,7 @@ class Samples(Callback):
         prompts = line_starts(data)
         if self.prompts:
             prompts = [tokenizer.encode(text or "\n") for text in self.prompts]
+        self.beginnings = [tokenizer.decode(prompt).rstrip("\ufffd") for prompt in prompts]
         groups = defaultdict(list)  # prompts of one length are written together
         for i, prompt in enumerate(prompts):
             groups[len(prompt)].append(i)

@@ -21,6 +21,7 @@ from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.options import Parser
+from lit_gpt.reporting import ReportWriter
 from lit_gpt.resuming import adopt_model, check_fit, open_checkpoint
 from lit_gpt.runs import RunLogger, claim_run, keep_others_out, run_of_last
 from lit_gpt.stopping import GracefulStop
@@ -150,14 +151,16 @@ class TrainingCLI(LightningCLI):
             kwargs["precision"] = default_precision(config.accelerator)
         self.stop = GracefulStop(config.max_time)
         kwargs["max_time"] = None  # Lightning's own would stop inside a step
-        throughput = callbacks.Throughput()
+        throughput, final = callbacks.Throughput(), callbacks.FinalEvaluation(self.stop)
+        self.report = ReportWriter(console.command("python", sys.argv[0], *self.words), final)
         kwargs["callbacks"] = [
             *as_list(config.callbacks),
             throughput,
             self.stop,
+            self.report,
             saving.BestCheckpoint(),  # before the last one, which keeps the best score
             saving.LastCheckpoint(self.stop),
-            callbacks.FinalEvaluation(self.stop),
+            final,
             *([] if config.enable_progress_bar is False else [callbacks.Bar(throughput)]),
             *([cluster.JobNote(self.words)] if cluster.job_id() else []),
         ]
@@ -221,7 +224,7 @@ class TrainingCLI(LightningCLI):
         trainer, model, data = self.trainer, self.model, self.datamodule
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         self.check_space(folder / "checkpoints")
-        console.print_start(trainer, model, data, self.checkpoint)
+        self.report.card = console.print_start(trainer, model, data, self.checkpoint)
         self.stop.signals += cluster.requeue_signals(trainer)
         with keep_others_out(folder), self.stop:
             if not self.checkpoint and trainer.limit_val_batches != 0:

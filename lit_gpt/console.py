@@ -24,42 +24,60 @@ MIN_COPY = 20  # tokens in a row that stand in the training text, before they ar
 @rank_zero_only
 def print_start(
     trainer: pl.Trainer, model: LitGPT, data: TextDataModule, checkpoint: dict[str, Any] | None
-) -> None:
-    info, tokenizer = data.corpus.info, data.tokenizer
-    print(f"Text length: {info.num_characters:,} characters")
-    if info.removed_boms:
-        print(f"Byte-order marks left out: {info.removed_boms:,}")
-    if info.added_line_ends:
-        print(f"Line ends put between files: {info.added_line_ends:,}")
-    print(f"Total: {info.num_tokens:,} tokens")
-    print(f"Training: {len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}")
-    print_shared_lines(data)
-    kind = f"{data.hparams.tokenizer}{', compact' if data.hparams.compact_vocab else ''}"
-    print(f"Vocabulary: {tokenizer.vocab_size:,} tokens ({kind})")
-    print(f"Bytes per token: {info.num_bytes / info.num_tokens:.2f}")
-    device = trainer.strategy.root_device
-    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-    print(f"Device: {device.type}{name}, precision {trainer.precision}")
-    outer, rest = model.gpt.num_parameters()
+) -> list[tuple[str, str]]:
+    """Returns the data card, which is most of it."""
+    card = data_card(data, model, trainer)
+    *lines, parameters = (f"{name}: {value}" for name, value in card)
+    print("\n".join(lines))
     if model.hparams.init_from and not checkpoint:
         print(f"Weights, model and tokenizer: {model.hparams.init_from}")
     if changes := changed_options(trainer, model, data, checkpoint or {}):
         print(f"Continued with other options, so not the same run: {', '.join(changes)}")
-    print(f"Parameters: {outer + rest:,} (embedding and output {outer:,}, the rest {rest:,})")
+    print(parameters)
+    return card
 
 
-def print_shared_lines(data: TextDataModule) -> None:
+def data_card(data: TextDataModule, model: LitGPT, trainer: pl.Trainer) -> list[tuple[str, str]]:
+    """Names and values: what is trained on what, and where."""
+    info, tokenizer = data.corpus.info, data.tokenizer
+    changes = [
+        ("Byte-order marks left out", info.removed_boms),
+        ("Line ends put between files", info.added_line_ends),
+    ]
+    sizes = f"{len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}"
+    kind = f"{data.hparams.tokenizer}{', compact' if data.hparams.compact_vocab else ''}"
+    device = trainer.strategy.root_device
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    outer, rest = model.gpt.num_parameters()
+    parameters = f"{outer + rest:,} (embedding and output {outer:,}, the rest {rest:,})"
+    return [
+        ("Text length", f"{info.num_characters:,} characters"),
+        *((what, f"{number:,}") for what, number in changes if number),
+        ("Total", f"{info.num_tokens:,} tokens"),
+        ("Training", sizes),
+        *shared_lines_card(data),
+        ("Vocabulary", f"{tokenizer.vocab_size:,} tokens ({kind})"),
+        ("Bytes per token", f"{info.num_bytes / info.num_tokens:.2f}"),
+        ("Device", f"{device.type}{name}, precision {trainer.precision}"),
+        ("Parameters", parameters),
+    ]
+
+
+def shared_lines_card(data: TextDataModule) -> list[tuple[str, str]]:
     """How far the validation text is no test, since the model was trained on it."""
     train, val, tokens = data.train_tokens, data.val_tokens, data.tokenizer.tokens
     name = f"shared-lines-{len(train)}"
     lines = data.corpus.remember(name, lambda: astuple(shared_lines(train, val, tokens)))
     lines = SharedLines(*lines)
-    if lines.num_lines:  # none: the text has no line ends
-        print(
-            f"Lines of the validation text that also stand in the training text: "
-            f"{lines.num_shared:,} of {lines.num_lines:,} "
-            f"({lines.num_shared / lines.num_lines:.1%}, {lines.share_of_bytes:.1%} of the bytes)"
-        )
+    if not lines.num_lines:  # the text has no line ends
+        return []
+    share = lines.num_shared / lines.num_lines
+    name = "Lines of the validation text that also stand in the training text"
+    value = (
+        f"{lines.num_shared:,} of {lines.num_lines:,} "
+        f"({share:.1%}, {lines.share_of_bytes:.1%} of the bytes)"
+    )
+    return [(name, value)]
 
 
 def changed_options(

@@ -102,6 +102,7 @@ class LitGPT(pl.LightningModule):
         self.val_tokens, self.val_bytes = SumMetric(), SumMetric()  # of the validation targets
         self.token_lengths: Tensor | None = None
         self.watch = StepWatch(skip_bad_steps)
+        self.curves: dict[str, float] = {}  # the newest value of each
         self.initialized = init_from is None  # a continued run, too, brings its weights
 
     def _check(self) -> None:
@@ -179,8 +180,10 @@ class LitGPT(pl.LightningModule):
 
     def add_to_curves(self, values: dict[str, Any], step: int) -> None:
         """Gives the loggers values of one step; self.log would take a millisecond for each."""
+        values = {name: float(value) for name, value in values.items()}
+        self.curves |= values
         for logger in self.trainer.loggers:
-            logger.log_metrics({name: float(value) for name, value in values.items()}, step)
+            logger.log_metrics(values, step)
             logger.save()
 
     def on_validation_start(self) -> None:

@@ -18,6 +18,10 @@ MODULES = {path.stem: path for path in FILES if path.stem != "__init__"}
 MAY_IMPORT = {
     "errors": set(),
     "options": {"errors"},
+    "history": {"errors"},
+    "charts": {"history"},
+    "page": set(),
+    "report": {"errors", "history", "charts", "page"},
     "optim": set(),
     "plot": set(),
     "scrutiny": set(),
@@ -41,10 +45,11 @@ MAY_IMPORT = {
     "writing": {"errors", "sampling", "checkpoint"},
     "callbacks": {"data", "sampling", "stopping"},
     "console": {"scrutiny", "data", "module", "stopping", "saving", "callbacks"},
+    "reporting": {"errors", "history", "report", "callbacks"},
     "find_lr": {"errors", "plot", "stability", "module", "console"},
     "cli": {
         *("errors", "options", "runs", "data", "module", "checkpoint", "stopping", "cluster"),
-        *("saving", "resuming", "callbacks", "console", "find_lr"),
+        *("saving", "resuming", "callbacks", "console", "find_lr", "reporting"),
     },
     "sweep_space": {"errors"},
     "sweep_report": {"plot", "sweep_space"},
@@ -56,7 +61,7 @@ MAY_IMPORT = {
 }
 WITH_LIGHTNING = {
     *("options", "runs", "data", "module", "stopping", "cluster", "saving", "callbacks"),
-    *("console", "find_lr", "cli", "sweep_trial", "recorder", "benchmark_training"),
+    *("console", "reporting", "find_lr", "cli", "sweep_trial", "recorder", "benchmark_training"),
 }
 
 

@@ -1,0 +1,26 @@
+"""Writes the report of one run, or one page of several: `python scripts/report.py --help`."""
+
+import argparse
+import sys
+
+from lit_gpt import errors
+
+
+def parse() -> argparse.Namespace:
+    parser = errors.Parser(description=__doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a run's folder, or its number below --logs")
+    add("--logs", default="logs", help="where runs with a number are (default: %(default)s)")
+    add("--out", metavar="FILE", help="default: report.html in the run's folder, or in --logs")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    from lit_gpt.report import write_reports
+
+    write_reports(options)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))
