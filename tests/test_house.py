@@ -44,6 +44,12 @@ MAY_IMPORT = {
         *("errors", "options", "runs", "data", "module", "checkpoint", "stopping", "cluster"),
         *("saving", "resuming", "callbacks", "console"),
     },
+    "trial": {"callbacks", "saving", "stopping"},
+    "suggestions": {"model"},
+    "plan": {
+        *("errors", "tokenizer", "scrutiny", "data", "runs", "saving", "callbacks", "console"),
+        *("cli", "trial", "suggestions"),
+    },
     "benchmark": {"errors"},
     "benchmark_model": {"errors", "model", "optim", "sampling", "module", "benchmark"},
     "benchmark_training": {"optim", "module", "cli", "benchmark"},
@@ -61,7 +67,7 @@ WITH_LIGHTNING = {
         "console",
         "cli",
     ),
-    *("benchmark_training", "recorder"),
+    *("benchmark_training", "recorder", "trial", "plan"),
 }
 
 
