@@ -52,6 +52,7 @@ MAY_IMPORT = {
     },
     "benchmark": {"errors"},
     "benchmark_model": {"errors", "model", "optim", "sampling", "module", "benchmark"},
+    "benchmark_plan": {"errors", "benchmark"},
     "benchmark_training": {"optim", "module", "cli", "benchmark"},
 }
 WITH_LIGHTNING = {
