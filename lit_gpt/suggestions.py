@@ -40,10 +40,10 @@ def suggest_steps(steps: int, epochs_a_step: float) -> Suggestion | None:
 def suggest_dropout(dropout: float, epochs: float) -> Suggestion | None:
     """None while the text is nearly new, some where the model could learn it by heart."""
     if epochs <= GOOD_EPOCHS and dropout > 0:
-        reason = f"No dropout: {counted(epochs)} won't be learnt by heart"
+        reason = f"No dropout, as {counted(epochs)} won't be learnt by heart"
         return Suggestion(reason, ("--model.dropout=0",))
     if epochs > GOOD_EPOCHS and dropout == 0:
-        reason = f"Dropout: {counted(epochs)} may be learnt by heart"
+        reason = f"Dropout, as {counted(epochs)} may be learnt by heart"
         return Suggestion(reason, ("--model.dropout=0.1",))
     return None
 

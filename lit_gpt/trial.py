@@ -56,7 +56,7 @@ class Trial(Callback):
         planned, loop.epoch_loop.max_steps = loop.epoch_loop.max_steps, -1
         loop.max_epochs, loop.min_epochs, loop.epoch_loop.min_steps = -1, 0, None
         try:
-            trainer.fit(model, datamodule=data, weights_only=True)  # else Lightning talks of it
+            trainer.fit(model, datamodule=data, weights_only=True)
         finally:
             trainer.limit_val_batches, loop.epoch_loop.max_steps = limit, planned
         self.around += time.perf_counter() - start
@@ -95,7 +95,7 @@ class Trial(Callback):
         self.writer.on_validation_end(trainer, pl_module)
         self.samples = now(trainer) - start
         if checkpoint_bytes(pl_module) < free_bytes(self.folder) / 2:
-            trainer.save_checkpoint(self.folder / "trial.ckpt")
+            trainer.save_checkpoint(self.folder / "trial.ckpt", weights_only=False)
             self.save = now(trainer) - start - self.samples
         batches = trainer.datamodule.whole_val_split()
         pl_module.full_loss(islice(batches, trainer.world_size))  # the first takes longer
