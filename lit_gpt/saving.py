@@ -114,17 +114,27 @@ def checkpoint_bytes(model: LitGPT) -> int:
     return sum(weights.values()) + moments
 
 
+def file_bytes(model: LitGPT, data: pl.LightningDataModule) -> int:
+    """About how large the file is: the tokenizer is in it too."""
+    return checkpoint_bytes(model) + len(data.tokenizer.to_dict()["vocabulary"])
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder that need not be there yet."""
+    folder = folder.absolute()
+    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+
+
 def check_space(folder: Path, model: LitGPT, data: pl.LightningDataModule, num_files: int) -> None:
     """That the disk has room for the checkpoints still to come, and one more while it is written.
 
     Raises:
         UserError: it has not.
     """
-    size = checkpoint_bytes(model) + len(data.tokenizer.to_dict()["vocabulary"])
+    size = file_bytes(model, data)
     there = [path.stat().st_size for path in folder.glob("*.ckpt")]
     needed = (num_files + 1) * size - sum(there)
-    parent = next(p for p in (folder, *folder.parents) if p.exists())
-    free = shutil.disk_usage(parent).free
+    free = free_bytes(folder)
     if needed > free:
         raise UserError(
             f"{folder} has {free / 1e6:,.0f} MB free, and this run's {num_files} checkpoints of "

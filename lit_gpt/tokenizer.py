@@ -191,6 +191,11 @@ def load_tokenizer(name: str) -> Tokenizer:
     return Tokenizer(name, encoding._pat_str, tokens)
 
 
+def full_size(name: str) -> int:
+    """How many tokens the full vocabulary of that name has."""
+    return OFFLINE[name][2] if name in OFFLINE else load_tokenizer(name).vocab_size
+
+
 def _from_splintr(name: str) -> Tokenizer:
     import splintr
 

@@ -19,10 +19,12 @@ def parse() -> argparse.Namespace:
         "charlm": "a byte-level model on --path against nanoGPT's recipe",
         "generate": "with a key/value cache against the whole window each token",
         "tokenize": "text file to token cache against tiktoken",
+        "plan": "the time and memory that plan.py says against train.py's",
         "gpu": "GPT-2 124M's shape, eager and compiled",
     }.items():
         kinds.add_parser(kind, parents=[shared], help=text, description=text)
-    for kind in ("loop", "charlm"):
+    kinds.choices["plan"].add_argument("--config", help="a YAML file of options for both")
+    for kind in ("loop", "charlm", "plan"):
         kinds.choices[kind].add_argument(
             "--steps", type=errors.at_least_one, help="instead of the usual number"
         )
@@ -37,6 +39,7 @@ def main() -> None:
     options = parse()
     from lit_gpt import (  # after the options: torch takes a while
         benchmark_model,
+        benchmark_plan,
         benchmark_training,
     )
 
@@ -46,6 +49,7 @@ def main() -> None:
         "charlm": benchmark_training.charlm,
         "generate": benchmark_model.generation,
         "tokenize": benchmark_model.tokenization,
+        "plan": benchmark_plan.plan,
         "gpu": benchmark_model.gpu,
     }
     kinds[options.kind](options)

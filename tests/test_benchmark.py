@@ -141,6 +141,9 @@ def test_without_a_gpu_it_says_so(tmp_path):
         (["charlm", "--steps", "-1"], "--steps: must be at least 1, not -1"),
         (["tokenize", "--megabytes", "0"], "--megabytes: must be at least 1, not 0"),
         (["gpu", "--batch_size", "many"], "--batch_size: invalid at_least_one value: 'many'"),
+        (["plan", "--path", "nowhere.txt"], "no text file at 'nowhere.txt': give --path"),
+        (["plan", "--steps", "0"], "--steps: must be at least 1, not 0"),
+        (["plan", "--config", "none.yaml", "--repeats", "1"], "none.yaml"),
         (["overhead", "--path", "nowhere.txt"], "no such file or folder: 'nowhere.txt'"),
     ],
 )

@@ -55,13 +55,21 @@ MAY_IMPORT = {
     "sweep_report": {"plot", "sweep_space"},
     "sweep_trial": {"errors", "callbacks", "cli"},
     "sweep": {"errors", "sweep_space", "sweep_report", "sweep_trial"},
+    "trial": {"callbacks", "saving", "stopping"},
+    "suggestions": {"model"},
+    "plan": {
+        *("errors", "tokenizer", "scrutiny", "data", "runs", "saving", "callbacks", "console"),
+        *("cli", "trial", "suggestions"),
+    },
     "benchmark": {"errors"},
     "benchmark_model": {"errors", "model", "optim", "sampling", "module", "benchmark"},
+    "benchmark_plan": {"errors", "benchmark"},
     "benchmark_training": {"optim", "module", "cli", "benchmark"},
 }
 WITH_LIGHTNING = {
     *("options", "runs", "data", "module", "stopping", "cluster", "saving", "callbacks"),
     *("console", "reporting", "find_lr", "cli", "sweep_trial", "recorder", "benchmark_training"),
+    *("trial", "plan"),
 }
 
 

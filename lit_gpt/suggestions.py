@@ -1,0 +1,102 @@
+"""Owns what the plan suggests: steps, a size of the model and dropout that suit the text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from lit_gpt.model import GPT, GPTConfig
+
+# Read up to 4 times a text is nearly as good as new, and beyond 16 times hardly anything more is
+# learnt (Muennighoff et al. 2023, Scaling Data-Constrained Language Models).
+GOOD_EPOCHS, USEFUL_EPOCHS = 4, 16
+MOST_TOKENS, LEAST_TOKENS = 20, 0.1  # of training text for each parameter
+SHAPES = (  # d_model, num_blocks, num_heads; the last four are GPT-2's
+    *((16, 1, 1), (24, 2, 2), (32, 2, 2), (48, 3, 3), (64, 4, 4), (80, 6, 4), (128, 6, 4)),
+    *((192, 6, 6), (256, 8, 8), (384, 8, 6), (512, 8, 8)),
+    *((768, 12, 12), (1024, 24, 16), (1280, 36, 20), (1600, 48, 25)),
+)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    reason: str
+    options: tuple[str, ...]  # to be pasted
+
+
+def suggest_steps(steps: int, epochs_a_step: float) -> Suggestion | None:
+    """Enough to read the text once, or no more than teach something."""
+    epochs = steps * epochs_a_step
+    wanted = 1 if epochs < 0.95 else USEFUL_EPOCHS if epochs > 1.05 * USEFUL_EPOCHS else epochs
+    better = math.ceil(wanted / epochs_a_step - 1e-9)
+    if wanted == epochs or better == steps:
+        return None
+    reason = f"Steps for about {counted(better * epochs_a_step)} instead of {epochs:.2g}"
+    return Suggestion(reason, (f"--trainer.max_steps={better}",))
+
+
+def suggest_dropout(dropout: float, epochs: float) -> Suggestion | None:
+    """None while the text is nearly new, some where the model could learn it by heart."""
+    if epochs <= GOOD_EPOCHS and dropout > 0:
+        reason = f"No dropout, as {counted(epochs)} won't be learnt by heart"
+        return Suggestion(reason, ("--model.dropout=0",))
+    if epochs > GOOD_EPOCHS and dropout == 0:
+        reason = f"Dropout, as {counted(epochs)} may be learnt by heart"
+        return Suggestion(reason, ("--model.dropout=0.1",))
+    return None
+
+
+def suggest_model(tokens: int, config: GPTConfig, num_kv_heads: int | None) -> Suggestion | None:
+    """Another size of the model, where the text is far too long or too short for this one.
+
+    A text that is read once is used best by a model with a twentieth as many parameters as it has
+    tokens (Hoffmann et al. 2022, Training Compute-Optimal Large Language Models); a smaller one
+    can't take in all that it says. Of a short text, larger ones learn more from each token
+    (Muennighoff et al. 2023): the sample corpus, 0.37 M tokens read once, left 0.07 M parameters
+    at 3.27 nats and 0.67 M at 1.89. Beyond 10 parameters a token, which nanoGPT's recipe for
+    Shakespeare has (10.65 M for 1 M characters), one parameter a token is suggested.
+
+    Args:
+        tokens: of the training text.
+        num_kv_heads: as it was given, which num_heads must then suit.
+    """
+    now = count_parameters(config)
+    if LEAST_TOKENS <= tokens / now <= MOST_TOKENS:
+        return None
+    target = tokens / MOST_TOKENS if tokens / now > MOST_TOKENS else tokens
+    best, distance = None, 0.9 * abs(math.log(now / target))  # nearer than the present one
+    for d_model, num_blocks, num_heads in SHAPES:
+        if num_heads % (num_kv_heads or num_heads):
+            continue
+        shape = {"d_model": d_model, "num_blocks": num_blocks, "num_heads": num_heads}
+        size = count_parameters(replace(config, **shape, num_kv_heads=num_kv_heads))
+        if abs(math.log(size / target)) < distance:
+            best, distance, best_size = shape, abs(math.log(size / target)), size
+        if size > target:
+            break
+    if best is None:
+        return None
+    reason = (
+        f"A {'larger' if best_size > now else 'smaller'} model for {short(tokens)} tokens, "
+        f"{short(best_size)} parameters instead of {short(now)}"
+    )
+    return Suggestion(reason, tuple(f"--model.{name}={value}" for name, value in best.items()))
+
+
+def count_parameters(config: GPTConfig) -> int:
+    with torch.device("meta"):  # without memory for them
+        return sum(GPT(config).num_parameters())
+
+
+def counted(epochs: float) -> str:
+    return "1 epoch" if f"{epochs:.2g}" == "1" else f"{epochs:.2g} epochs"
+
+
+def short(number: float) -> str:
+    """1234567 as 1.23 M."""
+    for unit, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{letter}"
+    return f"{number:.3g}"
