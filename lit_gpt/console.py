@@ -34,8 +34,7 @@ def print_start(
     print(f"Total: {info.num_tokens:,} tokens")
     print(f"Training: {len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}")
     print_shared_lines(data)
-    kind = f"{data.hparams.tokenizer}{', compact' if data.hparams.compact_vocab else ''}"
-    print(f"Vocabulary: {tokenizer.vocab_size:,} tokens ({kind})")
+    print(f"Vocabulary: {tokenizer.vocab_size:,} tokens ({data.vocabulary_name})")
     print(f"Bytes per token: {info.num_bytes / info.num_tokens:.2f}")
     device = trainer.strategy.root_device
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
