@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def training_text(texts: Iterable[str], num_bytes: int) -> Iterator[str]:
     for i, text in enumerate(texts):
         if at >= num_bytes:
             return
+        if not text:
+            continue
         size = len(encoded := text.encode())
         if at + size > num_bytes:
             text = encoded[: num_bytes - at].decode("utf-8", "ignore")  # no half character
@@ -55,18 +58,8 @@ def training_text(texts: Iterable[str], num_bytes: int) -> Iterator[str]:
             yield from (text[start : start + PIECE] for start in range(0, len(text), PIECE))
 
 
-def import_rustbpe(name: str) -> Any:
-    try:
-        import rustbpe
-    except ImportError as error:
-        raise UserError(
-            f'--data.tokenizer={name} needs the package rustbpe: pip install -e ".[bpe]"'
-        ) from error
-    return rustbpe
-
-
-def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
-    """A vocabulary of `size` tokens: the 256 bytes, then merges in the order they were found.
+def load_trainer(size: int) -> Callable[[Iterable[str]], Tokenizer]:
+    """What makes a vocabulary of texts: `size` tokens, the 256 bytes, then merges as found.
 
     Each merge joins the pair of tokens that stands most often side by side inside a piece; of
     equals, the pair with the smaller ids. So the same text gives the same vocabulary, on any
@@ -75,10 +68,20 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     Raises:
         UserError: rustbpe is not installed.
     """
-    trainer = import_rustbpe(name := f"bpe:{size}").Tokenizer()
+    try:
+        import rustbpe
+    except ImportError as error:
+        raise UserError(
+            f'--data.tokenizer=bpe:{size} needs the package rustbpe: pip install -e ".[bpe]"'
+        ) from error
+    return partial(_train, rustbpe, size)
+
+
+def _train(rustbpe: Any, size: int, texts: Iterable[str]) -> Tokenizer:
+    trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(texts, size, buffer_size=BUFFER, pattern=PATTERN)
     ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
-    tokenizer = Tokenizer(name, PATTERN, [bytes(token) for token, _ in ranks])
+    tokenizer = Tokenizer(f"bpe:{size}", PATTERN, [bytes(token) for token, _ in ranks])
     # As with cl100k_base, whose pattern it is: 170,000 odd texts split as tiktoken splits them.
     import splintr
 

@@ -33,6 +33,7 @@ CACHE_VERSION = 2  # a part of every cache's key: raise it when what is stored c
 CHUNK = 1 << 20  # ids renumbered at a time
 ABANDONED = 60.0  # seconds: what nobody works on for that long may be removed
 CAREFUL = 0.98  # of the training split's bytes, as guessed before there are tokens, trains bpe:N
+Train = Callable[[Iterable[str]], Tokenizer]
 NO_LOCK = (OSError, NotImplementedError)  # what filelock raises where a file system has no locks
 
 # No split pattern of tiktoken's joins a letter or digit with white space or punctuation after it
@@ -89,34 +90,39 @@ def load_corpus(
     Raises:
         UserError: the path, the text or the tokenizer can't be used.
     """
-    label, load, size = tokenizer, partial(load_tokenizer, tokenizer), None
-    if isinstance(tokenizer, Tokenizer):
-        label, load = tokenizer.to_dict(), lambda: tokenizer
-    elif size := bpe.bpe_size(tokenizer):
-        label, compact = ["bpe", size, train_fraction], False
-    elif tokenizer.endswith(bpe.SUFFIX):
-        vocabulary = bpe.read_vocabulary(tokenizer)
-        label = [bpe.SUFFIX, hashlib.sha256(vocabulary).hexdigest()]
-        load = partial(bpe.parse_vocabulary, vocabulary, tokenizer)
+    label, compact, load = _find_vocabulary(tokenizer, compact, train_fraction)
     files = find_files(path)
     fingerprint = hash_files(files)
     options = json.dumps([CACHE_VERSION, fingerprint, label, compact, encoding])
     folder = _cache_folder(cache) / hashlib.sha256(options.encode()).hexdigest()[:24]
     if corpus := _open(folder):
         return corpus
-    reader = Reader(files, encoding, fingerprint)
-    if size:
-        bpe.import_rustbpe(f"bpe:{size}")  # missing: said before the text is read
-        build = partial(_build_trained, reader=reader, size=size, train_fraction=train_fraction)
+    full, reader = load(), Reader(files, encoding, fingerprint)
+    if isinstance(full, Tokenizer):
+        _encode_into(folder, reader, _build, full, compact)
     else:
-        build = partial(_build, reader=reader, full=load(), compact=compact)
-    _encode_into(folder, build)
+        _encode_into(folder, reader, _build_trained, full, train_fraction)
     corpus = _open(folder)
     assert corpus, f"{folder} was written and can't be read"
     return corpus
 
 
-def _encode_into(folder: Path, build: Callable[[Path], None]) -> None:
+def _find_vocabulary(
+    tokenizer: str | Tokenizer, compact: bool, train_fraction: float
+) -> tuple[Any, bool, Callable[[], Tokenizer | Train]]:
+    """What stands for it in the cache's key, whether it is made compact, and what loads it."""
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.to_dict(), compact, lambda: tokenizer
+    if size := bpe.bpe_size(tokenizer):
+        return ["bpe", size, train_fraction], False, partial(bpe.load_trainer, size)
+    if tokenizer.endswith(bpe.SUFFIX):
+        vocabulary = bpe.read_vocabulary(tokenizer)
+        label = [bpe.SUFFIX, hashlib.sha256(vocabulary).hexdigest()]
+        return label, compact, partial(bpe.parse_vocabulary, vocabulary, tokenizer)
+    return tokenizer, compact, partial(load_tokenizer, tokenizer)
+
+
+def _encode_into(folder: Path, reader: Reader, build: Callable, *options: Any) -> None:
     """Makes the folder, whole or not at all."""
     work = None
     try:
@@ -124,7 +130,7 @@ def _encode_into(folder: Path, build: Callable[[Path], None]) -> None:
         _remove_abandoned(folder.parent)
         work = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
         with _locked(work):
-            build(work)
+            build(work, reader, *options)
         if folder.exists() and not _open(folder):
             shutil.rmtree(folder, ignore_errors=True)  # damaged
         work.rename(folder)  # fails where another process was quicker
@@ -231,7 +237,7 @@ def split_at(num_tokens: int, train_fraction: float) -> int:
     return int(num_tokens * train_fraction)
 
 
-def _build_trained(folder: Path, reader: Reader, size: int, train_fraction: float) -> None:
+def _build_trained(folder: Path, reader: Reader, train: Train, train_fraction: float) -> None:
     """Trains the vocabulary on the training split and encodes the text with it.
 
     The split is counted in tokens, and before there is a vocabulary there are none. So it is
@@ -239,12 +245,12 @@ def _build_trained(folder: Path, reader: Reader, size: int, train_fraction: floa
     validation split after all (a text whose tokens get longer towards its end), again on less:
     no byte of the validation text is ever used.
     """
-    allowed = sum(len(text.encode()) for text in copy(reader))
+    allowed = sum(len(text.encode()) for text in copy(reader) if text)
     if train_fraction < 1:
         allowed = int(allowed * train_fraction * CAREFUL)
     while True:
         texts = bpe.training_text(cut_safely(copy(reader)), allowed)
-        _build(folder, copy(reader), bpe.train_bpe(texts, size), compact=False)
+        _build(folder, copy(reader), train(texts), compact=False)
         split = _bytes_before_split(folder, train_fraction)
         if allowed <= split:
             return

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt import bpe
-from lit_gpt.bpe import PATTERN, bpe_size, parse_vocabulary, read_vocabulary, train_bpe
+from lit_gpt.bpe import PATTERN, bpe_size, load_trainer, parse_vocabulary, read_vocabulary
 from lit_gpt.corpus import Corpus, load_corpus, split_at
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer, load_tokenizer
@@ -27,6 +27,12 @@ CHINESE = (ROOT / "data" / "订单商品名称.csv").read_text(encoding="utf-8")
 BYTES = [bytes([byte]) for byte in range(256)]
 any_text = st.text() | st.text(alphabet="hello world's 123,.\r\n农夫山泉é👩\u200d\u0301\ufeff\0")
 quick = settings(max_examples=100, deadline=None)
+
+
+def train_bpe(texts, size: int) -> Tokenizer:
+    return load_trainer(size)(texts)
+
+
 trained = cache(lambda size: train_bpe([ENGLISH, CHINESE], size))
 
 
@@ -160,14 +166,12 @@ def test_no_byte_of_the_validation_split_is_trained_on(kind, fraction, load, tmp
     parts["shorter tokens last"] = parts["longer tokens last"][::-1]
     (tmp_path / "x.txt").write_text("".join(parts[kind]), encoding="utf-8")
     seen = []
-    train = bpe.train_bpe
 
-    def remember(texts, size):
-        texts = list(texts)
-        seen.append("".join(texts))
-        return train(texts, size)
+    def remember(rustbpe, size, texts, train=bpe._train):
+        seen.append("".join(texts := list(texts)))
+        return train(rustbpe, size, texts)
 
-    monkeypatch.setattr(bpe, "train_bpe", remember)
+    monkeypatch.setattr(bpe, "_train", remember)
     corpus = load(tmp_path / "x.txt", "bpe:500", fraction=fraction)
     text = text_of(corpus)
     split = corpus.tokens[: split_at(len(corpus.tokens), fraction)]
@@ -219,13 +223,12 @@ def test_without_rustbpe_one_line_says_what_to_install(load, tmp_path, monkeypat
 def test_text_that_changes_while_it_is_trained_on_leaves_nothing(load, tmp_path, monkeypatch):
     path = tmp_path / "x.txt"
     path.write_text(ENGLISH, encoding="utf-8")
-    train = bpe.train_bpe
 
-    def change(texts, size):
+    def change(rustbpe, size, texts, train=bpe._train):
         path.write_text(ENGLISH + "more", encoding="utf-8")
-        return train(texts, size)
+        return train(rustbpe, size, texts)
 
-    monkeypatch.setattr(bpe, "train_bpe", change)
+    monkeypatch.setattr(bpe, "_train", change)
     with pytest.raises(UserError, match=r"x\.txt was changed while it was read: start again"):
         load(path, "bpe:400")
     assert list((tmp_path / "cache").iterdir()) == []
