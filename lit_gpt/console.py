@@ -45,7 +45,6 @@ def data_card(data: TextDataModule, model: LitGPT, trainer: pl.Trainer) -> list[
         ("Line ends put between files", info.added_line_ends),
     ]
     sizes = f"{len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}"
-    kind = f"{data.hparams.tokenizer}{', compact' if data.hparams.compact_vocab else ''}"
     device = trainer.strategy.root_device
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     outer, rest = model.gpt.num_parameters()
@@ -56,7 +55,7 @@ def data_card(data: TextDataModule, model: LitGPT, trainer: pl.Trainer) -> list[
         ("Total", f"{info.num_tokens:,} tokens"),
         ("Training", sizes),
         *shared_lines_card(data),
-        ("Vocabulary", f"{tokenizer.vocab_size:,} tokens ({kind})"),
+        ("Vocabulary", f"{tokenizer.vocab_size:,} tokens ({data.vocabulary_name})"),
         ("Bytes per token", f"{info.num_bytes / info.num_tokens:.2f}"),
         ("Device", f"{device.type}{name}, precision {trainer.precision}"),
         ("Parameters", parameters),

@@ -14,7 +14,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from lit_gpt import bpe
 from lit_gpt.errors import UserError
 from lit_gpt.files import Reader, find_files, hash_files
 from lit_gpt.tokenizer import Tokenizer, load_tokenizer
@@ -29,6 +32,8 @@ from lit_gpt.tokenizer import Tokenizer, load_tokenizer
 CACHE_VERSION = 2  # a part of every cache's key: raise it when what is stored changes
 CHUNK = 1 << 20  # ids renumbered at a time
 ABANDONED = 60.0  # seconds: what nobody works on for that long may be removed
+CAREFUL = 0.98  # of the training split's bytes, as guessed before there are tokens, trains bpe:N
+Train = Callable[[Iterable[str]], Tokenizer]
 NO_LOCK = (OSError, NotImplementedError)  # what filelock raises where a file system has no locks
 
 # No split pattern of tiktoken's joins a letter or digit with white space or punctuation after it
@@ -70,30 +75,54 @@ class Corpus:
 
 
 def load_corpus(
-    path: str, tokenizer: str | Tokenizer, compact: bool, encoding: str, cache: str
+    path: str,
+    tokenizer: str | Tokenizer,
+    compact: bool,
+    encoding: str,
+    cache: str,
+    train_fraction: float = 1.0,
 ) -> Corpus:
     """The tokens of a text file, or of all files in a folder in the order of their names.
 
-    Encodes once; later calls with the same text and options map the cached array.
+    Encodes once; later calls with the same text and options map the cached array. bpe:N trains
+    the vocabulary, on the first `train_fraction` of the text, and keeps it whole.
 
     Raises:
         UserError: the path, the text or the tokenizer can't be used.
     """
+    label, compact, load = _find_vocabulary(tokenizer, compact, train_fraction)
     files = find_files(path)
     fingerprint = hash_files(files)
-    label = tokenizer if isinstance(tokenizer, str) else tokenizer.to_dict()
     options = json.dumps([CACHE_VERSION, fingerprint, label, compact, encoding])
     folder = _cache_folder(cache) / hashlib.sha256(options.encode()).hexdigest()[:24]
     if corpus := _open(folder):
         return corpus
-    full = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    _encode_into(folder, Reader(files, encoding, fingerprint), full, compact)
+    full, reader = load(), Reader(files, encoding, fingerprint)
+    if isinstance(full, Tokenizer):
+        _encode_into(folder, reader, _build, full, compact)
+    else:
+        _encode_into(folder, reader, _build_trained, full, train_fraction)
     corpus = _open(folder)
     assert corpus, f"{folder} was written and can't be read"
     return corpus
 
 
-def _encode_into(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None:
+def _find_vocabulary(
+    tokenizer: str | Tokenizer, compact: bool, train_fraction: float
+) -> tuple[Any, bool, Callable[[], Tokenizer | Train]]:
+    """What stands for it in the cache's key, whether it is made compact, and what loads it."""
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.to_dict(), compact, lambda: tokenizer
+    if size := bpe.bpe_size(tokenizer):
+        return ["bpe", size, train_fraction], False, partial(bpe.load_trainer, size)
+    if tokenizer.endswith(bpe.SUFFIX):
+        vocabulary = bpe.read_vocabulary(tokenizer)
+        label = [bpe.SUFFIX, hashlib.sha256(vocabulary).hexdigest()]
+        return label, compact, partial(bpe.parse_vocabulary, vocabulary, tokenizer)
+    return tokenizer, compact, partial(load_tokenizer, tokenizer)
+
+
+def _encode_into(folder: Path, reader: Reader, build: Callable, *options: Any) -> None:
     """Makes the folder, whole or not at all."""
     work = None
     try:
@@ -101,7 +130,7 @@ def _encode_into(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -
         _remove_abandoned(folder.parent)
         work = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
         with _locked(work):
-            _build(work, reader, full, compact)
+            build(work, reader, *options)
         if folder.exists() and not _open(folder):
             shutil.rmtree(folder, ignore_errors=True)  # damaged
         work.rename(folder)  # fails where another process was quicker
@@ -201,6 +230,38 @@ def _build(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None
     with (folder / "meta.json").open("w", encoding="utf-8") as file:
         json.dump(meta, file)
         _flush(file)
+
+
+def split_at(num_tokens: int, train_fraction: float) -> int:
+    """How many tokens, from the front, train; the rest validates."""
+    return int(num_tokens * train_fraction)
+
+
+def _build_trained(folder: Path, reader: Reader, train: Train, train_fraction: float) -> None:
+    """Trains the vocabulary on the training split and encodes the text with it.
+
+    The split is counted in tokens, and before there is a vocabulary there are none. So it is
+    trained on a little less than that share of the bytes, and should these reach into the
+    validation split after all (a text whose tokens get longer towards its end), again on less:
+    no byte of the validation text is ever used.
+    """
+    allowed = sum(len(text.encode()) for text in copy(reader) if text)
+    if train_fraction < 1:
+        allowed = int(allowed * train_fraction * CAREFUL)
+    while True:
+        texts = bpe.training_text(cut_safely(copy(reader)), allowed)
+        _build(folder, copy(reader), train(texts), compact=False)
+        split = _bytes_before_split(folder, train_fraction)
+        if allowed <= split:
+            return
+        allowed = int(split * CAREFUL)
+
+
+def _bytes_before_split(folder: Path, train_fraction: float) -> int:
+    corpus = _open(folder)
+    lengths, split = corpus.tokenizer.token_lengths(), split_at(len(corpus.tokens), train_fraction)
+    starts = range(0, split, CHUNK)
+    return sum(int(lengths[corpus.tokens[i : min(i + CHUNK, split)]].sum()) for i in starts)
 
 
 def _flush(file: IO) -> None:

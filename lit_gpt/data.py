@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_gpt.bpe import bpe_size
 from lit_gpt.checkpoint import load_checkpoint
-from lit_gpt.corpus import Corpus, load_corpus
+from lit_gpt.corpus import Corpus, load_corpus, split_at
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
@@ -146,9 +147,11 @@ class TextDataModule(pl.LightningDataModule):
 
     Args:
         path: a text file, or a folder of them.
-        tokenizer: any name of tiktoken's, `bytes` for raw UTF-8 bytes, or a .ckpt file, for the
-            tokenizer in it as it is.
-        compact_vocab: whether tokens that the corpus never uses are left out of the vocabulary.
+        tokenizer: any name of tiktoken's, `bytes` for raw UTF-8 bytes, bpe:4096 for 4096 tokens
+            (the 256 bytes among them) trained on the training split, a .tiktoken file (its text
+            is split as by cl100k_base), or a .ckpt file, for the tokenizer in it as it is.
+        compact_vocab: whether tokens that the corpus never uses are left out of the vocabulary;
+            not so with bpe:N, which has N, nor with a .ckpt file.
         encoding: of the files, by Python's name for it.
         train_fraction: share of the tokens, from the front, that trains; the rest validates.
         batch_size: windows a step, on each device.
@@ -191,10 +194,11 @@ class TextDataModule(pl.LightningDataModule):
     def corpus(self) -> Corpus:
         """The whole corpus; the first use encodes it, unless the cache has it."""
         h = self.hparams
-        tokenizer, compact = h.tokenizer, h.compact_vocab
+        tokenizer = h.tokenizer
         if tokenizer.endswith(".ckpt"):
-            tokenizer, compact = load_checkpoint(tokenizer)[1], False
-        corpus = load_corpus(h.path, tokenizer, compact, h.encoding, h.cache)
+            tokenizer = load_checkpoint(tokenizer)[1]
+        options = (self.is_compact, h.encoding, h.cache, h.train_fraction)
+        corpus = load_corpus(h.path, tokenizer, *options)
         cut = self._cut(corpus.tokens)
         sizes = {"training": cut, "validation": corpus.info.num_tokens - cut}
         for split, size in sizes.items():
@@ -206,6 +210,19 @@ class TextDataModule(pl.LightningDataModule):
                     "or another --data.train_fraction"
                 )
         return corpus
+
+    @property
+    def is_compact(self) -> bool:
+        name = self.hparams.tokenizer
+        return self.hparams.compact_vocab and not (name.endswith(".ckpt") or bpe_size(name))
+
+    @property
+    def vocabulary_name(self) -> str:
+        """Where the vocabulary comes from, and whether it is smaller than that says."""
+        name = self.hparams.tokenizer
+        if self.vocab_size < (bpe_size(name) or 0):
+            return f"{name}, and the text has no more to merge"
+        return f"{name}, compact" if self.is_compact else name
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -224,7 +241,7 @@ class TextDataModule(pl.LightningDataModule):
         return self.corpus.tokens[self._cut(self.corpus.tokens) :]
 
     def _cut(self, tokens: np.ndarray) -> int:
-        return int(len(tokens) * self.hparams.train_fraction)
+        return split_at(len(tokens), self.hparams.train_fraction)
 
     def train_dataloader(self) -> TrainBatches:
         h, trainer = self.hparams, self.trainer

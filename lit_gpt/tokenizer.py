@@ -177,7 +177,8 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name not in known:
         raise UserError(
             f"unknown tokenizer {name!r}: give --data.tokenizer one of {sorted(known)}; "
-            f"{', '.join(OFFLINE)} and {BYTES} need no network"
+            f"{', '.join(OFFLINE)} and {BYTES} need no network; bpe:4096 trains one, and "
+            "a file whose name ends in .tiktoken is read"
         )
     try:
         encoding = tiktoken.get_encoding(name)
