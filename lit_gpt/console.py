@@ -27,6 +27,10 @@ def print_start(
 ) -> None:
     info, tokenizer = data.corpus.info, data.tokenizer
     print(f"Text length: {info.num_characters:,} characters")
+    if info.num_documents:
+        print(f"Documents: {info.num_documents:,}")
+    if info.empty_documents:
+        print(f"Documents without text left out: {info.empty_documents:,}")
     if info.removed_boms:
         print(f"Byte-order marks left out: {info.removed_boms:,}")
     if info.added_line_ends:

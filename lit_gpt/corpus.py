@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,8 +25,9 @@ from lit_gpt.errors import UserError
 from lit_gpt.files import Reader, find_files, hash_files
 from lit_gpt.tokenizer import Tokenizer, load_tokenizer
 
-CACHE_VERSION = 2  # a part of every cache's key: raise it when what is stored changes
+CACHE_VERSION = 3  # a part of every cache's key: raise it when what is stored changes
 CHUNK = 1 << 20  # ids renumbered at a time
+SHORT = 1000  # characters: what shorter parts cost to encode is mostly the call
 ABANDONED = 60.0  # seconds: what nobody works on for that long may be removed
 NO_LOCK = (OSError, NotImplementedError)  # what filelock raises where a file system has no locks
 
@@ -41,12 +41,14 @@ SAFE_CUT = re.compile(r".*[^\W_](?=[\s,.;:!?()，。、；：！？（）“”�
 class CorpusInfo:
     """What is known of a corpus besides its tokens."""
 
-    fingerprint: str  # sha256 of the files' bytes and ends
+    fingerprint: str  # sha256 of the files' bytes and ends, and how they are read as documents
     num_characters: int
     num_bytes: int  # of the text as UTF-8
     num_tokens: int
     removed_boms: int  # byte-order marks at the start of files: the only text that is dropped
     added_line_ends: int  # between files, where one ended without: the only text that is added
+    num_documents: int  # each followed by an end-of-text token; 0 for plain text alone
+    empty_documents: int  # left out: null or without a character
 
 
 @dataclass(frozen=True)
@@ -70,24 +72,39 @@ class Corpus:
 
 
 def load_corpus(
-    path: str, tokenizer: str | Tokenizer, compact: bool, encoding: str, cache: str
+    path: str | list[str],
+    tokenizer: str | Tokenizer,
+    compact: bool,
+    encoding: str,
+    cache: str,
+    text_field: str | None = None,
 ) -> Corpus:
-    """The tokens of a text file, or of all files in a folder in the order of their names.
+    """The tokens of the files that `path` leads to, see `find_files`, in that order.
 
-    Encodes once; later calls with the same text and options map the cached array.
+    Encodes once; later calls with the same text and options map the cached array. The vocabulary
+    has an end-of-text token only where a file has documents, see `Reader`.
 
     Raises:
         UserError: the path, the text or the tokenizer can't be used.
     """
     files = find_files(path)
-    fingerprint = hash_files(files)
+    fingerprint = hash_files(files, text_field)
     label = tokenizer if isinstance(tokenizer, str) else tokenizer.to_dict()
     options = json.dumps([CACHE_VERSION, fingerprint, label, compact, encoding])
     folder = _cache_folder(cache) / hashlib.sha256(options.encode()).hexdigest()[:24]
     if corpus := _open(folder):
         return corpus
+    reader = Reader(files, encoding, fingerprint, text_field)
     full = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    _encode_into(folder, Reader(files, encoding, fingerprint), full, compact)
+    if reader.has_documents and full.end_of_text is None:
+        if full is tokenizer:
+            raise UserError(
+                f"{path} has documents, and the tokenizer of the checkpoint has no end-of-text "
+                "token to put after them, as it comes from plain text: give plain text, or train "
+                "a model of its own"
+            )
+        full = full.with_end_of_text()
+    _encode_into(folder, reader, full, compact)
     corpus = _open(folder)
     assert corpus, f"{folder} was written and can't be read"
     return corpus
@@ -153,10 +170,19 @@ def _remove_abandoned(cache: Path) -> None:
                         shutil.rmtree(work)
 
 
-def cut_safely(texts: Iterable[str]) -> Iterator[str]:
-    """The same text in parts that encode, one by one, to the tokens of the whole."""
+def cut_safely(texts: Iterable[str | None]) -> Iterator[str | None]:
+    """The same text in parts that encode, one by one, to the tokens of the whole.
+
+    None, the end of a document, comes where it did, and no part reaches over it.
+    """
     rest = ""
     for text in texts:
+        if text is None:
+            if rest:
+                yield rest
+            rest = ""
+            yield None
+            continue
         rest += text
         if cut := SAFE_CUT.match(rest):
             yield cut.group()
@@ -165,16 +191,28 @@ def cut_safely(texts: Iterable[str]) -> Iterator[str]:
         yield rest
 
 
+def _batches(parts: Iterable[str | None]) -> Iterator[list[str | None]]:
+    """Eight parts at a time, more of them where they are short documents."""
+    batch, size = [], 0
+    for part in parts:
+        batch.append(part)
+        size += 1 + min(len(part or ""), SHORT)
+        if size > 8 * SHORT:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def _build(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None:
     """Writes tokens.bin and meta.json: full ids first, renumbered once the used ones are known."""
     used = np.zeros(full.vocab_size, dtype=bool)
     num_characters = num_tokens = num_bytes = 0
-    parts = cut_safely(reader)
     with (folder / "ids.bin").open("wb") as file:
-        while texts := list(islice(parts, 8)):
+        for texts in _batches(cut_safely(reader)):
             ids = full.encode_parts(texts)
             used[ids] = True
-            num_characters += sum(map(len, texts))
+            num_characters += sum(len(text) for text in texts if text is not None)
             num_tokens += len(ids)
             file.write(ids.tobytes())
     tokenizer, new_ids = full, np.arange(full.vocab_size)
@@ -196,6 +234,8 @@ def _build(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None
         num_tokens=num_tokens,
         removed_boms=reader.removed_boms,
         added_line_ends=reader.added_line_ends,
+        num_documents=reader.num_documents,
+        empty_documents=reader.empty_documents,
     )
     meta = {"info": asdict(info), "dtype": np.dtype(dtype).name, "tokenizer": tokenizer.to_dict()}
     with (folder / "meta.json").open("w", encoding="utf-8") as file:
