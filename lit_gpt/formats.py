@@ -21,7 +21,7 @@ FIELD = "text"  # of .jsonl and .parquet files, unless --data.text_field names a
 # A piece of a compressed file can't be larger than 32 MB when it is unpacked (zstd: 128 KB from 4
 # bytes), so memory stays bounded whatever somebody packed.
 PACKED, UNPACKED = 1 << 10, 1 << 18  # bytes unpacked at a time; handed on together, or more
-ROWS = 1 << 10  # of a .parquet file, at a time
+ROWS, BUFFER = 1 << 10, 1 << 20  # of a .parquet file, at a time: rows, bytes
 MAX_FIELD = 1 << 28  # characters of a .csv: a quote that nobody closed ends there
 MAX_LISTED = 20  # fields that an error lists
 
@@ -191,7 +191,8 @@ def read_parquet(path: Path, field: str, file: IO[bytes]) -> Iterator[str]:
         raise _needs(path, "pyarrow", "parquet") from error
     number = 0
     try:
-        table = parquet.ParquetFile(file)
+        # In pieces too where a group of rows is large: the whole column would be read ahead.
+        table = parquet.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
         names = table.schema_arrow.names
         if names.count(field) != 1:
             raise _no_field(str(path), field, names)
