@@ -65,7 +65,7 @@ def _roots(path: str) -> list[Path]:
         pass  # _walk will say so
     except (OSError, RuntimeError, ValueError) as error:  # ~ of nobody; a NUL character
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        if not missing or not glob.has_magic(path) or root.is_symlink():
+        if not missing or not glob.has_magic(str(root)) or root.is_symlink():
             raise UserError(f"no such file or folder: {path!r} (--data.path)") from error
         if matches := sorted(map(Path, glob.glob(str(root), recursive=True))):
             return matches

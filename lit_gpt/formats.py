@@ -21,6 +21,7 @@ FIELD = "text"  # of .jsonl and .parquet files, unless --data.text_field names a
 # A piece of a compressed file can't be larger than 32 MB when it is unpacked (zstd: 128 KB from 4
 # bytes), so memory stays bounded whatever somebody packed.
 PACKED, UNPACKED = 1 << 10, 1 << 18  # bytes unpacked at a time; handed on together, or more
+WINDOW = 1 << 31  # bytes of text that a .zst file may look back, as `zstd --long=31` makes them
 ROWS, BUFFER = 1 << 10, 1 << 20  # of a .parquet file, at a time: rows, bytes
 MAX_FIELD = 1 << 28  # characters of a .csv: a quote that nobody closed ends there
 MAX_LISTED = 20  # fields that an error lists
@@ -103,7 +104,8 @@ def _decoder(path: Path, packed: str) -> tuple[Callable[[], Any], type[Exception
         import zstandard
     except ImportError as error:
         raise _needs(path, "zstandard", "zstd") from error
-    return lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
+    unpacker = zstandard.ZstdDecompressor(max_window_size=WINDOW)
+    return unpacker.decompressobj, zstandard.ZstdError
 
 
 def _needs(path: Path, package: str, extra: str) -> UserError:

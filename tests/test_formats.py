@@ -26,6 +26,7 @@ from pyarrow import parquet
 from lit_gpt import corpus as corpus_module
 from lit_gpt import errors
 from lit_gpt import files as files_module
+from lit_gpt import formats as formats_module
 from lit_gpt.checkpoint import save_atomically
 from lit_gpt.corpus import Corpus, load_corpus
 from lit_gpt.errors import UserError
@@ -33,6 +34,7 @@ from lit_gpt.files import Reader, find_files, hash_files
 from lit_gpt.formats import unpack
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.sampling import Sampling, generate
+from lit_gpt.scrutiny import SharedLines, shared_lines
 from lit_gpt.tokenizer import load_tokenizer
 from lit_gpt.writing import write_samples
 
@@ -228,6 +230,13 @@ def test_other_fields_are_other_corpora(load, tmp_path):
     assert load(tmp_path / "x.csv").info.fingerprint != first
 
 
+def test_a_document_ends_its_line(tmp_path, load):
+    corpus = load(write_documents(tmp_path / "x.jsonl", ["a b", "c\nd", "a b", "c", "e"]))
+    tokens, tokens_of = corpus.tokens, corpus.tokenizer.tokens
+    cut = tokens.tolist().index(corpus.tokenizer.end_of_text, 5) + 1  # after the second document
+    assert shared_lines(tokens[:cut], tokens[cut:], tokens_of) == SharedLines(3, 2, 4 / 5)
+
+
 # Plain text
 
 
@@ -265,6 +274,17 @@ def test_streams_in_a_row_are_one(packed, load, tmp_path):
     (tmp_path / f"x{packed}").write_bytes(content + bytes(512))  # padding
     corpus = load(tmp_path / f"x{packed}")
     assert corpus.tokenizer.decode(corpus.tokens) == "onet农"
+
+
+def test_zst_files_of_the_longest_window(load, tmp_path):
+    params = zstandard.ZstdCompressionParameters(window_log=28, hash_log=6, chain_log=6)
+    packer = zstandard.ZstdCompressor(compression_params=params).compressobj()
+    content = packer.compress(b"text " * 9) + packer.flush()
+    with pytest.raises(zstandard.ZstdError, match="Frame requires too much memory"):
+        zstandard.ZstdDecompressor().decompressobj().decompress(content)  # zstd's own default
+    (tmp_path / "x.zst").write_bytes(content)
+    corpus = load(tmp_path / "x.zst")
+    assert corpus.tokenizer.decode(corpus.tokens) == "text " * 9
 
 
 # Which files
@@ -490,6 +510,25 @@ def test_a_change_while_reading_is_noticed(name, tmp_path):
         file.write(ONE if name == "x.jsonl" else b"\0")  # what does no harm otherwise
     with pytest.raises(UserError, match=f"^{path} was changed while it was read: start again$"):
         list(parts)
+
+
+def test_a_quote_that_nobody_closes_does_not_fill_the_memory(refusal, tmp_path, monkeypatch):
+    monkeypatch.setattr(formats_module, "MAX_FIELD", 1000)
+    (tmp_path / "x.csv").write_text('text,id\na,1\n"b,2\n' + "c,3\n" * 1000)
+    said = refusal(tmp_path / "x.csv", tmp_path / "cache", text_field="text")
+    assert said == (
+        f"{tmp_path}/x.csv, line 3 can't be read as .csv: field larger than field limit (1000)\n"
+    )
+
+
+def test_a_packed_parquet_file_that_has_no_room(refusal, tmp_path, small_disk, monkeypatch):
+    texts = [str(random.Random(i).random()) for i in range(40_000)]
+    path = write_documents(tmp_path / "x.parquet.gz", texts)
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk(200)))
+    monkeypatch.setattr(files_module, "CHUNK", 1 << 16)
+    said = refusal(path, tmp_path / "cache")
+    assert said == f"cannot unpack {path} in {tmp_path}/disk: No space left on device\n"
+    assert list((tmp_path / "disk").iterdir()) == []
 
 
 def test_a_checkpoint_of_plain_text_is_not_given_documents(load, tmp_path):
