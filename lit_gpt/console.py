@@ -40,7 +40,9 @@ def print_start(
 def data_card(data: TextDataModule, model: LitGPT, trainer: pl.Trainer) -> list[tuple[str, str]]:
     """Names and values: what is trained on what, and where."""
     info, tokenizer = data.corpus.info, data.tokenizer
-    changes = [
+    counted = [
+        ("Documents", info.num_documents),
+        ("Documents without text left out", info.empty_documents),
         ("Byte-order marks left out", info.removed_boms),
         ("Line ends put between files", info.added_line_ends),
     ]
@@ -51,7 +53,7 @@ def data_card(data: TextDataModule, model: LitGPT, trainer: pl.Trainer) -> list[
     parameters = f"{outer + rest:,} (embedding and output {outer:,}, the rest {rest:,})"
     return [
         ("Text length", f"{info.num_characters:,} characters"),
-        *((what, f"{number:,}") for what, number in changes if number),
+        *((what, f"{number:,}") for what, number in counted if number),
         ("Total", f"{info.num_tokens:,} tokens"),
         ("Training", sizes),
         *shared_lines_card(data),

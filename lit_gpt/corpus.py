@@ -11,30 +11,27 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from copy import copy
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from lit_gpt import bpe
+from lit_gpt.cache import cache_folder, flush, locked, remove_abandoned
 from lit_gpt.errors import UserError
 from lit_gpt.files import Reader, find_files, hash_files
 from lit_gpt.tokenizer import Tokenizer, load_tokenizer
 
-CACHE_VERSION = 2  # a part of every cache's key: raise it when what is stored changes
+CACHE_VERSION = 3  # a part of every cache's key: raise it when what is stored changes
 CHUNK = 1 << 20  # ids renumbered at a time
-ABANDONED = 60.0  # seconds: what nobody works on for that long may be removed
+SHORT = 1000  # characters: what shorter parts cost to encode is mostly the call
 CAREFUL = 0.98  # of the training split's bytes, as guessed before there are tokens, trains bpe:N
 Train = Callable[[Iterable[str]], Tokenizer]
-NO_LOCK = (OSError, NotImplementedError)  # what filelock raises where a file system has no locks
 
 # No split pattern of tiktoken's joins a letter or digit with white space or punctuation after it
 # (save the apostrophe of "it's"), nor looks back, so text may be cut there and encoded in parts.
@@ -46,12 +43,14 @@ SAFE_CUT = re.compile(r".*[^\W_](?=[\s,.;:!?()，。、；：！？（）“”�
 class CorpusInfo:
     """What is known of a corpus besides its tokens."""
 
-    fingerprint: str  # sha256 of the files' bytes and ends
+    fingerprint: str  # sha256 of the files' bytes and ends, and how they are read as documents
     num_characters: int
     num_bytes: int  # of the text as UTF-8
     num_tokens: int
     removed_boms: int  # byte-order marks at the start of files: the only text that is dropped
     added_line_ends: int  # between files, where one ended without: the only text that is added
+    num_documents: int  # each followed by an end-of-text token; 0 for plain text alone
+    empty_documents: int  # left out: null or without a character
 
 
 @dataclass(frozen=True)
@@ -75,36 +74,52 @@ class Corpus:
 
 
 def load_corpus(
-    path: str,
+    path: str | list[str],
     tokenizer: str | Tokenizer,
     compact: bool,
     encoding: str,
     cache: str,
     train_fraction: float = 1.0,
+    text_field: str | None = None,
 ) -> Corpus:
-    """The tokens of a text file, or of all files in a folder in the order of their names.
+    """The tokens of the files that `path` leads to, see `find_files`, in that order.
 
     Encodes once; later calls with the same text and options map the cached array. bpe:N trains
-    the vocabulary, on the first `train_fraction` of the text, and keeps it whole.
+    the vocabulary, on the first `train_fraction` of the text, and keeps it whole. There is an
+    end-of-text token only where a file has documents, see `Reader`.
 
     Raises:
         UserError: the path, the text or the tokenizer can't be used.
     """
     label, compact, load = _find_vocabulary(tokenizer, compact, train_fraction)
     files = find_files(path)
-    fingerprint = hash_files(files)
+    fingerprint = hash_files(files, text_field)
     options = json.dumps([CACHE_VERSION, fingerprint, label, compact, encoding])
-    folder = _cache_folder(cache) / hashlib.sha256(options.encode()).hexdigest()[:24]
+    folder = cache_folder(cache) / hashlib.sha256(options.encode()).hexdigest()[:24]
     if corpus := _open(folder):
         return corpus
-    full, reader = load(), Reader(files, encoding, fingerprint)
-    if isinstance(full, Tokenizer):
-        _encode_into(folder, reader, _build, full, compact)
-    else:
+    full, reader = load(), Reader(files, encoding, fingerprint, text_field)
+    if not isinstance(full, Tokenizer):
         _encode_into(folder, reader, _build_trained, full, train_fraction)
+    else:
+        full = _with_end_of_text(full, reader, is_given=full is tokenizer)
+        _encode_into(folder, reader, _build, full, compact)
     corpus = _open(folder)
     assert corpus, f"{folder} was written and can't be read"
     return corpus
+
+
+def _with_end_of_text(full: Tokenizer, reader: Reader, is_given: bool = False) -> Tokenizer:
+    """The tokenizer that the files need: documents end with a token."""
+    if not reader.has_documents or full.end_of_text is not None:
+        return full
+    if is_given:
+        raise UserError(
+            "--data.path has documents, and the tokenizer of the checkpoint has no end-of-text "
+            "token to put after them, as it comes from plain text: give plain text, or train "
+            "a model of its own"
+        )
+    return full.with_end_of_text()
 
 
 def _find_vocabulary(
@@ -127,9 +142,9 @@ def _encode_into(folder: Path, reader: Reader, build: Callable, *options: Any) -
     work = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder.parent)
+        remove_abandoned(folder.parent)
         work = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
-        with _locked(work):
+        with locked(work):
             build(work, reader, *options)
         if folder.exists() and not _open(folder):
             shutil.rmtree(folder, ignore_errors=True)  # damaged
@@ -145,47 +160,19 @@ def _encode_into(folder: Path, reader: Reader, build: Callable, *options: Any) -
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _cache_folder(cache: str) -> Path:
-    try:
-        folder = Path(cache).expanduser()
-        with suppress(OSError):
-            folder.stat()
-    except (RuntimeError, ValueError) as error:  # ~ of nobody; no name of a folder
-        raise UserError(f"--data.cache {cache!r} can't be the name of a folder") from error
-    return folder
+def cut_safely(texts: Iterable[str | None]) -> Iterator[str | None]:
+    """The same text in parts that encode, one by one, to the tokens of the whole.
 
-
-@contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Shows other processes that somebody works there; the lock goes when the process does."""
-    lock = FileLock(work / "lock")
-    with suppress(*NO_LOCK):
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-        (work / "lock").unlink(missing_ok=True)
-
-
-def _remove_abandoned(cache: Path) -> None:
-    """Removes what killed processes left: old, and nobody holds its lock."""
-
-    def is_old(work: Path) -> bool:
-        return time.time() - work.stat().st_mtime > ABANDONED
-
-    for work in cache.glob("unfinished-*"):
-        with suppress(Timeout, *NO_LOCK):
-            if is_old(work):  # the lock is not even touched where somebody has just begun
-                with FileLock(work / "lock", timeout=0):
-                    if is_old(work):  # not renamed, nor finished, since
-                        shutil.rmtree(work)
-
-
-def cut_safely(texts: Iterable[str]) -> Iterator[str]:
-    """The same text in parts that encode, one by one, to the tokens of the whole."""
+    None, the end of a document, comes where it did, and no part reaches over it.
+    """
     rest = ""
     for text in texts:
+        if text is None:
+            if rest:
+                yield rest
+            rest = ""
+            yield None
+            continue
         rest += text
         if cut := SAFE_CUT.match(rest):
             yield cut.group()
@@ -194,16 +181,28 @@ def cut_safely(texts: Iterable[str]) -> Iterator[str]:
         yield rest
 
 
+def _batches(parts: Iterable[str | None]) -> Iterator[list[str | None]]:
+    """Eight parts at a time, more of them where they are short documents."""
+    batch, size = [], 0
+    for part in parts:
+        batch.append(part)
+        size += 1 + min(len(part or ""), SHORT)
+        if size > 8 * SHORT:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def _build(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None:
     """Writes tokens.bin and meta.json: full ids first, renumbered once the used ones are known."""
     used = np.zeros(full.vocab_size, dtype=bool)
     num_characters = num_tokens = num_bytes = 0
-    parts = cut_safely(reader)
     with (folder / "ids.bin").open("wb") as file:
-        while texts := list(islice(parts, 8)):
+        for texts in _batches(cut_safely(reader)):
             ids = full.encode_parts(texts)
             used[ids] = True
-            num_characters += sum(map(len, texts))
+            num_characters += sum(len(text) for text in texts if text is not None)
             num_tokens += len(ids)
             file.write(ids.tobytes())
     tokenizer, new_ids = full, np.arange(full.vocab_size)
@@ -216,7 +215,7 @@ def _build(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None
             part = new_ids[chunk]
             num_bytes += int(lengths[part].sum())
             file.write(part.astype(dtype).tobytes())
-        _flush(file)
+        flush(file)
     (folder / "ids.bin").unlink()
     info = CorpusInfo(
         fingerprint=reader.fingerprint,
@@ -225,11 +224,13 @@ def _build(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None
         num_tokens=num_tokens,
         removed_boms=reader.removed_boms,
         added_line_ends=reader.added_line_ends,
+        num_documents=reader.num_documents,
+        empty_documents=reader.empty_documents,
     )
     meta = {"info": asdict(info), "dtype": np.dtype(dtype).name, "tokenizer": tokenizer.to_dict()}
     with (folder / "meta.json").open("w", encoding="utf-8") as file:
         json.dump(meta, file)
-        _flush(file)
+        flush(file)
 
 
 def split_at(num_tokens: int, train_fraction: float) -> int:
@@ -250,7 +251,7 @@ def _build_trained(folder: Path, reader: Reader, train: Train, train_fraction: f
         allowed = int(allowed * train_fraction * CAREFUL)
     while True:
         texts = bpe.training_text(cut_safely(copy(reader)), allowed)
-        _build(folder, copy(reader), train(texts), compact=False)
+        _build(folder, copy(reader), _with_end_of_text(train(texts), reader), compact=False)
         split = _bytes_before_split(folder, train_fraction)
         if allowed <= split:
             return
@@ -262,12 +263,6 @@ def _bytes_before_split(folder: Path, train_fraction: float) -> int:
     lengths, split = corpus.tokenizer.token_lengths(), split_at(len(corpus.tokens), train_fraction)
     starts = range(0, split, CHUNK)
     return sum(int(lengths[corpus.tokens[i : min(i + CHUNK, split)]].sum()) for i in starts)
-
-
-def _flush(file: IO) -> None:
-    """To the disk itself: a power cut after the rename finds whole files."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _open(folder: Path) -> Corpus | None:

@@ -146,13 +146,18 @@ class TextDataModule(pl.LightningDataModule):
     """Text files as batches of token windows: tokenization, the split, the loaders.
 
     Args:
-        path: a text file, or a folder of them.
+        path: a text file, a folder of them, a glob ("texts/**/*.txt"), or a list of such. Files
+            may be compressed (.gz, .zst). .jsonl and .parquet files have documents, .csv and
+            .tsv too where `text_field` is given: an end-of-text token follows each. All others
+            are plain text.
         tokenizer: any name of tiktoken's, `bytes` for raw UTF-8 bytes, bpe:4096 for 4096 tokens
             (the 256 bytes among them) trained on the training split, a .tiktoken file (its text
             is split as by cl100k_base), or a .ckpt file, for the tokenizer in it as it is.
         compact_vocab: whether tokens that the corpus never uses are left out of the vocabulary;
             not so with bpe:N, which has N, nor with a .ckpt file.
         encoding: of the files, by Python's name for it.
+        text_field: the field or column that holds the documents; None: `text` of .jsonl and
+            .parquet files, and .csv and .tsv files are plain text.
         train_fraction: share of the tokens, from the front, that trains; the rest validates.
         batch_size: windows a step, on each device.
         context_length: tokens of a window.
@@ -167,10 +172,11 @@ class TextDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        path: str = "data/订单商品名称.csv",
+        path: str | list[str] = "data/订单商品名称.csv",
         tokenizer: str = "cl100k_base",
         compact_vocab: bool = True,
         encoding: str = "utf-8",
+        text_field: str | None = None,
         train_fraction: float = 0.9,
         batch_size: int = 2,
         context_length: int = 128,
@@ -197,7 +203,7 @@ class TextDataModule(pl.LightningDataModule):
         tokenizer = h.tokenizer
         if tokenizer.endswith(".ckpt"):
             tokenizer = load_checkpoint(tokenizer)[1]
-        options = (self.is_compact, h.encoding, h.cache, h.train_fraction)
+        options = (self.is_compact, h.encoding, h.cache, h.train_fraction, h.text_field)
         corpus = load_corpus(h.path, tokenizer, *options)
         cut = self._cut(corpus.tokens)
         sizes = {"training": cut, "validation": corpus.info.num_tokens - cut}

@@ -64,7 +64,7 @@ def check_fit(
         if saved != given and field.name not in ("dropout", "style"):
             differ.append(f"{field.name} is {saved} there and {given} here")
     optimizer = ("optimizer", "learning_rate", "weight_decay", "betas")
-    text = ("train_fraction", "encoding")
+    text = ("train_fraction", "encoding", "text_field")
     same_tokens = checkpoint["tokenizer"] == data.tokenizer.to_dict()
     if not same_tokens:
         text = ("tokenizer", "compact_vocab", *text)

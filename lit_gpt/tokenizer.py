@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import copy
 import hashlib
 from collections.abc import Iterable
 from itertools import pairwise
@@ -34,10 +35,14 @@ OFFLINE = {
     ),
 }
 BYTES = "bytes"
+END_OF_TEXT = b"\n\n"  # how the end of a document reads: as a blank line
 
 
 class Tokenizer:
-    """Text to ids and back, without loss and without special tokens: all text is ordinary text.
+    """Text to ids and back, without loss: all text is ordinary text, `<|endoftext|>` included.
+
+    The one token that no text encodes to is `end_of_text`, after each document; only a tokenizer
+    from `with_end_of_text` has it.
 
     Args:
         name: where the vocabulary comes from, as given to `load_tokenizer`.
@@ -52,7 +57,18 @@ class Tokenizer:
         self.encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={}
         )
+        self.end_of_text: int | None = None
         self._may_follow: dict[bytes, np.ndarray] = {}
+
+    def with_end_of_text(self) -> Tokenizer:
+        """The same with one more token, the last, for the end of a document.
+
+        It reads as END_OF_TEXT, but counts as no bytes of text and may not cut a character.
+        """
+        new = copy.copy(self)  # the ranks, so how text is split, stay as they are
+        new.end_of_text = len(self.tokens)
+        new.tokens, new._may_follow = [*self.tokens, END_OF_TEXT], {}
+        return new
 
     @property
     def vocab_size(self) -> int:
@@ -72,11 +88,23 @@ class Tokenizer:
             half = len(text) // 2
             return np.concatenate([self.encode(text[:half]), self.encode(text[half:])])
 
-    def encode_parts(self, texts: list[str]) -> np.ndarray:
-        """Ids of one text after the other, (N,) uint32; splintr does so on all cores."""
+    def encode_parts(self, texts: list[str | None]) -> np.ndarray:
+        """Ids of one text after the other, (N,) uint32; splintr does so on all cores.
+
+        None stands for the end of a document, a token of its own.
+        """
+        parts = [text for text in texts if text is not None]
         if self.fast:
-            return np.frombuffer(self.fast.encode_batch_flat(texts)[0], np.dtype("<u4"))
-        return np.concatenate([self.encode(text) for text in texts])
+            ids, starts = map(np.frombuffer, self.fast.encode_batch_flat(parts), ("<u4", "<u8"))
+        else:
+            rows = [self.encode(text) for text in parts]
+            ids = np.concatenate([np.zeros(0, np.uint32), *rows])
+            starts = np.cumsum([0, *map(len, rows)])
+        if len(parts) == len(texts):
+            return ids
+        before = np.cumsum([text is not None for text in texts])  # parts, at each of the texts
+        ends = [count for count, text in zip(before, texts, strict=True) if text is None]
+        return np.insert(ids, starts[ends].astype(np.int64), self.end_of_text)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(self.tokens[i] for i in ids)
@@ -98,10 +126,15 @@ class Tokenizer:
 
     def token_lengths(self) -> np.ndarray:
         """UTF-8 bytes of each token, (vocab_size,) int64: what bits per byte are counted with."""
-        return np.array([len(token) for token in self.tokens], dtype=np.int64)
+        lengths = np.array([len(token) for token in self.tokens], dtype=np.int64)
+        if self.end_of_text is not None:
+            lengths[self.end_of_text] = 0  # it is none of the text
+        return lengths
 
     def compact(self, used: Iterable[int]) -> tuple[Tokenizer, np.ndarray]:
         """Keeps the 256 bytes, the tokens in `used` and, for each, the merges that lead to it.
+
+        An end-of-text token is kept, as the last.
 
         Merging by rank takes the same steps with these as with all, so a text whose tokens are
         all in `used` splits into the same tokens, and any other text still encodes exactly.
@@ -110,7 +143,7 @@ class Tokenizer:
             the smaller tokenizer, and an array that maps old ids to new ones (-1: dropped).
         """
         keep = {self.ranks[bytes([byte])] for byte in range(256)}
-        todo = [int(i) for i in used]
+        todo = [int(i) for i in used if i != self.end_of_text]
         while todo:
             rank = todo.pop()
             if rank not in keep:
@@ -119,7 +152,11 @@ class Tokenizer:
         old_ids = np.array(sorted(keep))
         new_ids = np.full(self.vocab_size, -1, dtype=np.int64)
         new_ids[old_ids] = np.arange(len(old_ids))
-        return Tokenizer(self.name, self.pattern, [self.tokens[i] for i in old_ids]), new_ids
+        smaller = Tokenizer(self.name, self.pattern, [self.tokens[i] for i in old_ids])
+        if self.end_of_text is None:
+            return smaller, new_ids
+        new_ids[self.end_of_text] = len(old_ids)
+        return smaller.with_end_of_text(), new_ids
 
     def _last_merge(self, rank: int) -> list[bytes]:
         """The tokens that byte-pair encoding joins last to make this one: merges below its rank."""
@@ -134,14 +171,21 @@ class Tokenizer:
 
     def to_dict(self) -> dict[str, str]:
         """Plain strings that make the tokenizer again, the vocabulary in tiktoken's file format."""
-        lines = (f"{base64.b64encode(t).decode()} {i}\n" for i, t in enumerate(self.tokens))
-        return {"name": self.name, "pattern": self.pattern, "vocabulary": "".join(lines)}
+        tokens = self.tokens[: self.end_of_text]
+        lines = (f"{base64.b64encode(t).decode()} {i}\n" for i, t in enumerate(tokens))
+        state = {"name": self.name, "pattern": self.pattern, "vocabulary": "".join(lines)}
+        return state if self.end_of_text is None else state | {"end_of_text": str(len(tokens))}
 
     @classmethod
     def from_dict(cls, state: dict[str, str]) -> Tokenizer:
         lines = state["vocabulary"].splitlines()
         tokens = [base64.b64decode(line.split()[0], validate=True) for line in lines]
-        return cls(state["name"], state["pattern"], tokens)
+        tokenizer = cls(state["name"], state["pattern"], tokens)
+        if "end_of_text" not in state:
+            return tokenizer
+        if state["end_of_text"] != str(len(tokens)):
+            raise ValueError(f"end-of-text token {state['end_of_text']}, {len(tokens)} others")
+        return tokenizer.with_end_of_text()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.to_dict() == other.to_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -15,6 +16,9 @@ from lit_gpt.sampling import Sampling, generate, stream_text
 
 def write_samples(options: Namespace) -> None:
     """Prints the prompt and what the model adds to it, as it is written; options of generate.py.
+
+    A sample ends where the model ends the document. Without a prompt it begins a new one, or where
+    the training text had no documents a new line.
 
     Raises:
         UserError: no checkpoint, or options out of range.
@@ -29,8 +33,10 @@ def write_samples(options: Namespace) -> None:
     )
     model, tokenizer = load_checkpoint(options.ckpt_path or find_newest(options.logs))
     try:
-        prompt = options.prompt or "\n"  # the model needs something to go on from
-        ids = torch.from_numpy(tokenizer.encode(prompt).astype("int64"))[None]  # (1, T)
+        # The model needs something to go on from.
+        prompt = options.prompt or ("\n" if tokenizer.end_of_text is None else "")
+        ids = tokenizer.encode(prompt).astype("int64") if prompt else [tokenizer.end_of_text]
+        ids = torch.as_tensor(ids)[None]  # (1, T)
     except UnicodeEncodeError as error:
         raise UserError(
             "--prompt is not valid Unicode text: check the terminal's encoding"
@@ -41,7 +47,8 @@ def write_samples(options: Namespace) -> None:
             print(f"--- sample {i + 1}, seed {seed}")
         print(prompt, end="", flush=True)
         new = generate(model, ids, options.max_new_tokens, sampling, seed, tokenizer)
-        for text in stream_text(tokenizer, (int(next_ids) for next_ids in new)):
+        new_ids = takewhile(lambda i: i != tokenizer.end_of_text, map(int, new))
+        for text in stream_text(tokenizer, new_ids):
             print(text, end="", flush=True)
         print()
 

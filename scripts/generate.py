@@ -11,7 +11,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--ckpt_path", help="checkpoint to use; default: the newest run's best")
     add("--logs", default="logs", help="where to look for the newest run (default: %(default)s)")
-    add("--prompt", default="\n", help="text to go on from; default: a new line")
+    add("--prompt", default="", help="text to go on from; default: a new line, or document")
     add("--max_new_tokens", type=int, default=100, help="default: %(default)s")
     add("--temperature", type=float, default=0.8, help="0: always the likeliest (%(default)s)")
     add("--top_k", type=int, help="only the k likeliest tokens (default: all)")

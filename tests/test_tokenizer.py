@@ -297,3 +297,60 @@ def test_every_text_can_be_written_with_the_tokens_that_may_follow(text):
 
 def test_half_a_character_shows_as_the_replacement_character():
     assert load_once("bytes").decode([0x68, 0xE5, 0x86]) == "h\ufffd"
+
+
+# The end of a document
+
+
+def with_end(name: str, compact: bool) -> Tokenizer:
+    full = load_once(name).with_end_of_text()
+    return full.compact(full.encode_parts([MIXED, None]))[0] if compact else full
+
+
+@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize("name", ["cl100k_base", "o200k_base", "bytes"])
+def test_the_end_of_text_is_one_more_token_that_no_text_encodes_to(name, compact):
+    tokenizer, plain = with_end(name, compact), load_once(name)
+    plain = plain.compact(plain.encode(MIXED))[0] if compact else plain
+    end = plain.vocab_size
+    assert (tokenizer.end_of_text, tokenizer.vocab_size, plain.end_of_text) == (end, end + 1, None)
+    texts = [MIXED, "\n\n", "", None, "<|endoftext|>", None, None, "a\n\nb"]
+    rows = (plain.encode(text).tolist() if text is not None else [end] for text in texts)
+    assert tokenizer.encode_parts(texts).tolist() == [i for row in rows for i in row]
+    assert tokenizer.encode_parts([None, None]).tolist() == [end, end]
+    assert tokenizer.decode([*plain.encode("a"), end, *plain.encode("b")]) == "a\n\nb"
+    assert tokenizer.token_lengths().tolist() == [*plain.token_lengths(), 0]
+
+
+@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize("name", ["cl100k_base", "bytes"])
+def test_plain_strings_make_the_end_of_text_again(name, compact):
+    tokenizer = with_end(name, compact)
+    state = tokenizer.to_dict()
+    again = Tokenizer.from_dict(state)
+    assert (again, again.end_of_text) == (tokenizer, tokenizer.end_of_text)
+    assert again.encode_parts(["a", None]).tolist() == [*tokenizer.encode("a"), again.end_of_text]
+    assert len(state["vocabulary"].splitlines()) == tokenizer.vocab_size - 1
+    old = {key: value for key, value in state.items() if key != "end_of_text"}
+    plain = Tokenizer.from_dict(old)  # as checkpoints of plain text have it
+    assert (plain.end_of_text, plain.vocab_size) == (None, tokenizer.vocab_size - 1)
+    assert plain != tokenizer
+    for wrong in ("0", "-1", "", "x"):
+        with pytest.raises(ValueError, match=r"^end-of-text token"):
+            Tokenizer.from_dict(state | {"end_of_text": wrong})
+
+
+def test_compact_vocabularies_keep_the_end_of_text_as_the_last():
+    full = load_once("cl100k_base").with_end_of_text()
+    for used in ([full.end_of_text], []):
+        compact, new_ids = full.compact(used)
+        assert (compact.vocab_size, compact.end_of_text) == (257, 256)
+        assert new_ids[full.end_of_text] == 256
+        assert (new_ids >= 0).sum() == 257
+
+
+def test_the_end_of_text_may_not_cut_a_character():
+    tokenizer = with_end("bytes", False)
+    assert tokenizer.may_follow(b"")[256]
+    assert not tokenizer.may_follow(b"\xe5")[256]
+    assert tokenizer.may_follow(b"\xe5").sum() == 64
