@@ -533,7 +533,9 @@ def test_a_packed_parquet_file_that_has_no_room(refusal, tmp_path, small_disk, m
 
 def test_a_checkpoint_of_plain_text_is_not_given_documents(load, tmp_path):
     path = write_documents(tmp_path / "x.jsonl", DOCUMENTS)
-    with pytest.raises(UserError, match="^--data.path has documents, and the tokenizer of the ch"):
+    with pytest.raises(
+        UserError, match=r"^--data\.path has documents, and the tokenizer of the ch"
+    ):
         load(path, load_once("bytes"), False)
     with_documents = load(path).tokenizer
     assert documents_of(load(path, with_documents, False)) == DOCUMENTS
