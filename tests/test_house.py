@@ -44,7 +44,7 @@ MAY_IMPORT = {
         *("errors", "options", "runs", "data", "module", "checkpoint", "stopping", "cluster"),
         *("saving", "resuming", "callbacks", "console"),
     },
-    "trial": {"callbacks", "saving", "stopping"},
+    "trial": {"errors", "callbacks", "saving", "stopping"},
     "suggestions": {"model"},
     "plan": {
         *("errors", "tokenizer", "scrutiny", "data", "runs", "saving", "callbacks", "console"),
