@@ -247,7 +247,10 @@ def test_a_stopped_trial_leaves_nothing(number, text_file, tmp_path):
     assert not list((tmp_path / "cache").glob("unfinished-*"))
 
 
-@pytest.mark.parametrize("size", [[], ["--model.d_model=384"]])
+LARGER = pytest.param(["--model.d_model=384"], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("size", [[], LARGER])
 def test_the_memory_is_that_of_a_real_run(size, tmp_path, monkeypatch):
     """Whole processes: the default job, and a model of 12 M parameters."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
