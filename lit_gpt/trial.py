@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lit_gpt.callbacks import Samples
+from lit_gpt.errors import UserError
 from lit_gpt.saving import checkpoint_bytes, free_bytes
 from lit_gpt.stopping import agreed
 
@@ -42,7 +43,11 @@ class Trial(Callback):
     def run(
         self, trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule
     ) -> None:
-        """Evaluates and trains for about three seconds, however many steps are planned."""
+        """Evaluates and trains for about three seconds, however many steps are planned.
+
+        Raises:
+            UserError: the trainer would make no step at all.
+        """
         start, limit, loop = time.perf_counter(), trainer.limit_val_batches, trainer.fit_loop
         data.trainer = trainer
         if limit != 0:
@@ -60,6 +65,8 @@ class Trial(Callback):
         finally:
             trainer.limit_val_batches, loop.epoch_loop.max_steps = limit, planned
         self.around += time.perf_counter() - start
+        if not self.steps:
+            raise UserError("no step could be tried: raise --trainer.limit_train_batches")
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         self.ends.append(now(trainer))
@@ -68,15 +75,15 @@ class Trial(Callback):
         self.eval_batch = (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.begin, self.since, self.first = now(trainer), None, 0
+        self.begin, self.since, self.first, self.seen = now(trainer), None, 0, 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
-        done = trainer.global_step - self.first
-        began, limit = (self.begin, WARM_UP) if self.since is None else (self.since, MEASURED)
-        if done < 1 or (i + 1) % trainer.accumulate_grad_batches:
+        if trainer.global_step == self.seen:  # within an accumulation
             return
+        self.seen, done = trainer.global_step, trainer.global_step - self.first
+        began, limit = (self.begin, WARM_UP) if self.since is None else (self.since, MEASURED)
         if not agreed(trainer, time.perf_counter() - began >= limit):  # a GPU is not waited for
             return
         end = now(trainer)

@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "sweep_report": {"plot", "sweep_space"},
     "sweep_trial": {"errors", "callbacks", "cli"},
     "sweep": {"errors", "sweep_space", "sweep_report", "sweep_trial"},
-    "trial": {"callbacks", "saving", "stopping"},
+    "trial": {"errors", "callbacks", "saving", "stopping"},
     "suggestions": {"model"},
     "plan": {
         *("errors", "tokenizer", "scrutiny", "data", "runs", "saving", "callbacks", "console"),

@@ -187,6 +187,25 @@ def test_a_run_that_goes_on_is_planned_from_its_step(make_plan, train, tmp_path)
     assert files_below(tmp_path / "logs") == before
 
 
+@pytest.mark.parametrize("batches", [1, 3])
+def test_an_epoch_may_end_within_an_accumulation(make_plan, batches):
+    options = {"trainer.limit_train_batches": batches, "trainer.accumulate_grad_batches": 2}
+    status, card, _ = make_plan(**options)
+    assert status == 0
+    assert number(card["Time"].split("measured over")[1]) >= 1
+
+
+def test_a_limit_of_time_is_told(make_plan):
+    options = {"trainer.max_steps": 10**9, "trainer.max_time": "00:01:00:00"}
+    _, card, _ = make_plan(**options)
+    ends = " --trainer.max_time ends training after 1 h 0 min"
+    assert card["Stopped before"] == ends
+    _, card, _ = make_plan(**options | {"trainer.max_steps": -1})
+    assert card["Stopped before"] == ends
+    assert card["Time"].endswith("no number of steps is planned")
+    assert "Epochs" not in card
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -194,6 +213,7 @@ def test_a_run_that_goes_on_is_planned_from_its_step(make_plan, train, tmp_path)
         ({"model.d_model": 15}, "--model.d_model 15 is not divisible by --model.num_heads 2"),
         ({"model.dmodel": 16}, "model.dmodel"),
         ({"ckpt_path": "last"}, "--ckpt_path last: no run below"),
+        ({"trainer.limit_train_batches": 0}, "raise --trainer.limit_train_batches"),
         ({"trainer.fast_dev_run": True}, "--trainer.fast_dev_run is no run to plan"),
         ({"model.d_model": 1 << 20, "model.num_heads": 1}, "out of memory"),
     ],
@@ -227,9 +247,12 @@ def test_a_stopped_trial_leaves_nothing(number, text_file, tmp_path):
     assert not list((tmp_path / "cache").glob("unfinished-*"))
 
 
-@pytest.mark.parametrize("size", [[], ["--model.d_model=512", "--model.num_blocks=8"]])
+LARGER = pytest.param(["--model.d_model=384"], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("size", [[], LARGER])
 def test_the_memory_is_that_of_a_real_run(size, tmp_path, monkeypatch):
-    """Whole processes: the default job, and a model of 26 M parameters."""
+    """Whole processes: the default job, and a model of 12 M parameters."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     places = [f"--data.cache={tmp_path / 'cache'}", f"--trainer.default_root_dir={tmp_path / 'r'}"]
     words = [f"--data.path={SAMPLE}", "--trainer.accelerator=cpu", *places, *size]
