@@ -37,9 +37,9 @@ def print_start(
     return card
 
 
-def data_card(data: TextDataModule, model: LitGPT, trainer: pl.Trainer) -> list[tuple[str, str]]:
-    """Names and values: what is trained on what, and where."""
-    info, tokenizer = data.corpus.info, data.tokenizer
+def text_card(data: TextDataModule) -> list[tuple[str, str]]:
+    """Names and values: what the text is, and how it is cut."""
+    info = data.corpus.info
     counted = [
         ("Documents", info.num_documents),
         ("Documents without text left out", info.empty_documents),
@@ -47,29 +47,41 @@ def data_card(data: TextDataModule, model: LitGPT, trainer: pl.Trainer) -> list[
         ("Line ends put between files", info.added_line_ends),
     ]
     sizes = f"{len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}"
-    device = trainer.strategy.root_device
-    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-    outer, rest = model.gpt.num_parameters()
-    parameters = f"{outer + rest:,} (embedding and output {outer:,}, the rest {rest:,})"
     return [
         ("Text length", f"{info.num_characters:,} characters"),
         *((what, f"{number:,}") for what, number in counted if number),
         ("Total", f"{info.num_tokens:,} tokens"),
         ("Training", sizes),
         *shared_lines_card(data),
-        ("Vocabulary", f"{tokenizer.vocab_size:,} tokens ({data.vocabulary_name})"),
+        ("Vocabulary", f"{data.vocab_size:,} tokens ({data.vocabulary_name})"),
         ("Bytes per token", f"{info.num_bytes / info.num_tokens:.2f}"),
+    ]
+
+
+def data_card(data: TextDataModule, model: LitGPT, trainer: pl.Trainer) -> list[tuple[str, str]]:
+    """Names and values: what is trained on what, and where."""
+    device = trainer.strategy.root_device
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    outer, rest = model.gpt.num_parameters()
+    parameters = f"{outer + rest:,} (embedding and output {outer:,}, the rest {rest:,})"
+    return [
+        *text_card(data),
         ("Device", f"{device.type}{name}, precision {trainer.precision}"),
         ("Parameters", parameters),
     ]
 
 
-def shared_lines_card(data: TextDataModule) -> list[tuple[str, str]]:
-    """How far the validation text is no test, since the model was trained on it."""
+def find_shared_lines(data: TextDataModule) -> SharedLines:
     train, val, tokens = data.train_tokens, data.val_tokens, data.tokenizer.tokens
     name = f"shared-lines-{len(train)}"
-    lines = data.corpus.remember(name, lambda: astuple(shared_lines(train, val, tokens)))
-    lines = SharedLines(*lines)
+    return SharedLines(
+        *data.corpus.remember(name, lambda: astuple(shared_lines(train, val, tokens)))
+    )
+
+
+def shared_lines_card(data: TextDataModule) -> list[tuple[str, str]]:
+    """How far the validation text is no test, since the model was trained on it."""
+    lines = find_shared_lines(data)
     if not lines.num_lines:  # the text has no line ends
         return []
     share = lines.num_shared / lines.num_lines

@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt import console, saving
+from lit_gpt.bpe import SUFFIX
 from lit_gpt.callbacks import Samples, Throughput
 from lit_gpt.cli import TrainingCLI, quieten
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.runs import keep_others_out, run_of_last
-from lit_gpt.scrutiny import SharedLines, shared_lines
+from lit_gpt.scrutiny import SharedLines
 from lit_gpt.suggestions import Suggestion, suggest_dropout, suggest_model, suggest_steps
 from lit_gpt.tokenizer import full_size
 from lit_gpt.trial import Trial, peak_memory
@@ -92,33 +92,12 @@ class PlanCLI(TrainingCLI):
         return self.checkpoint["global_step"] if self.checkpoint else 0
 
 
-def print_text(data: TextDataModule) -> SharedLines:
-    info, h, train = data.corpus.info, data.hparams, data.train_tokens
-    print(f"Text length: {info.num_characters:,} characters")
-    print(f"Total: {info.num_tokens:,} tokens")
-    print(f"Training: {len(train):,} tokens, validation: {len(data.val_tokens):,}")
-    print(f"Bytes per token: {info.num_bytes / info.num_tokens:.2f}")
-    shared = SharedLines(
-        *data.corpus.remember(
-            f"shared-lines-{len(train)}",
-            lambda: astuple(shared_lines(train, data.val_tokens, data.tokenizer.tokens)),
-        )
-    )
-    if shared.num_lines:
-        print(
-            f"Duplicates between the splits: {shared.num_shared:,} of {shared.num_lines:,} "
-            f"validation lines ({shared.num_shared / shared.num_lines:.1%}, "
-            f"{shared.share_of_bytes:.1%} of the bytes) also stand in the training text"
-        )
-    print(f"Vocabulary: {data.vocab_size:,} tokens ({h.tokenizer}{compacted(data)})")
-    return shared
-
-
-def compacted(data: TextDataModule) -> str:
-    name = data.hparams.tokenizer
-    if name.endswith(".ckpt") or not data.hparams.compact_vocab:
-        return ""
-    return f", compact; full {full_size(name):,}"
+def print_text(data: TextDataModule) -> None:
+    for name, value in console.text_card(data):
+        print(f"{name}: {value}")
+    tokenizer = data.hparams.tokenizer
+    if data.is_compact and not tokenizer.endswith(SUFFIX):
+        print(f"Full vocabulary: {full_size(tokenizer):,} tokens")
 
 
 def print_model(cli: PlanCLI) -> None:
@@ -236,18 +215,17 @@ def duration(seconds: float) -> str:
 
 
 @rank_zero_only
-def print_known(cli: PlanCLI) -> SharedLines:
+def print_known(cli: PlanCLI) -> None:
     """What needs no trial."""
-    shared = print_text(cli.datamodule)
+    print_text(cli.datamodule)
     print_model(cli)
-    return shared
 
 
 @rank_zero_only
-def print_measured(cli: PlanCLI, started: float, shared: SharedLines) -> None:
+def print_measured(cli: PlanCLI, started: float) -> None:
     print_costs(cli, started)
     print_disk(cli)
-    print_suggestions(suggestions(cli), shared)
+    print_suggestions(suggestions(cli), console.find_shared_lines(cli.datamodule))
 
 
 def main(begin: float, args: list[str] | None = None) -> int:
@@ -260,9 +238,9 @@ def main(begin: float, args: list[str] | None = None) -> int:
         try:
             cli = PlanCLI(args, exits)
             started = time.perf_counter() - begin - cli.encoding
-            shared = print_known(cli)
+            print_known(cli)
             cli.trial.run(cli.trainer, cli.model, cli.datamodule)
         except MisconfigurationException as error:
             raise UserError(str(error)) from error
-        print_measured(cli, started, shared)
+        print_measured(cli, started)
     return 0

@@ -61,8 +61,8 @@ MAY_IMPORT = {
     "trial": {"errors", "callbacks", "saving", "stopping"},
     "suggestions": {"model"},
     "plan": {
-        *("errors", "tokenizer", "scrutiny", "data", "runs", "saving", "callbacks", "console"),
-        *("cli", "trial", "suggestions"),
+        *("errors", "tokenizer", "bpe", "scrutiny", "data", "runs", "saving", "callbacks"),
+        *("console", "cli", "trial", "suggestions"),
     },
     "benchmark": {"errors"},
     "benchmark_model": {"errors", "model", "optim", "sampling", "module", "benchmark"},

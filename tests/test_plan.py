@@ -72,7 +72,8 @@ def test_the_numbers_are_the_corpus_s_and_the_model_s(make_plan, text_file, tmp_
     assert number(card["Total"]) == info.num_tokens
     assert card["Training"] == f" {len(train):,} tokens, validation: {len(val):,}"
     assert number(card["Bytes per token"]) == round(len(text.encode()) / info.num_tokens, 2)
-    assert card["Vocabulary"] == f" {data.vocab_size:,} tokens (cl100k_base, compact; full 100,256)"
+    assert card["Vocabulary"] == f" {data.vocab_size:,} tokens (cl100k_base, compact)"
+    assert card["Full vocabulary"] == " 100,256 tokens"
     gpt = GPT(GPTConfig(data.vocab_size, 16, d_model=16, num_blocks=2, num_heads=4))
     total, table = sum(p.numel() for p in gpt.parameters()), 16 * data.vocab_size
     blocks = total - 2 * table
@@ -82,8 +83,9 @@ def test_the_numbers_are_the_corpus_s_and_the_model_s(make_plan, text_file, tmp_
     epochs = 30 * 3 * 5 * 16 / len(train)
     assert card["Epochs"] == f" {epochs:.2f} (30 steps of 240 tokens)"
     shared = shared_lines(train, val, data.tokenizer.tokens)
-    found = f" {shared.num_shared:,} of {shared.num_lines:,} validation lines"
-    assert card["Duplicates between the splits"].startswith(found)
+    found = f" {shared.num_shared:,} of {shared.num_lines:,} ("
+    name = "Lines of the validation text that also stand in the training text"
+    assert card[name].startswith(found)
     assert "start-up" in card["Parts of the time"]
     assert "30 steps" in card["Parts of the time"]
     assert "16 evaluations" in card["Parts of the time"]  # at 0, 2, ..., 30
