@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ import torch
 
 from lit_gpt import cli, errors
 
+# A shell that starts pytest in the background has it ignore Ctrl-C, and so all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # models as small as these are faster so, and suites can run side by side
 
 ROOT = Path(__file__).parents[1]
