@@ -107,11 +107,11 @@ class CheckpointIO(TorchCheckpointIO):
 
 def checkpoint_bytes(model: LitGPT) -> int:
     """About how large a checkpoint is: the weights and the optimizer's moments of each."""
-    weights = {id(p): p.nbytes for p in model.parameters()}
-    moments = 2 * sum(weights.values())  # AdamW's two
+    weights = sum(p.nbytes for p in model.parameters())
+    moments = 2 * weights  # AdamW's two
     if model.hparams.optimizer == "muon":  # one for the blocks' matrices
         moments -= sum(p.nbytes for p in model.gpt.blocks.parameters() if p.ndim > 1)
-    return sum(weights.values()) + moments
+    return weights + moments
 
 
 def file_bytes(model: LitGPT, data: pl.LightningDataModule) -> int:
