@@ -82,7 +82,7 @@ def test_a_second_signal_at_any_moment(start, tmp_path, number, status, delay):
 
 @pytest.mark.slow
 def test_ctrl_c_during_the_evaluation_at_step_0(start, tmp_path, text_file):
-    text_file.write_text(text_file.read_text(encoding="utf-8") * 4, encoding="utf-8")  # seconds
+    text_file.write_text(text_file.read_text(encoding="utf-8") * 20, encoding="utf-8")  # seconds
     running = start(**ENDLESS, **{"trainer.limit_val_batches": 1.0, "data.batch_size": 1})
     running.until("Parameters:")
     time.sleep(0.3)
