@@ -181,7 +181,7 @@ def print_commands(trainer: pl.Trainer, data: TextDataModule, model: str, newest
 
 
 def command(*words: str) -> str:
-    return " ".join(shlex.quote(word) for word in words)
+    return shlex.join(words)
 
 
 def shorten(path: str | Path) -> str:

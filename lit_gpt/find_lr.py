@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import math
-import shlex
 import sys
 from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
@@ -16,7 +15,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.tuner import Tuner
 
-from lit_gpt.console import shorten
+from lit_gpt.console import command, shorten
 from lit_gpt.errors import UserError, stop_at_once
 from lit_gpt.module import LitGPT
 from lit_gpt.plot import Panel, Series, save_svg
@@ -74,7 +73,7 @@ def find_learning_rate(
         print("No suggestion: the loss never falls. Look at the plot, and at the other options")
         return
     words = ["--config", shorten(folder / "config.yaml"), f"--model.learning_rate={best:.2g}"]
-    print(f"Suggestion: {shlex.join(['python', 'scripts/train.py', *words])}")
+    print(f"Suggestion: {command('python', 'scripts/train.py', *words)}")
 
 
 def range_test(

@@ -153,17 +153,17 @@ class LitGPT(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         step, rate = self.global_step + 1, optimizer.param_groups[0]["lr"]
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        gradients = (p.grad for p in self.parameters() if p.grad is not None)
         reading = Reading(step, rate, self.train_loss, gradients, self.watched())
         may_update = self.watch.may_update(reading)
         if self.is_logged(step):
             curves = {"train/loss": reading.loss, "gradient_norm": reading.gradient_norm}
             self.add_to_curves(curves | {"learning_rate": rate}, step)
         if not may_update:
-            for weight in self.parameters():
-                weight.grad = None  # the optimizer passes over it, moments and decay included
             self.add_to_curves({"skipped_steps": self.watch.skipped}, step)
             self.print(f"No update at {reading} ({self.watch.skipped} of {self.watch.allowed})")
+            for weight in self.parameters():
+                weight.grad = None  # the optimizer passes over it, moments and decay included
 
     def watched(self) -> tuple[str, ...]:
         """What must be finite at each step; all ranks must find the same."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ class Reading:
         step: number of the step, from 1.
         learning_rate: of its update.
         loss: nats a token, a scalar.
-        gradients: of all weights.
+        gradients: of all weights; gone through when the norm is asked for, before they change.
         looks_at: which numbers are to be finite: loss, gradient_norm or both.
     """
 
@@ -24,7 +26,7 @@ class Reading:
         step: int,
         learning_rate: float,
         loss: Tensor,
-        gradients: list[Tensor],
+        gradients: Iterable[Tensor],
         looks_at: tuple[str, ...],
     ) -> None:
         self.step, self.learning_rate, self.loss = step, learning_rate, loss
@@ -44,7 +46,6 @@ class Reading:
         self.loss, self._norm = (
             number.to("cpu", non_blocking=True) for number in (self.loss, self.gradient_norm)
         )
-        self.gradients = []
         self._ready = torch.cuda.Event()
         self._ready.record()
 
