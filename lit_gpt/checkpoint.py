@@ -17,22 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_gpt.atomic import unfinished
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import Tokenizer
 
-UNFINISHED = ".unfinished"  # ends the name of a checkpoint that is being written
 MAX_TABLES = 1 << 30  # bytes of a model's tables of positions, which no weights vouch for
 TO_WRITE = {"gpt", "tokenizer", "state_dict"}
 TO_CONTINUE = {
     *("corpus", "hyper_parameters", "datamodule_hyper_parameters", "global_step"),
     *("optimizer_states", "lr_schedulers", "loops", "callbacks", "pytorch-lightning_version"),
 }
-
-
-def unfinished(path: str | Path) -> Path:
-    """What is written before it becomes `path`."""
-    return Path(path).with_name(f".{Path(path).name}{UNFINISHED}")
 
 
 def save_atomically(content: dict[str, Any], path: str | Path) -> None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.atomic import write_whole
 from lit_gpt.errors import UserError
 
 HISTORY = "history.json"
-UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 EVALUATED = ("train/eval_loss", "val/loss", "val/bits_per_byte")  # kept of every evaluation
 FINAL = ("loss", "bits_per_byte", "num_tokens")
 LOGGED = ("train/loss", "learning_rate", "gradient_norm", "tokens_per_second")  # thinned
@@ -204,16 +204,3 @@ def read_run(folder: Path) -> History:
             "one without an evaluation yet"
         )
     return history
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a temporary file beside `path` and renames it: a reader never sees half of it."""
-    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
-    try:
-        unfinished.write_bytes(text.encode("utf-8", errors="replace"))
-        unfinished.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk doesn't say of which file
-        raise
-    finally:
-        unfinished.unlink(missing_ok=True)

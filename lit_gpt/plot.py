@@ -6,12 +6,13 @@ Without matplotlib: where it is installed, torchmetrics imports it, and each run
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Literal
+
+from lit_gpt.atomic import write_whole
 
 WIDTH, HEIGHT = 480, 340  # of a panel, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 30, 50  # around what is drawn
@@ -99,12 +100,7 @@ def save_svg(panels: list[Panel], path: Path) -> None:
     for i, panel in enumerate(panels):
         x, y = i % columns * WIDTH, i // columns * HEIGHT
         parts += [f'<g transform="translate({x} {y})">', *draw(panel), "</g>"]
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_text("\n".join([*parts, "</svg>\n"]), encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, "\n".join([*parts, "</svg>\n"]))
 
 
 def draw(panel: Panel) -> list[str]:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt import page
+from lit_gpt.atomic import write_whole
 from lit_gpt.charts import Line, chart
 from lit_gpt.errors import UserError
-from lit_gpt.history import History, read_run, write_whole
+from lit_gpt.history import History, read_run
 
 REPORT = "report.html"
 NUM_COLORS = 8

@@ -15,8 +15,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 import lit_gpt
 from lit_gpt import callbacks, report
+from lit_gpt.atomic import write_whole
 from lit_gpt.errors import UserError, shortage
-from lit_gpt.history import EVALUATED, FINAL, LOGGED, History, Session, read_history, write_whole
+from lit_gpt.history import EVALUATED, FINAL, LOGGED, History, Session, read_history
 
 
 class ReportWriter(Checkpoint):

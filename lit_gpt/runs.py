@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
-from lit_gpt.checkpoint import UNFINISHED
+from lit_gpt.atomic import UNFINISHED
 from lit_gpt.errors import UserError
 
 

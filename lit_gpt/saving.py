@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from lit_gpt.checkpoint import read_checkpoint, save_atomically, unfinished
+from lit_gpt.atomic import unfinished
+from lit_gpt.checkpoint import read_checkpoint, save_atomically
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.stopping import GracefulStop, agreed

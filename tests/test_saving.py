@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import ROOT, SMALL
 
-from lit_gpt.checkpoint import UNFINISHED, read_checkpoint, save_atomically
+from lit_gpt.atomic import UNFINISHED
+from lit_gpt.checkpoint import read_checkpoint, save_atomically
 from lit_gpt.errors import UserError
 from lit_gpt.saving import checkpoint_bytes
 
