@@ -1,9 +1,9 @@
-"""Owns generation: logits -> next id, and generate() with a KV cache."""
+"""Owns generation: logits -> next id, rows of ids that grow with a KV cache, generate()."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ class Sampling:
         top_p: only the likeliest tokens that together reach this probability (Holtzman 2019).
         repetition_penalty: makes tokens that the model sees already less likely when above 1
             (Keskar et al. 2019), 1 changes nothing; between 0.01 and 100.
+        min_p: only tokens at least this share as likely as the likeliest (Nguyen et al. 2024).
 
     Raises:
         UserError: values out of range.
@@ -34,6 +35,7 @@ class Sampling:
     top_k: int | None = None
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -46,17 +48,39 @@ class Sampling:
             raise UserError(
                 f"--repetition_penalty must be in [0.01, 100], not {self.repetition_penalty}"
             )
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"--min_p must be in [0, 1], not {self.min_p}")
 
-    def __call__(self, logits: Tensor, seen: Tensor, generator: torch.Generator) -> Tensor:
-        """Logits (B, V) and the ids (B, T) that the model saw to the next ids (B,)."""
-        if self.repetition_penalty != 1:
-            old = logits.gather(1, seen)
-            lower = torch.where(
-                old > 0, old / self.repetition_penalty, old * self.repetition_penalty
-            )
-            logits = logits.scatter(1, seen, lower)
-        if self.temperature < 1e-4:  # where float32 would overflow
-            return logits.argmax(dim=-1)
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < 1e-4  # where float32 would overflow
+
+    def __call__(
+        self,
+        logits: Tensor,
+        seen: Tensor,
+        generator: torch.Generator | Sequence[torch.Generator],
+    ) -> Tensor:
+        """Logits (B, V) and the ids (B, T) that the model saw to the next ids (B,).
+
+        The random draws are of one generator, or of one for each row.
+        """
+        if self.is_greedy:
+            return self._penalize(logits, seen).argmax(dim=-1)
+        # On the CPU, so that a seed gives the same random draws on every device.
+        probabilities = self.probabilities(logits, seen).cpu()
+        if isinstance(generator, torch.Generator):
+            ids = torch.multinomial(probabilities, 1, generator=generator)
+        else:
+            pairs = zip(probabilities, generator, strict=True)
+            ids = torch.stack([torch.multinomial(row, 1, generator=own) for row, own in pairs])
+        return ids[:, 0].to(seen.device)
+
+    def probabilities(self, logits: Tensor, seen: Tensor) -> Tensor:
+        """What the next ids are drawn with, (B, V); arguments as above."""
+        logits = self._penalize(logits, seen)
+        if self.is_greedy:
+            return torch.zeros_like(logits).scatter(1, logits.argmax(-1, keepdim=True), 1)
         logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.size(-1):
             best = logits.topk(self.top_k)
@@ -67,8 +91,19 @@ class Sampling:
             before = ordered.cumsum(dim=-1) - ordered  # what the likelier tokens add up to
             ordered = ordered.masked_fill(before >= self.top_p, 0)
             probabilities = torch.zeros_like(ordered).scatter(1, order, ordered)
-        # On the CPU, so that a seed gives the same random draws on every device.
-        return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(seen.device)
+        if self.min_p > 0:
+            least = self.min_p * probabilities.amax(dim=-1, keepdim=True)
+            probabilities = probabilities.masked_fill(probabilities < least, 0)
+        if self.top_p < 1 or self.min_p > 0:
+            probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+        return probabilities
+
+    def _penalize(self, logits: Tensor, seen: Tensor) -> Tensor:
+        if self.repetition_penalty == 1:
+            return logits
+        old = logits.gather(1, seen)
+        lower = torch.where(old > 0, old / self.repetition_penalty, old * self.repetition_penalty)
+        return logits.scatter(1, seen, lower)
 
 
 class ValidText:
@@ -99,6 +134,59 @@ class ValidText:
         self.unfinished = [unfinished_bytes(text) or b"" for text in texts]
 
 
+class Rows:
+    """Ids of a batch of texts that grow together, and what the model says of the next ones.
+
+    The model sees the last context_length tokens at most. When they fill up, the window slides on
+    to its later half, so that the cache is made anew only every context_length / 2 tokens.
+
+    Args:
+        model: in eval mode.
+        ids: the prompts, (B, T), T at least 1.
+        tokenizer: given it, tokens that can't go on as UTF-8 are ruled out.
+        use_cache: False computes the same window at each token (the oracle of the tests).
+    """
+
+    def __init__(
+        self, model: GPT, ids: Tensor, tokenizer: Tokenizer | None = None, use_cache: bool = True
+    ) -> None:
+        assert not model.training, "call model.eval() first: dropout would garble the text"
+        self.model, self.use_cache = model, use_cache
+        self.seen = ids[:, -model.config.context_length :]  # (B, T)
+        self.cache: KVCache | None = None
+        self.valid = ValidText(tokenizer, ids) if tokenizer else None
+
+    def logits(self) -> Tensor:
+        """Of the next ids, (B, V); once before each `append`."""
+        context = self.model.config.context_length
+        if self.seen.size(1) > context:
+            self.seen, self.cache = self.seen[:, -max(1, context // 2) :], None
+        if self.use_cache and self.cache is None:
+            self.cache = KVCache(self.model.config, len(self.seen), self.model.embedding.weight)
+        new = self.seen[:, self.cache.length :] if self.use_cache else self.seen
+        logits = self.model(new, self.cache)[:, -1].float()  # (B, V)
+        if self.valid:
+            logits = logits.masked_fill(~self.valid.mask().to(logits.device), -torch.inf)
+        return logits
+
+    def append(self, ids: Tensor) -> None:
+        """Adds the ids (B,) that were chosen."""
+        if self.valid:
+            self.valid.add(ids)
+        self.seen = torch.cat([self.seen, ids[:, None]], dim=1)
+
+    def keep(self, rows: list[int]) -> None:
+        """Goes on with these rows alone."""
+        self.seen = self.seen[rows]
+        if self.cache:
+            self.cache.keys, self.cache.values = (
+                self.cache.keys[:, rows],
+                self.cache.values[:, rows],
+            )
+        if self.valid:
+            self.valid.unfinished = [self.valid.unfinished[row] for row in rows]
+
+
 @torch.inference_mode()
 def generate(
     model: GPT,
@@ -109,32 +197,12 @@ def generate(
     tokenizer: Tokenizer | None = None,
     use_cache: bool = True,
 ) -> Iterator[Tensor]:
-    """Yields the next ids (B,), one at a time, after the prompts `ids` (B, T), T at least 1.
-
-    The model is in eval mode. Given the tokenizer, it writes nothing but valid UTF-8.
-
-    The model sees the last context_length tokens at most. When they fill up, the window slides on
-    to its later half, so that the cache is made anew only every context_length / 2 tokens;
-    `use_cache=False` computes the same window at each token (the oracle of the tests).
-    """
-    assert not model.training, "call model.eval() first: dropout would garble the text"
+    """Yields the next ids (B,), one at a time, after the prompts `ids`; see `Rows`."""
     sampling, generator = sampling or Sampling(), torch.Generator().manual_seed(seed)
-    context = model.config.context_length
-    seen, cache = ids[:, -context:], None
-    valid = ValidText(tokenizer, ids) if tokenizer else None
+    rows = Rows(model, ids, tokenizer, use_cache)
     for _ in range(max_new_tokens):
-        if seen.size(1) > context:
-            seen, cache = seen[:, -max(1, context // 2) :], None
-        if use_cache and cache is None:
-            cache = KVCache(model.config, len(seen), model.embedding.weight)
-        new = seen[:, cache.length :] if use_cache else seen
-        logits = model(new, cache)[:, -1].float()  # (B, V)
-        if valid:
-            logits = logits.masked_fill(~valid.mask().to(logits.device), -torch.inf)
-        next_ids = sampling(logits, seen, generator)
-        if valid:
-            valid.add(next_ids)
-        seen = torch.cat([seen, next_ids[:, None]], dim=1)
+        next_ids = sampling(rows.logits(), rows.seen, generator)
+        rows.append(next_ids)
         yield next_ids
 
 

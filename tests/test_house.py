@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "stopping": {"errors"},
     "cluster": set(),
     "sampling": {"errors", "tokenizer", "model"},
+    "completion": {"model", "sampling", "tokenizer"},
     "checkpoint": {"errors", "atomic", "tokenizer", "model"},
     "runs": {"errors", "atomic"},
     "data": {"errors", "tokenizer", "bpe", "corpus", "checkpoint"},

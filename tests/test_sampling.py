@@ -82,11 +82,18 @@ LOGITS = [math.log(chance) for chance in (0.15, 0.5, 0.1, 0.25)]
         ({"top_p": 0.76}, [1 / 6, 5 / 9, 0, 5 / 18]),
         ({"top_p": 0.91}, [0.15, 0.5, 0.1, 0.25]),
         ({"top_k": 3, "top_p": 0.8}, [0, 2 / 3, 0, 1 / 3]),  # 5/9 + 5/18 of the three is 0.83
+        ({"min_p": 0.31}, [0, 2 / 3, 0, 1 / 3]),  # at least 0.155
+        ({"min_p": 0.29}, [1 / 6, 5 / 9, 0, 5 / 18]),
+        ({"min_p": 0.19}, [0.15, 0.5, 0.1, 0.25]),
+        ({"min_p": 1.0}, [0, 1, 0, 0]),
+        ({"min_p": 0.26, "temperature": 0.5}, [0, 1, 0, 0]),  # of 0.7246, after the temperature
+        ({"min_p": 0.24, "temperature": 0.5}, [0, 0.8, 0, 0.2]),
+        ({"min_p": 0.31, "top_p": 0.4}, [0, 1, 0, 0]),
         ({"temperature": 0}, [0, 1, 0, 0]),
         ({"temperature": 0.01}, [0, 1, 0, 0]),
         ({"temperature": 1e-40}, [0, 1, 0, 0]),
         ({"temperature": 0.5}, [0.0652, 0.7246, 0.0290, 0.1812]),  # the squares, of 0.345
-        ({"temperature": 2}, [0.2018, 0.3684, 0.1648, 0.2605]),  # the roots, of 1.9197
+        ({"temperature": 2}, [0.2027, 0.3701, 0.1655, 0.2617]),  # the roots, of 1.9106
         ({"temperature": 0.5, "top_p": 0.7}, [0, 1, 0, 0]),
         ({"temperature": 1e6}, [0.25, 0.25, 0.25, 0.25]),
     ],
@@ -94,6 +101,8 @@ LOGITS = [math.log(chance) for chance in (0.15, 0.5, 0.1, 0.25)]
 def test_tokens_are_drawn_with_these_probabilities(options, expected):
     sampling = Sampling(**{"temperature": 1, **options})
     assert shares(sampling, LOGITS) == pytest.approx(expected, abs=0.01)
+    told = sampling.probabilities(torch.tensor([LOGITS]), torch.tensor([[0]]))[0]
+    assert told.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_each_text_of_a_batch_is_drawn_from_its_own_logits():
@@ -106,12 +115,13 @@ def test_each_text_of_a_batch_is_drawn_from_its_own_logits():
     logits=st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=20, unique=True),
     top_k=st.none() | st.integers(1, 30),
     top_p=st.floats(1e-6, 1),
+    min_p=st.floats(0, 1),
     temperature=st.floats(0.05, 10),
 )
 @settings(deadline=None, max_examples=100)
-def test_no_options_leave_nothing_to_draw(logits, top_k, top_p, temperature):
+def test_no_options_leave_nothing_to_draw(logits, top_k, top_p, min_p, temperature):
     """What is drawn is always a token, one of the top_k likeliest."""
-    (drawn,) = draw(Sampling(temperature, top_k, top_p), logits).tolist()
+    (drawn,) = draw(Sampling(temperature, top_k, top_p, min_p=min_p), logits).tolist()
     assert drawn in sorted(range(len(logits)), key=lambda i: -logits[i])[:top_k]
 
 
@@ -161,6 +171,9 @@ def test_a_high_penalty_repeats_nothing_the_model_sees(style):
         ({"top_p": 0.0}, "--top_p must be in (0, 1], not 0.0"),
         ({"top_p": 1.1}, "--top_p must be in (0, 1], not 1.1"),
         ({"top_p": math.nan}, "--top_p must be in (0, 1], not nan"),
+        ({"min_p": -0.1}, "--min_p must be in [0, 1], not -0.1"),
+        ({"min_p": 1.1}, "--min_p must be in [0, 1], not 1.1"),
+        ({"min_p": math.nan}, "--min_p must be in [0, 1], not nan"),
         ({"repetition_penalty": 0.0}, "--repetition_penalty must be in [0.01, 100], not 0.0"),
         (
             {"repetition_penalty": -1.0},
