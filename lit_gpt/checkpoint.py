@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,3 +186,18 @@ def newest_checkpoint(root: str | Path, name: str) -> Path | None:
     """The `name`.ckpt written last below `root`, of whichever run; None where there is none."""
     found = Path(os.path.expanduser(root)).rglob(f"checkpoints/{name}.ckpt")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def find_newest(logs: str) -> Path:
+    """The newest run's best checkpoint below `logs`, or its last; says which.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = newest_checkpoint(logs, "best") or newest_checkpoint(logs, "last")
+    if path is None:
+        raise UserError(
+            f"no checkpoint below {logs!r}: train a model first, or name one with --ckpt_path"
+        )
+    print(f"Using {path}", file=sys.stderr)
+    return path

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 from lit_gpt.sampling import Rows, Sampling
 from lit_gpt.tokenizer import Tokenizer
@@ -28,6 +29,9 @@ class Request:
         seed: of the random draws; the text depends on nothing that is completed beside it.
         stop: texts before which the completion ends.
         trace: whether each token's `Choice` is reported.
+
+    Raises:
+        UserError: values out of range.
     """
 
     prompt: str
@@ -36,6 +40,14 @@ class Request:
     seed: int = 1337
     stop: tuple[str, ...] = ()
     trace: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"--max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed must be 0 or more and below 2**63, not {self.seed}")
+        if "" in self.stop:
+            raise UserError("--stop must not be empty: leave it out")
 
 
 @dataclass(frozen=True)

@@ -1,63 +1,153 @@
-"""Owns the generate command: options in, streamed text out."""
+"""Owns the generate command: options in; prompts completed, as streamed text or as JSON lines."""
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from argparse import Namespace
-from itertools import takewhile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from lit_gpt.checkpoint import load_checkpoint, newest_checkpoint
+from lit_gpt.checkpoint import find_newest, load_checkpoint
+from lit_gpt.completion import Piece, Request, complete
 from lit_gpt.errors import UserError
-from lit_gpt.sampling import Sampling, generate, stream_text
+from lit_gpt.model import GPT
+from lit_gpt.sampling import Sampling
+from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.trace import as_dict, as_table
+
+ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
+BATCH_SIZE = 32  # completed side by side, of those that are asked for
 
 
 def write_samples(options: Namespace) -> None:
-    """Prints the prompt and what the model adds to it, as it is written; options of generate.py.
-
-    A sample ends where the model ends the document. Without a prompt it begins a new one, or where
-    the training text had no documents a new line.
+    """Prints prompts and what the model adds to them, as it is written; options of generate.py.
 
     Raises:
-        UserError: no checkpoint, or options out of range.
+        UserError: no checkpoint, a prompt that can't be read, or options out of range.
     """
-    if not 0 <= options.seed < 2**63 - options.num_samples:
-        raise UserError(f"--seed must be 0 or more and below 2**63, not {options.seed}")
-    for name in ("max_new_tokens", "num_samples"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} must be at least 1, not {getattr(options, name)}")
-    sampling = Sampling(
-        options.temperature, options.top_k, options.top_p, options.repetition_penalty
-    )
+    first, prompts = first_request(options), read_prompts(options)
+    if options.num_samples < 1:
+        raise UserError(f"--num_samples must be at least 1, not {options.num_samples}")
+    replace(first, seed=options.seed + options.num_samples - 1)  # the last one's, as it is checked
     model, tokenizer = load_checkpoint(options.ckpt_path or find_newest(options.logs))
+    requests = (
+        replace(first, prompt=prompt, seed=options.seed + i)
+        for prompt in prompts
+        for i in range(options.num_samples)
+    )
+    print_one = print_json if options.json else print_text
+    headed = (len(prompts) > 1 or options.num_samples > 1) and not options.json
+    for number, (request, pieces) in enumerate(complete_all(model, tokenizer, requests)):
+        if headed:
+            prompt, sample = divmod(number, options.num_samples)
+            of_prompt = f"prompt {prompt + 1}, " if len(prompts) > 1 else ""
+            print(f"--- {of_prompt}sample {sample + 1}, seed {request.seed}")
+        print_one(request, pieces, tokenizer)
+
+
+def first_request(options: Namespace) -> Request:
+    """How the first completion is drawn; its prompt is not there yet."""
+    o = options
+    sampling = Sampling(o.temperature, o.top_k, o.top_p, o.repetition_penalty, o.min_p)
+    stop = tuple(map(unescape, o.stop or []))
+    return Request("", o.max_new_tokens, sampling, o.seed, stop, o.trace)
+
+
+def read_prompts(options: Namespace) -> list[str]:
+    """Those of --prompt and the lines of --prompt_file; one without text where there are none."""
+    prompts = list(options.prompt or [])
+    if options.prompt_file:
+        try:
+            lines = Path(options.prompt_file).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise UserError(
+                f"--prompt_file {options.prompt_file} can't be read ({reason}): give a text file "
+                "in UTF-8 with a prompt in each line"
+            ) from error
+        prompts += [line for line in lines if line.strip()]
+        if not prompts:
+            raise UserError(f"--prompt_file {options.prompt_file} has no line with a prompt")
     try:
-        # The model needs something to go on from.
-        prompt = options.prompt or ("\n" if tokenizer.end_of_text is None else "")
-        ids = tokenizer.encode(prompt).astype("int64") if prompt else [tokenizer.end_of_text]
-        ids = torch.as_tensor(ids)[None]  # (1, T)
+        "".join(prompts).encode()
     except UnicodeEncodeError as error:
         raise UserError(
             "--prompt is not valid Unicode text: check the terminal's encoding"
         ) from error
-    for i in range(options.num_samples):
-        seed = options.seed + i
-        if options.num_samples > 1:
-            print(f"--- sample {i + 1}, seed {seed}")
-        print(prompt, end="", flush=True)
-        new = generate(model, ids, options.max_new_tokens, sampling, seed, tokenizer)
-        new_ids = takewhile(lambda i: i != tokenizer.end_of_text, map(int, new))
-        for text in stream_text(tokenizer, new_ids):
-            print(text, end="", flush=True)
+    return prompts or [""]
+
+
+def complete_all(
+    model: GPT, tokenizer: Tokenizer, requests: Iterable[Request]
+) -> Iterator[tuple[Request, Iterator[Piece]]]:
+    """Each request with its pieces, one after the other; a batch of them is computed at once."""
+    requests = iter(requests)
+    while batch := list(islice(requests, BATCH_SIZE)):
+        waiting: list[list[Piece]] = [[] for _ in batch]
+        pieces = complete(model, tokenizer, batch)
+        for index, request in enumerate(batch):
+            yield request, of_request(index, waiting, pieces)
+
+
+def of_request(index: int, waiting: list[list[Piece]], pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The pieces of one request as they come; those of the others, on the way, wait."""
+    yield from waiting[index]
+    if waiting[index] and waiting[index][-1].finish_reason:
+        return
+    for piece in pieces:
+        if piece.index != index:
+            waiting[piece.index].append(piece)
+            continue
+        yield piece
+        if piece.finish_reason:
+            return
+
+
+def print_text(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) -> str:
+    """Prints prompt and completion as they come, then the trace if there is one."""
+    lead = "" if request.prompt or tokenizer.end_of_text is not None else "\n"
+    print(lead + request.prompt, end="", flush=True)
+    text, choices = "", []
+    try:
+        for piece in pieces:
+            print(piece.text, end="", flush=True)
+            text += piece.text
+            choices.append(piece.choice)
+    finally:
         print()
+    if request.trace:
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else 120).print(as_table(choices, tokenizer))
+    return text
 
 
-def find_newest(logs: str) -> Path:
-    path = newest_checkpoint(logs, "best") or newest_checkpoint(logs, "last")
-    if path is None:
-        raise UserError(
-            f"no checkpoint below {logs!r}: train a model first, or name one with --ckpt_path"
-        )
-    print(f"Using {path}", file=sys.stderr)
-    return path
+def print_json(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) -> None:
+    """Prints the finished completion as one line of JSON."""
+    pieces = list(pieces)
+    line: dict[str, Any] = {
+        "prompt": request.prompt,
+        "text": "".join(piece.text for piece in pieces),
+        "finish_reason": pieces[-1].finish_reason,
+        "num_tokens": pieces[-1].num_tokens,
+        "seed": request.seed,
+    }
+    if request.trace:
+        line["trace"] = [as_dict(piece.choice, tokenizer) for piece in pieces]
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(line, ensure_ascii=not is_unicode), flush=True)
+
+
+def unescape(text: str) -> str:
+    r"""Of a command line, where a line end is hard to type: \n, \t and \\ are one character."""
+    return re.sub(r"\\([nt\\])", lambda match: ESCAPES[match[1]], text)
+
+
+def escape(text: str) -> str:
+    """The text that `unescape` makes this of."""
+    return text.translate({ord(value): f"\\{letter}" for letter, value in ESCAPES.items()})

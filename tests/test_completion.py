@@ -122,7 +122,7 @@ def test_a_trace_has_the_models_probabilities_and_those_drawn_with():
     pieces = list(complete(model, tokenizer, [Request("the", 4, sampling, trace=True)]))
     ids = encode_prompt(tokenizer, "the")
     for piece in pieces:
-        choice, logits = piece.choice, model(torch.tensor([ids]))[0, -1]
+        choice, logits = piece.choice, model(torch.tensor([ids]))[0, -1].detach()
         logits[~torch.from_numpy(tokenizer.may_follow(b""))] = -torch.inf
         best = logits.softmax(-1).sort(descending=True)
         assert [i for i, _ in choice.likeliest] == best.indices[:5].tolist()

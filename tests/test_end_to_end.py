@@ -66,7 +66,9 @@ def write(run, places, capsys, monkeypatch):
 
     def call(**options: object) -> tuple[int, str, str]:
         options = {"logs": places["trainer.default_root_dir"], **options}
-        words = [f"--{name}={value}" for name, value in options.items()]
+        words = [
+            f"--{name}" if value is None else f"--{name}={value}" for name, value in options.items()
+        ]
         monkeypatch.setattr("sys.argv", ["generate.py", *words])
         status = errors.run(generate)
         return status, *capsys.readouterr()
@@ -84,6 +86,10 @@ def test_each_option_changes_the_text(write):
             {"top_k": 3},
             {"top_p": 0.3},
             {"repetition_penalty": 3.0},
+            {"min_p": 0.5},
+            {"stop": "\\n"},
+            {"trace": None},
+            {"json": None},
             {"seed": 5},
             {"max_new_tokens": 9},
             {"num_samples": 2},
@@ -117,6 +123,15 @@ def test_several_samples_are_numbered_and_differ(write):
         ({"top_k": 0}, "--top_k must be at least 1, not 0"),
         ({"top_p": 0}, "--top_p must be in (0, 1], not 0.0"),
         ({"repetition_penalty": 0}, "--repetition_penalty must be in [0.01, 100], not 0.0"),
+        ({"min_p": 2}, "--min_p must be in [0, 1], not 2.0"),
+        ({"stop": ""}, "--stop must not be empty"),
+        ({"prompt_file": "nowhere.txt"}, "--prompt_file nowhere.txt can't be read (No such file"),
+        ({"prompt_file": ROOT / "docs/report.png"}, "report.png can't be read (it is not UTF-8)"),
+        ({"prompt_file": "/dev/null"}, "--prompt_file /dev/null has no line with a prompt"),
+        (
+            {"interactive": None, "json": None},
+            "--interactive asks for prompts and answers each once: leave out",
+        ),
         ({"max_new_tokens": 0}, "--max_new_tokens must be at least 1, not 0"),
         ({"num_samples": -2}, "--num_samples must be at least 1, not -2"),
         ({"seed": 2**64}, "--seed must be 0 or more and below 2**63"),

@@ -187,7 +187,7 @@ def test_a_corpus_is_kept_exactly_or_refused(number, tmp_path, monkeypatch):
 
 NUMBERS = ["0", "1", "-1", "0.5", "nan", "inf", "-inf", "1e400", "1e-400", "9" * 30, "9" * 5000]
 NUMBERS += ["", " 1", "١", "1_0", "0x1", "true", "null", "\0", "\ud800", "1.", "2", "3", "1e3"]
-CHOICES = ["temperature", "top_k", "top_p", "repetition_penalty", "num_samples", "seed"]
+CHOICES = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_samples", "seed"]
 
 
 @pytest.fixture

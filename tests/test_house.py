@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "stopping": {"errors"},
     "cluster": set(),
     "sampling": {"errors", "tokenizer", "model"},
-    "completion": {"model", "sampling", "tokenizer"},
+    "completion": {"errors", "model", "sampling", "tokenizer"},
     "checkpoint": {"errors", "atomic", "tokenizer", "model"},
     "runs": {"errors", "atomic"},
     "data": {"errors", "tokenizer", "bpe", "corpus", "checkpoint"},
@@ -47,7 +47,11 @@ MAY_IMPORT = {
     "recorder": {"checkpoint"},
     "killed_run": {"checkpoint", "recorder"},
     "verification": {"errors", "recorder", "killed_run"},
-    "writing": {"errors", "sampling", "checkpoint"},
+    "trace": {"tokenizer", "completion"},
+    "writing": {*("errors", "tokenizer", "model", "sampling", "completion", "checkpoint", "trace")},
+    "interactive": {
+        *("errors", "tokenizer", "model", "sampling", "completion", "checkpoint", "writing")
+    },
     "callbacks": {"data", "sampling", "stopping"},
     "console": {"scrutiny", "data", "module", "stopping", "saving", "callbacks"},
     "reporting": {"errors", "atomic", "history", "report", "callbacks"},
@@ -166,8 +170,8 @@ def test_a_file_begins_by_saying_what_it_owns(path):
 
 def test_generating_does_not_wait_for_lightning(tmp_path):
     code = (
-        "import sys, lit_gpt, lit_gpt.sampling, lit_gpt.checkpoint, lit_gpt.writing\n"
-        "print(sorted({'lightning', 'pytorch_lightning', 'torchmetrics'} & set(sys.modules)))"
+        "import sys, lit_gpt, lit_gpt.writing, lit_gpt.interactive\n"
+        "print(sorted({'lightning', 'torchmetrics', 'rich', 'transformers'} & set(sys.modules)))"
     )
     assert run_python(code, tmp_path).stdout == "[]\n"
 
