@@ -49,13 +49,15 @@ class Block(NamedTuple):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What a translation keeps: the kind and, in any order, the facts of each part."""
+        """What a translation keeps: code as it is; else the kind and, in any order, the facts."""
+        if self.kind == "code":
+            return self.parts
         return (self.kind, *(" ".join(sorted(facts)) for facts in self.facts))
 
     @property
     def facts(self) -> list[list[str]]:
         if self.kind == "code":
-            return [list(self.parts)]
+            return [self.parts[0].splitlines()]
         return [facts_of(part) for part in self.parts]
 
 
@@ -63,7 +65,8 @@ def facts_of(text: str) -> list[str]:
     """Inline code, targets of links and images, and figures."""
     code, rest = CODE.findall(text), CODE.sub("x", text)
     targets, rest = TARGET.findall(rest), TARGET.sub("", rest)
-    return [*code, *targets, *(re.sub(r"\s", "", figure) for figure in FIGURE.findall(rest))]
+    figures = [re.sub(r"\s", "", figure) for figure in FIGURE.findall(rest)]
+    return [*(" ".join(span.split()) for span in code), *targets, *figures]
 
 
 def blocks_of(markdown: str) -> list[Block]:
@@ -104,12 +107,12 @@ def mismatch(left: Block, right: Block) -> str:
     only = [", ".join((facts[i] - facts[1 - i]).elements()) or "nothing" for i in (0, 1)]
     where = f"{place(0, left)}, {place(1, right)}"
     if facts[0] == facts[1]:
-        return f"{where}: the same in other cells"
+        return f"{where}: the same in another order"
     return f"{where}: only in the first {only[0]}; only in the second {only[1]}"
 
 
 def place(i: int, block: Block) -> str:
-    text = " | ".join(block.parts)[:40]
+    text = " ".join(" | ".join(block.parts)[:40].split())
     return f"{NAMES[i]}:{block.line} [{block.section}] {block.kind} {text!r}"
 
 
@@ -184,8 +187,8 @@ def test_options_and_defaults_are_those_of_train_py(train):
 SAMPLE = """\
 # Title
 
-It takes 12 seconds with `a.py`, or 44.6 %
-of 1,246 with [a page](docs/a.md).
+It takes 12 seconds with `python
+a.py`, or 44.6 % of 1,246 with [a page](docs/a.md).
 
 ```
 python a.py  # 3
@@ -211,7 +214,7 @@ MIT.
 TWIN = """\
 # 标题
 
-用 `a.py` 需要 12 秒，占 1,246 的 44.6%，见[一页](docs/a.md)。
+用 `python a.py` 需要 12 秒，占 1,246 的 44.6%，见[一页](docs/a.md)。
 
 ```
 python a.py  # 3
@@ -252,7 +255,8 @@ def test_a_sound_translation_is_in_step():
         ("docs/a.md", "docs/b.md", "only in the first ](docs/a.md); only in"),
         ("plot.png", "plan.png", "only in the second ](docs/plan.png)"),
         ("python a.py  # 3", "python a.py # 3", "README.md:6 [Title] code '```"),
-        ("| 11.6 | 15.7 |", "| 15.7 | 11.6 |", "the same in other cells"),
+        ("python a.py  # 3", "python a.py # 3", "the first python a.py  # 3; only in the second p"),
+        ("| 11.6 | 15.7 |", "| 15.7 | 11.6 |", ": the same in another order"),
         ("| `b.py` | 11.6 | 15.7 |\n", "", "README.md:20 [Results] row of 3 '`b.py` | 11.6 | 15"),
         ("| 20.8 | 8.8 |", "| 20.8 |", "[结果] row of 2"),
         ("- 一 `--x`\n", "", "README.md:10 [Title] item '- one `--x`' has nothing like it"),
@@ -272,7 +276,7 @@ def test_what_is_out_of_step_is_found_and_named(old, new, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("用 `a.py`", "用`a.py`", "no space between Chinese and Latin"),
+        ("用 `python", "用`python", "no space between Chinese and Latin"),
         ("12 秒，", "12 秒, 共", "half-width punctuation: '秒,'"),
         ("MIT。", "It is free for all.", "not translated: 'It is free for all.' in README"),
         ("秒 |", "time in whole seconds |", "not translated: 'time in whole second"),
