@@ -206,15 +206,3 @@ def test_the_python_of_the_readme_runs(places, text_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1]
     assert (tmp_path / "my.ckpt").exists()
-
-
-def test_the_options_of_the_readme_are_the_defaults():
-    from test_cli import DEFAULTS
-
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `--([\w.]+)` \| `?([^|`]*?)`? \|", readme, re.MULTILINE)
-    assert len(rows) >= 10
-    for name, value in rows:
-        if name in DEFAULTS:
-            written = {"true": "True", "none": "None", "1e-3": "0.001"}.get(value, value)
-            assert written == str(DEFAULTS[name]), name
