@@ -17,6 +17,7 @@ MODULES = {path.stem: path for path in FILES if path.stem != "__init__"}
 # What each module may import of the package: only modules further up in this table.
 MAY_IMPORT = {
     "errors": set(),
+    "lean": set(),
     "atomic": set(),
     "options": {"errors"},
     "history": {"errors", "atomic"},
@@ -179,6 +180,22 @@ def test_generating_does_not_wait_for_lightning(tmp_path):
 def test_options_of_the_scripts_do_not_wait_for_torch(tmp_path):
     code = "import sys, lit_gpt.errors, lit_gpt.killed_run; print('torch' in sys.modules)"
     assert run_python(code, tmp_path).stdout == "False\n"
+
+
+@pytest.mark.parametrize("package", ["transformers", "matplotlib"])
+def test_training_does_not_wait_for_packages_that_only_torchmetrics_wants(package, tmp_path):
+    """One stands in for each that says when it is imported; it is to be seen without `lean`."""
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("print('imported')\nraise SystemExit(3)")
+    plain = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
+    lean = "from lit_gpt import lean\nwith lean.without_unused():\n    import lit_gpt.cli\n"
+    lean += (
+        "from torchmetrics.utilities.imports import _TQDM_AVAILABLE as other; print(bool(other))"
+    )
+    result = run_python(plain + lean, tmp_path)
+    assert (result.stdout, result.stderr, result.returncode) == ("True\n", "", 0)
+    result = run_python(plain + "import lit_gpt.cli", tmp_path)
+    assert (result.stdout, result.returncode) == ("imported\n", 3)
 
 
 def test_nothing_happens_on_import(tmp_path):
