@@ -34,6 +34,8 @@ MAY_IMPORT = {
     "files": {"errors", "formats"},
     "corpus": {"errors", "tokenizer", "cache", "bpe", "files"},
     "model": {"errors"},
+    "layouts": {"errors", "model"},
+    "hf_config": {"errors", "layouts", "model"},
     "stopping": {"errors"},
     "cluster": set(),
     "sampling": {"errors", "tokenizer", "model"},
