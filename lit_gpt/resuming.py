@@ -59,8 +59,9 @@ def check_fit(
             f"--trainer.max_steps than {max_steps}"
         )
     differ = []
+    gpt = GPTConfig(**checkpoint["gpt"])  # with the fields that are younger than the file
     for field in fields(GPTConfig):
-        saved, given = checkpoint["gpt"].get(field.name), getattr(model.gpt.config, field.name)
+        saved, given = getattr(gpt, field.name), getattr(model.gpt.config, field.name)
         if saved != given and field.name not in ("dropout", "style"):
             differ.append(f"{field.name} is {saved} there and {given} here")
     optimizer = ("optimizer", "learning_rate", "weight_decay", "betas")
