@@ -7,6 +7,7 @@ import os
 import shlex
 from argparse import Namespace
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from lit_gpt.atomic import UNFINISHED
 from lit_gpt.checkpoint import build_model, read_checkpoint
 from lit_gpt.corpus import Corpus
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shortage
 from lit_gpt.export_check import TextSource, check_export
 from lit_gpt.hf_config import hf_config
 from lit_gpt.hf_tokenizer import to_hf, tokenizer_config
@@ -49,16 +50,16 @@ def export(options: Namespace) -> None:
         with TemporaryDirectory(UNFINISHED, f".{out.name}-", out.parent) as work:
             lines = fill(Path(work), out, path, content, model, tokenizer, source)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+        if error.strerror is None or shortage(error):
+            raise
+        raise UserError(f"cannot write {out}: {error.strerror}") from error
     print(*lines, sep="\n")
 
 
 def need_packages() -> None:
-    try:
-        import safetensors.torch
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise UserError(f'an export needs {error.name}: pip install -e ".[hf]"') from error
+    for name in ("safetensors", "transformers"):
+        if find_spec(name) is None:
+            raise UserError(f'an export needs {name}: pip install -e ".[hf]"')
 
 
 def refuse_taken(out: Path) -> None:
@@ -147,7 +148,7 @@ def write_folder(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     sampling = asdict(Sampling()) | {"top_k": 0}  # all; absent, some versions take 50
     generation = {"do_sample": True, **sampling, "max_length": context}
     for name, values in {
-        "config": hf_config(model, end),
+        "config": hf_config(model.config, end),
         "tokenizer_config": tokenizer_config(tokenizer, context),
         "generation_config": generation | {"bos_token_id": end, "eos_token_id": end},
     }.items():

@@ -1,4 +1,4 @@
-"""Owns the proof that an exported folder is the model: its tokens, logits and greedy text are ours."""
+"""Owns the proof that an exported folder is the model: same tokens, logits, greedy text."""
 
 from __future__ import annotations
 

@@ -9,21 +9,19 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.layouts import GPT2, LAYOUTS, layout_of
-from lit_gpt.model import GPT
+from lit_gpt.model import GPTConfig
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new"}  # as GPT-2 calls them
 SAME = {"gelu_pytorch_tanh": "gelu_tanh"}  # another name of it there
 
 
-def hf_config(model: GPT, end_of_text: int | None = None) -> dict[str, Any]:
+def hf_config(config: GPTConfig, end_of_text: int | None = None) -> dict[str, Any]:
     """What config.json says of the model; `end_of_text` also begins a text without a prompt.
 
     Raises:
         UserError: it is neither GPT-2 nor Qwen3.
     """
-    config = model.config
-    layout, hidden_size = layout_of(config), model.blocks[0].feed_forward.hidden
-    sizes = {"hidden_size": hidden_size}
+    layout = layout_of(config)
     theirs = {
         "architectures": [layout.architecture],
         "model_type": next(name for name, known in LAYOUTS.items() if known is layout),
@@ -31,21 +29,18 @@ def hf_config(model: GPT, end_of_text: int | None = None) -> dict[str, Any]:
         "eos_token_id": end_of_text,
         "tie_word_embeddings": config.tie_embeddings,
         "dtype": "float32",
-        **{
-            name: sizes[ours] if ours in sizes else getattr(config, ours)
-            for ours, name in layout.sizes.items()
-        },
+        **{name: getattr(config, ours) for ours, name in layout.sizes.items()},
         **{name: value for name, value in layout.fixed.items() if value not in (None, {})},
     }
     if layout is GPT2:
         return theirs | {
-            "n_inner": hidden_size,
+            "n_inner": config.hidden_size,
             "activation_function": ACTIVATIONS[config.activation],
             "resid_pdrop": config.dropout,
             "embd_pdrop": config.dropout,
             "attn_pdrop": 0.0,
         }
-    base = float(getattr(config, "rotary_base", 10_000))
+    base = float(config.rotary_base)
     return theirs | {
         "head_dim": config.head_size,
         "num_key_value_heads": config.num_kv_heads,
@@ -127,6 +122,6 @@ def rotary_base(theirs: dict[str, Any]) -> float:
         if (share := where.get("partial_rotary_factor")) not in (None, 1):
             raise refused("partial_rotary_factor", share, 1)
     base = rope.get("rope_theta", theirs.get("rope_theta", 10_000))
-    if not isinstance(base, int | float) or not 0 < base < float("inf"):
-        raise refused("rope_theta", base, "numbers above 0")
+    if not isinstance(base, int | float) or not 1 < base < float("inf"):
+        raise refused("rope_theta", base, "numbers above 1")
     return float(base)

@@ -53,8 +53,8 @@ Loaded with transformers {transformers} and compared with the model in lit_gpt, 
 
 ## Limits
 
-- It goes on with a text in the manner of what it was trained on. It follows no instructions, and what it
-  writes need not be true; it may repeat what stood in its training text, word for word.
+- It goes on with a text in the manner of what it was trained on. It follows no instructions, and
+  what it writes need not be true; it may repeat what stood in its training text, word for word.
 - It sees at most {context:,} tokens, prompt and answer together{beyond}.
 - Tokens may be parts of a character. lit_gpt's own generate.py never writes half a character;
   transformers may, and then shows U+FFFD.
