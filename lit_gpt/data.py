@@ -154,8 +154,8 @@ class TextDataModule(pl.LightningDataModule):
             are plain text.
         tokenizer: any name of tiktoken's, `bytes` for raw UTF-8 bytes, bpe:4096 for 4096 tokens
             (the 256 bytes among them) trained on the training split, a .tiktoken file (its text
-            is split as by cl100k_base), or a .ckpt file or a local Hugging Face folder, for the
-            tokenizer in it as it is.
+            is split as by cl100k_base), or a .ckpt file or a local Hugging Face folder, for its
+            tokenizer as it is.
         compact_vocab: whether tokens that the corpus never uses are left out of the vocabulary;
             not so with bpe:N, which has N, nor with a .ckpt file or a folder.
         encoding: of the files, by Python's name for it.
@@ -203,9 +203,7 @@ class TextDataModule(pl.LightningDataModule):
     def corpus(self) -> Corpus:
         """The whole corpus; the first use encodes it, unless the cache has it."""
         h = self.hparams
-        tokenizer = h.tokenizer
-        if self.is_given:
-            tokenizer = load_tokenizer_of(tokenizer)
+        tokenizer = load_tokenizer_of(h.tokenizer) if self.is_given else h.tokenizer
         options = (self.is_compact, h.encoding, h.cache, h.train_fraction, h.text_field)
         corpus = load_corpus(h.path, tokenizer, *options)
         if is_folder(h.tokenizer):

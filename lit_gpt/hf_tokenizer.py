@@ -268,7 +268,8 @@ def check_ids(folder: str | Path, tokens: np.ndarray, parts: Iterable[str | None
             expected = np.array(theirs.encode(text).ids, dtype=np.int64)
         found = rows[tokens[at : at + len(expected)]]
         if not np.array_equal(found, expected):
-            place = int(np.argmin(found == expected[: len(found)]))
+            same = [a == b for a, b in zip(found, expected, strict=False)]
+            place = same.index(False) if False in same else len(same)
             near = tokenizer.decode(tokens[at + max(0, place - 4) : at + place + 4])
             raise UserError(
                 f"the tokenizer of {folder} splits the text of --data.path otherwise than can be "

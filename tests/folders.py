@@ -73,7 +73,7 @@ def make_model(kind: str, vocab_size: int = 420, **changes: Any) -> torch.nn.Mod
         config = Qwen3Config(**{"vocab_size": vocab_size, **sizes, **rest, **rope, **changes})
         model = Qwen3ForCausalLM(config)
     for name, weight in model.named_parameters():
-        around = 1.0 if "norm" in name or "ln_" in name and name.endswith("weight") else 0.0
+        around = 1.0 if "norm" in name or ("ln_" in name and name.endswith("weight")) else 0.0
         torch.nn.init.normal_(weight, around, 0.15)
     return model.eval()
 
