@@ -62,8 +62,8 @@ def make_model(kind: str, vocab_size: int = 420, **changes: Any) -> torch.nn.Mod
     torch.manual_seed(0)
     if kind == "gpt2":
         sizes = {"n_positions": 48, "n_embd": 32, "n_layer": 2, "n_head": 4}
-        config = GPT2Config(**{"vocab_size": vocab_size, **sizes, **changes})
-        config.bos_token_id = config.eos_token_id = 0
+        ends = {"bos_token_id": 0, "eos_token_id": 0}
+        config = GPT2Config(**{"vocab_size": vocab_size, **sizes, **ends, **changes})
         model = GPT2LMHeadModel(config)
     else:
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 56}
