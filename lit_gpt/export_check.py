@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_gpt.corpus import Corpus, batches, cut_safely, load_corpus, split_at
+from lit_gpt.corpus import Corpus, cut_safely, load_corpus, split_at
 from lit_gpt.errors import UserError
 from lit_gpt.files import Reader, find_files
 from lit_gpt.model import GPT
@@ -36,11 +36,11 @@ class TextSource:
         options = (False, self.encoding, cache)
         return load_corpus(self.path, tokenizer, *options, text_field=self.text_field)
 
-    def parts(self, corpus: Corpus) -> Iterator[list[str | None]]:
-        """What `corpus` was encoded from, some of it at a time; None ends a document."""
+    def parts(self, corpus: Corpus) -> Iterator[str | None]:
+        """What `corpus` was encoded from, part by part; None ends a document."""
         fingerprint = corpus.info.fingerprint
         reader = Reader(find_files(self.path), self.encoding, fingerprint, self.text_field)
-        return batches(cut_safely(reader))
+        return cut_safely(reader)
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,8 @@ def check_export(
 def check_tokens(theirs: Any, source: TextSource, corpus: Corpus) -> None:
     """That the whole text becomes the same ids; memory doesn't grow with it."""
     done, end = 0, [theirs.eos_token_id]
-    for texts in source.parts(corpus):
-        parts = [text for text in texts if text is not None]
-        rows = iter(theirs(parts, verbose=False)["input_ids"] if parts else [])
-        found = np.concatenate([np.array(end if text is None else next(rows)) for text in texts])
+    for text in source.parts(corpus):
+        found = np.array(end if text is None else theirs(text, verbose=False)["input_ids"])
         expected = corpus.tokens[done : done + len(found)]
         same = found[: len(expected)] == expected
         if not same.all():
