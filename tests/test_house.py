@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "scrutiny": set(),
     "stability": {"errors"},
     "tokenizer": {"errors"},
+    "hf_tokenizer": {"errors", "tokenizer"},
     "cache": {"errors"},
     "bpe": {"errors", "tokenizer"},
     "formats": {"errors"},
