@@ -28,7 +28,7 @@ from lit_gpt.writing import find_newest
 
 DATA = "datamodule_hyper_parameters"
 NAMES = {"--data.path": "--data_path", "--data.encoding": "--encoding"}  # here, of what they say
-NAMES |= {"--data.text_field": "--text_field"}
+NAMES |= {"--data.text_field": "--text_field", "--data.cache": "--out"}
 
 
 def export(options: Namespace) -> None:

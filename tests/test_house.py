@@ -50,7 +50,6 @@ MAY_IMPORT = {
     "killed_run": {"checkpoint", "recorder"},
     "verification": {"errors", "recorder", "killed_run"},
     "writing": {"errors", "sampling", "checkpoint"},
-    "hf_tokenizer": {"errors", "tokenizer"},
     "export_check": {"errors", "tokenizer", "corpus", "files", "model", "sampling"},
     "model_card": {"errors", "history", "tokenizer", "model", "layouts", "export_check"},
     "export": {
