@@ -5,6 +5,7 @@ Needs transformers, and with it the package tokenizers: imported here only where
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,23 @@ GPT2_PATTERN = (  # what ByteLevel(use_regex=True) splits by
 PART = 1 << 20  # characters compared at a time
 
 
+def import_transformers() -> Any:
+    """The package, which from now on says nothing but errors.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            'a Hugging Face folder needs the package transformers: pip install -e ".[hf]"'
+        ) from error
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
 def to_hf(tokenizer: Tokenizer) -> Any:
     """A tokenizers.Tokenizer that gives text the same ids.
 
@@ -33,7 +51,7 @@ def to_hf(tokenizer: Tokenizer) -> Any:
     Raises:
         UserError: a vocabulary in which SPECIAL is an ordinary token too; no transformers.
     """
-    need_transformers()
+    import_transformers()
     from tokenizers import AddedToken, pre_tokenizers
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -103,15 +121,13 @@ def from_hf(folder: str | Path) -> tuple[Tokenizer, np.ndarray]:
 
 def read_spec(folder: Path) -> dict[str, Any]:
     """What is in tokenizer.json; made of vocab.json and merges.txt where there is none."""
-    need_transformers()
+    transformers = import_transformers()
     path = folder / "tokenizer.json"
     try:
         if path.is_file():
             spec = json.loads(path.read_text(encoding="utf-8"))
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            from transformers import AutoTokenizer
-
-            auto = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            auto = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             spec = json.loads(auto.backend_tokenizer.to_str())
         else:
             raise UserError(f"{folder} has no tokenizer.json, nor a vocab.json with a merges.txt")
@@ -221,6 +237,12 @@ def _end_of_text(spec: dict[str, Any], folder: Path, ordinary: set[int]) -> int 
     return next(found, None)
 
 
+def fingerprint_of(folder: str | Path) -> str:
+    """Changes with anything that `check_ids` finds by the tokenizer."""
+    spec = json.dumps(read_spec(Path(folder).expanduser()), sort_keys=True)
+    return hashlib.sha256(spec.encode()).hexdigest()[:16]
+
+
 def check_ids(folder: str | Path, tokens: np.ndarray, parts: Iterable[str | None]) -> bool:
     """True; the folder's own tokenizer, all text taken as plain text, gives the same ids.
 
@@ -272,13 +294,3 @@ def _joined(parts: Iterable[str | None]) -> Iterator[str | None]:
             size += len(part)
     if text:
         yield "".join(text)
-
-
-def need_transformers() -> None:
-    """Raises UserError where transformers is not installed."""
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            'a Hugging Face folder needs the package transformers: pip install -e ".[hf]"'
-        ) from error
