@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from argparse import Namespace
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from lit_gpt.corpus import Corpus
 from lit_gpt.errors import UserError
 from lit_gpt.export_check import TextSource, check_export
 from lit_gpt.hf_config import hf_config
-from lit_gpt.hf_tokenizer import need_transformers, to_hf, tokenizer_config
+from lit_gpt.hf_tokenizer import import_transformers, to_hf, tokenizer_config
 from lit_gpt.layouts import hf_weights, layout_of
 from lit_gpt.model import GPT
 from lit_gpt.model_card import describe_findings, dig, model_card, quoted
@@ -37,7 +38,7 @@ def export(options: Namespace) -> None:
     Raises:
         UserError: a checkpoint, a text or a folder that can't be used, or a check that failed.
     """
-    need_transformers()
+    import_transformers()
     out = Path(os.path.expanduser(options.out))
     refuse_taken(out)
     path = Path(os.path.expanduser(options.ckpt_path or find_newest(options.logs)))
@@ -54,15 +55,14 @@ def export(options: Namespace) -> None:
         reason = getattr(error, "strerror", None) or (told and told[1].strip())
         if not reason:
             raise
-        raise UserError(
-            f"cannot write {out}: {reason}; mend that, or name another --out"
-        ) from error
+        raise UserError(f"cannot write {out}: {reason}; name another --out") from error
     print(*lines, sep="\n")
 
 
 def refuse_taken(out: Path) -> None:
-    if out.is_dir() and not any(out.iterdir()):
-        return
+    with suppress(OSError):
+        if out.name and out.is_dir() and not any(out.iterdir()):
+            return
     if os.path.lexists(out):
         raise UserError(f"--out {str(out)!r} is there already: name a new folder, or an empty one")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_gpt.corpus import Corpus, cut_safely, load_corpus, split_at
 from lit_gpt.errors import UserError
 from lit_gpt.files import Reader, find_files
+from lit_gpt.hf_tokenizer import import_transformers
 from lit_gpt.model import GPT
 from lit_gpt.sampling import Sampling, generate
 from lit_gpt.tokenizer import Tokenizer
@@ -67,12 +68,9 @@ def check_export(
     Raises:
         UserError: something is not the same.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-    check_tokens(AutoTokenizer.from_pretrained(folder, local_files_only=True), source, corpus)
+    load = import_transformers()
+    check_tokens(load.AutoTokenizer.from_pretrained(folder, local_files_only=True), source, corpus)
+    theirs = load.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
     windows = spread_windows(corpus.tokens, train_fraction, model.config.context_length)
     difference = compare_logits(theirs, model, windows)
     half = windows[:1, : max(1, windows.size(1) // 2)]

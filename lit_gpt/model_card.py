@@ -10,6 +10,7 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.export_check import TOLERANCE, Findings
+from lit_gpt.hf_tokenizer import import_transformers
 from lit_gpt.history import read_history
 from lit_gpt.layouts import layout_of
 from lit_gpt.model import GPT
@@ -101,7 +102,7 @@ def snippet(model: str, prompt: str, length: int) -> str:
 
 def describe_model(model: GPT, tokenizer: Tokenizer) -> str:
     c, layout, (outer, inner) = model.config, layout_of(model.config), model.num_parameters()
-    tokens = f"{tokenizer.vocab_size:,} tokens, from {code(Path(tokenizer.name).name)}"
+    tokens = f"{tokenizer.vocab_size:,} tokens ({Path(tokenizer.name).name})"
     if tokenizer.end_of_text is not None:
         tokens += f", {tokenizer.end_of_text} ends a document"
     heads = f"{c.num_heads} heads ({c.num_kv_heads} of keys and values)"
@@ -198,8 +199,6 @@ def model_card(
     is_training_text: bool,
 ) -> str:
     """README.md, in Markdown with a head in YAML."""
-    import transformers
-
     context, label = model.config.context_length, layout_of(model.config).label
     return TEMPLATE.format(
         title=title,
@@ -208,7 +207,7 @@ def model_card(
         model=describe_model(model, tokenizer),
         training=describe_training(content),
         results=describe_results(content, path),
-        transformers=transformers.__version__,
+        transformers=import_transformers().__version__,
         text="the text that it was trained on" if is_training_text else "another text than its own",
         findings="\n".join(f"- {line}" for line in describe_findings(findings)),
         context=context,

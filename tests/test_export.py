@@ -21,7 +21,8 @@ from conftest import ROOT, SMALL
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_gpt import errors, export
+from lit_gpt import errors, export, pretrained
+from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.export_check import compare_greedy, spread_windows
 from lit_gpt.history import read_history
@@ -196,6 +197,16 @@ def test_the_model_card_says_what_is_known(kind, exports, base):
     assert str(base) not in card
     assert exports[kind][1][0] in card
     assert "the text that it was trained on" in card
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_exported_can_be_started_from(kind, exports, runs):
+    folder, model = str(exports[kind][0]), load_checkpoint(runs[kind])[0]
+    again = pretrained.load_folder(folder, 32)
+    tokenizer = pretrained.load_tokenizer_of(folder)
+    assert tokenizer.tokens == load_checkpoint(runs[kind])[1].tokens
+    ids = torch.randint(tokenizer.vocab_size, (2, 32), generator=torch.Generator().manual_seed(1))
+    assert (again(ids) - model(ids)).abs().max() < 1e-5
 
 
 def test_the_code_of_the_model_card_runs(exports, monkeypatch, capsys):

@@ -53,8 +53,12 @@ MAY_IMPORT = {
     "killed_run": {"checkpoint", "recorder"},
     "verification": {"errors", "recorder", "killed_run"},
     "writing": {"errors", "sampling", "checkpoint"},
-    "export_check": {"errors", "tokenizer", "corpus", "files", "model", "sampling"},
-    "model_card": {"errors", "history", "tokenizer", "model", "layouts", "export_check"},
+    "export_check": {
+        *("errors", "tokenizer", "corpus", "files", "model", "sampling", "hf_tokenizer"),
+    },
+    "model_card": {
+        *("errors", "history", "tokenizer", "model", "layouts", "hf_tokenizer", "export_check"),
+    },
     "export": {
         *("errors", "atomic", "tokenizer", "corpus", "sampling", "checkpoint", "layouts"),
         *("hf_config", "hf_tokenizer", "writing", "export_check", "model_card", "model"),
