@@ -181,7 +181,7 @@ def cut_safely(texts: Iterable[str | None]) -> Iterator[str | None]:
         yield rest
 
 
-def batches(parts: Iterable[str | None]) -> Iterator[list[str | None]]:
+def _batches(parts: Iterable[str | None]) -> Iterator[list[str | None]]:
     """Eight parts at a time, more of them where they are short documents."""
     batch, size = [], 0
     for part in parts:
@@ -199,7 +199,7 @@ def _build(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None
     used = np.zeros(full.vocab_size, dtype=bool)
     num_characters = num_tokens = num_bytes = 0
     with (folder / "ids.bin").open("wb") as file:
-        for texts in batches(cut_safely(reader)):
+        for texts in _batches(cut_safely(reader)):
             ids = full.encode_parts(texts)
             used[ids] = True
             num_characters += sum(len(text) for text in texts if text is not None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from argparse import Namespace
+from contextlib import suppress
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,20 +16,20 @@ from typing import Any
 from lit_gpt.atomic import UNFINISHED
 from lit_gpt.checkpoint import build_model, read_checkpoint
 from lit_gpt.corpus import Corpus
-from lit_gpt.errors import UserError, shortage
+from lit_gpt.errors import UserError
 from lit_gpt.export_check import TextSource, check_export
 from lit_gpt.hf_config import hf_config
-from lit_gpt.hf_tokenizer import to_hf, tokenizer_config
+from lit_gpt.hf_tokenizer import import_transformers, to_hf, tokenizer_config
 from lit_gpt.layouts import hf_weights, layout_of
 from lit_gpt.model import GPT
-from lit_gpt.model_card import describe_findings, dig, model_card
+from lit_gpt.model_card import describe_findings, dig, model_card, quoted
 from lit_gpt.sampling import Sampling
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.writing import find_newest
 
 DATA = "datamodule_hyper_parameters"
 NAMES = {"--data.path": "--data_path", "--data.encoding": "--encoding"}  # here, of what they say
-NAMES |= {"--data.text_field": "--text_field"}
+NAMES |= {"--data.text_field": "--text_field", "--data.cache": "--out"}
 
 
 def export(options: Namespace) -> None:
@@ -37,7 +38,7 @@ def export(options: Namespace) -> None:
     Raises:
         UserError: a checkpoint, a text or a folder that can't be used, or a check that failed.
     """
-    need_packages()
+    import_transformers()
     out = Path(os.path.expanduser(options.out))
     refuse_taken(out)
     path = Path(os.path.expanduser(options.ckpt_path or find_newest(options.logs)))
@@ -49,22 +50,19 @@ def export(options: Namespace) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(UNFINISHED, f".{out.name}-", out.parent) as work:
             lines = fill(Path(work), out, path, content, model, tokenizer, source)
-    except OSError as error:
-        if error.strerror is None or shortage(error):
+    except Exception as error:
+        told = re.search(r"([^:]+) \(os error \d+\)", str(error))  # by safetensors and tokenizers
+        reason = getattr(error, "strerror", None) or (told and told[1].strip())
+        if not reason:
             raise
-        raise UserError(f"cannot write {out}: {error.strerror}") from error
+        raise UserError(f"cannot write {out}: {reason}; name another --out") from error
     print(*lines, sep="\n")
 
 
-def need_packages() -> None:
-    for name in ("safetensors", "transformers"):
-        if find_spec(name) is None:
-            raise UserError(f'an export needs {name}: pip install -e ".[hf]"')
-
-
 def refuse_taken(out: Path) -> None:
-    if out.is_dir() and not any(out.iterdir()):
-        return
+    with suppress(OSError):
+        if out.name and out.is_dir() and not any(out.iterdir()):
+            return
     if os.path.lexists(out):
         raise UserError(f"--out {str(out)!r} is there already: name a new folder, or an empty one")
 
@@ -89,7 +87,7 @@ def find_text(content: dict[str, Any], options: Namespace) -> TextSource:
 
 def open_text(source: TextSource, tokenizer: Tokenizer, cache: Path) -> Corpus:
     try:
-        corpus = source.load(tokenizer, str(cache))
+        return source.load(tokenizer, str(cache))
     except UserError as error:
         message = str(error)
         for theirs, ours in NAMES.items():
@@ -97,11 +95,6 @@ def open_text(source: TextSource, tokenizer: Tokenizer, cache: Path) -> Corpus:
         raise UserError(
             f"{message}; the export is compared on a text: name any with --data_path"
         ) from error
-    if len(corpus.tokens) == 0:
-        raise UserError(
-            f"{source.path} has no text to compare the export on: name another with --data_path"
-        )
-    return corpus
 
 
 def fill(
@@ -129,7 +122,8 @@ def fill(
     if out.is_dir():
         out.rmdir()  # it is empty; not everywhere can it be written over
     folder.rename(out)
-    use = f"from transformers import pipeline as p; print(p(model={str(out)!r})({prompt!r}))"
+    made = f'pipeline("text-generation", {quoted(str(out))})({quoted(prompt)})'
+    use = f"from transformers import pipeline; print({made})"
     return [
         *describe_findings(findings),
         f"Exported as {layout_of(model.config).label}: {out}",
@@ -143,7 +137,8 @@ def write_folder(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
 
     folder.mkdir()
     end, context = tokenizer.end_of_text, model.config.context_length
-    save_file(hf_weights(model), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    save_file(hf_weights(model), weights, metadata={"format": "pt"})
     to_hf(tokenizer).save(str(folder / "tokenizer.json"))
     sampling = asdict(Sampling()) | {"top_k": 0}  # all; absent, some versions take 50
     generation = {"do_sample": True, **sampling, "max_length": context}
@@ -154,3 +149,4 @@ def write_folder(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     }.items():
         text = json.dumps(values, indent=2, ensure_ascii=False)
         (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    weights.chmod((folder / "config.json").stat().st_mode)  # safetensors writes for its user only

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_gpt.corpus import Corpus, batches, cut_safely, load_corpus, split_at
+from lit_gpt.corpus import Corpus, cut_safely, load_corpus, split_at
 from lit_gpt.errors import UserError
 from lit_gpt.files import Reader, find_files
+from lit_gpt.hf_tokenizer import import_transformers
 from lit_gpt.model import GPT
 from lit_gpt.sampling import Sampling, generate
 from lit_gpt.tokenizer import Tokenizer
@@ -36,11 +37,11 @@ class TextSource:
         options = (False, self.encoding, cache)
         return load_corpus(self.path, tokenizer, *options, text_field=self.text_field)
 
-    def parts(self, corpus: Corpus) -> Iterator[list[str | None]]:
-        """What `corpus` was encoded from, some of it at a time; None ends a document."""
+    def parts(self, corpus: Corpus) -> Iterator[str | None]:
+        """What `corpus` was encoded from, part by part; None ends a document."""
         fingerprint = corpus.info.fingerprint
         reader = Reader(find_files(self.path), self.encoding, fingerprint, self.text_field)
-        return batches(cut_safely(reader))
+        return cut_safely(reader)
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,9 @@ def check_export(
     Raises:
         UserError: something is not the same.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-    check_tokens(AutoTokenizer.from_pretrained(folder, local_files_only=True), source, corpus)
+    load = import_transformers()
+    check_tokens(load.AutoTokenizer.from_pretrained(folder, local_files_only=True), source, corpus)
+    theirs = load.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
     windows = spread_windows(corpus.tokens, train_fraction, model.config.context_length)
     difference = compare_logits(theirs, model, windows)
     half = windows[:1, : max(1, windows.size(1) // 2)]
@@ -83,10 +81,8 @@ def check_export(
 def check_tokens(theirs: Any, source: TextSource, corpus: Corpus) -> None:
     """That the whole text becomes the same ids; memory doesn't grow with it."""
     done, end = 0, [theirs.eos_token_id]
-    for texts in source.parts(corpus):
-        parts = [text for text in texts if text is not None]
-        rows = iter(theirs(parts, verbose=False)["input_ids"] if parts else [])
-        found = np.concatenate([np.array(end if text is None else next(rows)) for text in texts])
+    for text in source.parts(corpus):
+        found = np.array(end if text is None else theirs(text, verbose=False)["input_ids"])
         expected = corpus.tokens[done : done + len(found)]
         same = found[: len(expected)] == expected
         if not same.all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.export_check import TOLERANCE, Findings
+from lit_gpt.hf_tokenizer import import_transformers
 from lit_gpt.history import read_history
 from lit_gpt.layouts import layout_of
 from lit_gpt.model import GPT
@@ -74,28 +76,33 @@ def code(text: str) -> str:
     return "`" + re.sub(r"[`|\s]+", " ", text) + "`"
 
 
+def quoted(text: str) -> str:
+    """As a string of Python's, in double quotes: a shell leaves it alone between single ones."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def table(rows: list[tuple]) -> str:
     """The first row is the heading."""
     first, *rest = ("| " + " | ".join(map(str, row)) + " |" for row in rows)
     return "\n".join([first, "|---" * len(rows[0]) + "|", *rest])
 
 
-def snippet(model: str, prompt: str, new_tokens: int) -> str:
-    """Python that lets it write."""
+def snippet(model: str, prompt: str, length: int) -> str:
+    """Python that lets it write, up to `length` tokens with the prompt."""
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"name = {model!r}  # the folder, or where you put it\n"
+        f"name = {quoted(model)}  # the folder, or where you put it\n"
         "tokenizer = AutoTokenizer.from_pretrained(name)\n"
         "model = AutoModelForCausalLM.from_pretrained(name)\n"
-        f'prompt = tokenizer({prompt!r}, return_tensors="pt")\n'
-        f"written = model.generate(**prompt, max_new_tokens={new_tokens})\n"
+        f'prompt = tokenizer({quoted(prompt)}, return_tensors="pt")\n'
+        f"written = model.generate(**prompt, max_length={length})\n"
         "print(tokenizer.decode(written[0], skip_special_tokens=True))"
     )
 
 
 def describe_model(model: GPT, tokenizer: Tokenizer) -> str:
     c, layout, (outer, inner) = model.config, layout_of(model.config), model.num_parameters()
-    tokens = f"{tokenizer.vocab_size:,} tokens, from {code(Path(tokenizer.name).name)}"
+    tokens = f"{tokenizer.vocab_size:,} tokens ({Path(tokenizer.name).name})"
     if tokenizer.end_of_text is not None:
         tokens += f", {tokenizer.end_of_text} ends a document"
     heads = f"{c.num_heads} heads ({c.num_kv_heads} of keys and values)"
@@ -115,10 +122,9 @@ def describe_training(content: dict[str, Any]) -> str:
     """Names of files only: no folders of the machine."""
     paths = dig(content, "datamodule_hyper_parameters", "path")
     names = [Path(str(p)).name for p in (paths if isinstance(paths, list) else [paths]) if p]
-    corpus = dig(content, "corpus") or {}
     rows = [("Text", ", ".join(map(code, names)) or "not known")]
-    if isinstance(corpus.get("num_tokens"), int):
-        rows.append(("Tokens", f"{corpus['num_tokens']:,}"))
+    if isinstance(num_tokens := dig(content, "corpus", "num_tokens"), int):
+        rows.append(("Tokens", f"{num_tokens:,}"))
     share = dig(content, "datamodule_hyper_parameters", "train_fraction")
     if isinstance(share, float):
         rows.append(("Training split", f"the first {share:.0%}; the rest validates"))
@@ -142,7 +148,7 @@ def describe_results(content: dict[str, Any], path: Path) -> str:
         content: what the file at `path` holds.
     """
     step, rows, shared = content.get("global_step"), [], None
-    best = dig(content, "callbacks", "StepLines", "best") or {}
+    best = dig(content, "callbacks", "StepLines", "best")
     loss = dig(best, "val") if dig(best, "step") == step else None
     bits = None
     try:
@@ -193,17 +199,15 @@ def model_card(
     is_training_text: bool,
 ) -> str:
     """README.md, in Markdown with a head in YAML."""
-    import transformers
-
     context, label = model.config.context_length, layout_of(model.config).label
     return TEMPLATE.format(
         title=title,
         label=label,
-        snippet=snippet(title, prompt, max(1, context // 2)),
+        snippet=snippet(title, prompt, min(context, 128)),
         model=describe_model(model, tokenizer),
         training=describe_training(content),
         results=describe_results(content, path),
-        transformers=transformers.__version__,
+        transformers=import_transformers().__version__,
         text="the text that it was trained on" if is_training_text else "another text than its own",
         findings="\n".join(f"- {line}" for line in describe_findings(findings)),
         context=context,
