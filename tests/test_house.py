@@ -52,6 +52,11 @@ MAY_IMPORT = {
     "interactive": {
         *("errors", "tokenizer", "model", "sampling", "completion", "checkpoint", "writing")
     },
+    "batching": {"model", "tokenizer", "completion"},
+    "protocol": {"errors", "sampling", "completion"},
+    "serve_page": {"page", "sampling", "completion"},
+    "web": {"completion", "batching", "protocol"},
+    "serve": {"errors", "checkpoint", "batching", "serve_page", "web"},
     "callbacks": {"data", "sampling", "stopping"},
     "console": {"scrutiny", "data", "module", "stopping", "saving", "callbacks"},
     "reporting": {"errors", "atomic", "history", "report", "callbacks"},
