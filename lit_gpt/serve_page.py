@@ -30,8 +30,8 @@ button.main { background: var(--c0); border-color: var(--c0); color: var(--page)
 button:disabled { opacity: .45; cursor: default }
 #answer { white-space: pre-wrap; unicode-bidi: plaintext; min-height: 140px; margin: 0 }
 #answer .soft { font-size: inherit }
-#status { min-height: 20px }
-#status.error { color: var(--c1); font-size: 15px }
+#status { flex: 1 1 150px }
+#status.error { color: var(--c1) }
 @media (max-width: 760px) { .try { grid-template-columns: minmax(0, 1fr) } }
 """
 
@@ -56,8 +56,6 @@ const body = () => {
   if ($("stop").value) body.stop = $("stop").value.replace(/\\([nt\\])/g, (_, c) => escaped[c]);
   return body;
 };
-const add = (text, kind) => answer.appendChild(Object.assign(document.createElement("span"),
-  {textContent: text, className: kind}));
 const say = (text, kind = "soft") => Object.assign(note, {textContent: text, className: kind});
 
 async function* events(response) {
@@ -79,17 +77,17 @@ async function write() {
   if (running) return;
   const own = running = new AbortController(), asked = body(), begin = performance.now();
   const busy = yes => { $("go").disabled = yes; $("halt").disabled = !yes };
-  answer.textContent = "";
-  add(asked.prompt, "soft");
-  const text = add("", "");
   let unseen = "", timer = 0;
-  const show = () => { text.append(unseen); unseen = ""; timer = 0 };
+  const show = () => { answer.append(unseen); unseen = ""; timer = 0 };
+  answer.textContent = "";
   say("waiting ...");
   busy(true);
   try {
     const response = await fetch("v1/completions", {method: "POST", signal: own.signal,
       headers: {"Content-Type": "application/json"}, body: JSON.stringify(asked)});
     if (!response.ok) throw new Error((await response.json()).error.message);
+    answer.appendChild(Object.assign(document.createElement("span"),
+      {textContent: asked.prompt, className: "soft"}));
     let reason = "";
     for await (const {error, choices, usage} of events(response)) {
       if (error) throw new Error(error.message);
@@ -147,8 +145,8 @@ def serve_page(model: str, facts: str, max_tokens: int, vocab_size: int) -> str:
 <textarea id="prompt" autofocus spellcheck="false"></textarea>
 <div class="row"><button id="go" class="main">Write</button>
 <button id="halt" type="button" disabled>Stop</button>
-<span class="soft">Ctrl+Enter writes, too</span></div></div>
-<div class="card"><p id="answer"></p><p id="status" class="soft" role="status"></p></div></div>
+<span id="status" class="soft" role="status">Ctrl+Enter writes, too</span></div></div>
+<div class="card"><p id="answer"></p></div></div>
 <div class="card">{"".join(sliders)}
 <label class="field">Seed<input id="seed" type="number" min="0" placeholder="random"></label>
 <label class="field">Stop before<input id="stop" placeholder="\\n ends at the line's end"></label>

@@ -16,7 +16,7 @@ def parse() -> argparse.Namespace:
     add("--max_prompt_tokens", type=count, help="of a prompt; default: what the model sees at once")
     add("--max_tokens", type=count, default=2048, help="to ask for (default: %(default)s)")
     add("--max_concurrent", type=count, default=64, help="requests at a time (%(default)s)")
-    add("--max_batch_size", type=count, default=32, help="computed side by side (%(default)s)")
+    add("--max_batch_size", type=count, default=64, help="computed side by side (%(default)s)")
     return parser.parse_args()
 
 
