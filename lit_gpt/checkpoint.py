@@ -166,22 +166,6 @@ def load_checkpoint(path: str | Path) -> tuple[GPT, Tokenizer]:
     return build_model(read_checkpoint(path), path)
 
 
-def load_weights(model: GPT, path: str | Path) -> None:
-    """Gives a model the weights of a checkpoint.
-
-    Raises:
-        UserError: a file that can't be used, or of a model of another shape.
-    """
-    weights = load_checkpoint(path)[0].state_dict()
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"the weights of {path} are of a model of another shape: give this one the same "
-            "fields of GPTConfig (the checkpoint holds them under 'gpt')"
-        ) from error
-
-
 def newest_checkpoint(root: str | Path, name: str) -> Path | None:
     """The `name`.ckpt written last below `root`, of whichever run; None where there is none."""
     found = Path(os.path.expanduser(root)).rglob(f"checkpoints/{name}.ckpt")

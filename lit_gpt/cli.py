@@ -115,9 +115,11 @@ class TrainingCLI(LightningCLI):
             self.config["ckpt_path"] = str(path)
         path = self.config.ckpt_path
         if self.config.model.init_from is not None:
-            adopt_model(
-                self.config, self.parser.get_defaults(), path or self.config.model.init_from
-            )
+            defaults = self.parser.get_defaults()
+            probe = self.parser.parse_args(["--data.context_length=1", *self.words])
+            if probe.data.context_length != 1:  # given later, be it the default
+                defaults.data.context_length = None
+            adopt_model(self.config, defaults, path or self.config.model.init_from)
         if path is not None:
             self.checkpoint = open_checkpoint(path)
         if requeued:

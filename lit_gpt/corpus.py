@@ -115,9 +115,9 @@ def _with_end_of_text(full: Tokenizer, reader: Reader, is_given: bool = False) -
         return full
     if is_given:
         raise UserError(
-            "--data.path has documents, and the tokenizer of the checkpoint has no end-of-text "
-            "token to put after them, as it comes from plain text: give plain text, or train "
-            "a model of its own"
+            "--data.path has documents, and the tokenizer of the model has no end-of-text token "
+            "to put after them, as it comes from plain text: give plain text, or train a model "
+            "of its own"
         )
     return full.with_end_of_text()
 

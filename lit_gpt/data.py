@@ -8,7 +8,7 @@ without its first: y[t] is what follows x[t]. The shift happens here and nowhere
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from typing import Any, Literal
 
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from lit_gpt.bpe import bpe_size
-from lit_gpt.checkpoint import load_checkpoint
-from lit_gpt.corpus import Corpus, load_corpus, split_at
+from lit_gpt.corpus import Corpus, cut_safely, load_corpus, split_at
 from lit_gpt.errors import UserError
+from lit_gpt.files import Reader, find_files
+from lit_gpt.hf_tokenizer import check_ids, fingerprint_of
+from lit_gpt.pretrained import is_folder, load_tokenizer_of
 from lit_gpt.tokenizer import Tokenizer
 
 Batch = tuple[Tensor, Tensor]  # x and y, each (B, T) int64
@@ -152,9 +154,10 @@ class TextDataModule(pl.LightningDataModule):
             are plain text.
         tokenizer: any name of tiktoken's, `bytes` for raw UTF-8 bytes, bpe:4096 for 4096 tokens
             (the 256 bytes among them) trained on the training split, a .tiktoken file (its text
-            is split as by cl100k_base), or a .ckpt file, for the tokenizer in it as it is.
+            is split as by cl100k_base), or a .ckpt file or a local Hugging Face folder, for its
+            tokenizer as it is.
         compact_vocab: whether tokens that the corpus never uses are left out of the vocabulary;
-            not so with bpe:N, which has N, nor with a .ckpt file.
+            not so with bpe:N, which has N, nor with a .ckpt file or a folder.
         encoding: of the files, by Python's name for it.
         text_field: the field or column that holds the documents; None: `text` of .jsonl and
             .parquet files, and .csv and .tsv files are plain text.
@@ -200,11 +203,11 @@ class TextDataModule(pl.LightningDataModule):
     def corpus(self) -> Corpus:
         """The whole corpus; the first use encodes it, unless the cache has it."""
         h = self.hparams
-        tokenizer = h.tokenizer
-        if tokenizer.endswith(".ckpt"):
-            tokenizer = load_checkpoint(tokenizer)[1]
+        tokenizer = load_tokenizer_of(h.tokenizer) if self.is_given else h.tokenizer
         options = (self.is_compact, h.encoding, h.cache, h.train_fraction, h.text_field)
         corpus = load_corpus(h.path, tokenizer, *options)
+        if is_folder(h.tokenizer):
+            self._check_ids(corpus)
         cut = self._cut(corpus.tokens)
         sizes = {"training": cut, "validation": corpus.info.num_tokens - cut}
         for split, size in sizes.items():
@@ -217,10 +220,22 @@ class TextDataModule(pl.LightningDataModule):
                 )
         return corpus
 
+    def _check_ids(self, corpus: Corpus) -> None:
+        """The folder's own tokenizer must give the same ids; once for each text."""
+        h = self.hparams
+        reader = Reader(find_files(h.path), h.encoding, corpus.info.fingerprint, h.text_field)
+        check = partial(check_ids, h.tokenizer, corpus.tokens, cut_safely(reader))
+        corpus.remember(f"same_ids_{fingerprint_of(h.tokenizer)}", check)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the tokenizer is that of a model, to be taken as it is."""
+        return self.hparams.tokenizer.endswith(".ckpt") or is_folder(self.hparams.tokenizer)
+
     @property
     def is_compact(self) -> bool:
-        name = self.hparams.tokenizer
-        return self.hparams.compact_vocab and not (name.endswith(".ckpt") or bpe_size(name))
+        h = self.hparams
+        return h.compact_vocab and not (self.is_given or bpe_size(h.tokenizer))
 
     @property
     def vocabulary_name(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from lit_gpt.errors import UserError
 CHOICES = {  # what each may be: the classic style's first, the modern style's last
     "position": ("sinusoidal", "learned", "rotary"),
     "norm": ("layer", "rms"),
-    "activation": ("relu", "gelu", "swiglu"),
+    "activation": ("relu", "gelu", "gelu_tanh", "swiglu"),
     "bias": (True, False),
     "tie_embeddings": (False, True),
     "qk_norm": (False, True),
@@ -42,12 +43,16 @@ class GPTConfig:
         position: how a token knows its place: sinusoidal (Vaswani et al. 2017), learned (GPT-2)
             or rotary (Su et al. 2021).
         norm: layer (Ba et al. 2016) or rms (Zhang and Sennrich 2019).
-        activation: of the feed-forward layer: relu, gelu, or swiglu (Shazeer 2020).
+        activation: of the feed-forward layer: relu, gelu, gelu_tanh (its approximation, in GPT-2),
+            or swiglu (Shazeer 2020).
         bias: whether linear layers (the output one never does) and LayerNorms have biases.
         tie_embeddings: whether the output layer is the embedding table (Press and Wolf 2017).
         num_kv_heads: key/value heads, fewer than num_heads for grouped queries
             (Ainslie et al. 2023); None: as many.
         qk_norm: whether queries and keys are RMS-normalized in each head (Henry et al. 2020).
+        head_size: of each head, D; None: d_model / num_heads.
+        hidden_size: inside the feed-forward layer; None: 4 d_model, or 8/3 d_model for swiglu.
+        rotary_base: of the rotary angles: the larger, the slower they turn.
 
     Raises:
         UserError: values that don't fit.
@@ -62,11 +67,14 @@ class GPTConfig:
     style: Literal["classic", "modern"] = "classic"
     position: Literal["sinusoidal", "learned", "rotary"] | None = None
     norm: Literal["layer", "rms"] | None = None
-    activation: Literal["relu", "gelu", "swiglu"] | None = None
+    activation: Literal["relu", "gelu", "gelu_tanh", "swiglu"] | None = None
     bias: bool | None = None
     tie_embeddings: bool | None = None
     num_kv_heads: int | None = None
     qk_norm: bool | None = None
+    head_size: int | None = None
+    hidden_size: int | None = None
+    rotary_base: float = 10_000
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
@@ -77,10 +85,14 @@ class GPTConfig:
         if self.num_kv_heads is None:
             self.num_kv_heads = self.num_heads
         self._check()
-
-    @property
-    def head_size(self) -> int:
-        return self.d_model // self.num_heads
+        self.head_size = self.head_size or self.d_model // self.num_heads
+        wide = 8 * math.ceil(self.d_model / 3) if self.activation == "swiglu" else 4 * self.d_model
+        self.hidden_size = self.hidden_size or wide
+        if self.position == "rotary" and self.head_size % 2:
+            raise UserError(
+                f"rotary positions need an even head size, but of d_model {self.d_model} and "
+                f"num_heads {self.num_heads} it is {self.head_size}: change one of them"
+            )
 
     def _check(self) -> None:
         for name, known in CHOICES.items():
@@ -89,13 +101,15 @@ class GPTConfig:
                     f"--model.{name} must be one of {list(known)}, not {getattr(self, name)!r}"
                 )
         sizes = ["vocab_size", "context_length", "d_model", "num_blocks", "num_heads"]
-        for name in [*sizes, "num_kv_heads"]:
-            if getattr(self, name) < 1:
-                owner = "data" if name == "context_length" else "model"
-                raise UserError(f"--{owner}.{name} must be at least 1, not {getattr(self, name)}")
+        for name in [*sizes, "num_kv_heads", "head_size", "hidden_size"]:
+            value, owner = getattr(self, name), "data" if name == "context_length" else "model"
+            if value is not None and value < 1:
+                raise UserError(f"--{owner}.{name} must be at least 1, not {value}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"--model.dropout must be in [0, 1), not {self.dropout}")
-        if self.d_model % self.num_heads:
+        if not 1 < self.rotary_base < math.inf:
+            raise UserError(f"--model.rotary_base must be above 1, not {self.rotary_base}")
+        if self.head_size is None and self.d_model % self.num_heads:
             below, above = (self.d_model // self.num_heads + i for i in (0, 1))
             near = " or ".join(str(n * self.num_heads) for n in (below, above) if n)
             raise UserError(
@@ -106,11 +120,6 @@ class GPTConfig:
             raise UserError(
                 f"--model.num_kv_heads {self.num_kv_heads} must divide --model.num_heads "
                 f"{self.num_heads}"
-            )
-        if self.position == "rotary" and self.head_size % 2:
-            raise UserError(
-                f"rotary positions need an even head size, but d_model {self.d_model} / num_heads "
-                f"{self.num_heads} is {self.head_size}: change one of them"
             )
 
 
@@ -144,9 +153,9 @@ def sinusoids(length: int, size: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :size]
 
 
-def rotary_table(length: int, head_size: int) -> Tensor:
+def rotary_table(length: int, head_size: int, base: float) -> Tensor:
     """Cosines and sines (2, length, D) of the rotary angles, each half of D alike (as in Qwen3)."""
-    rates = 10_000 ** (-torch.arange(0, head_size, 2) / head_size)
+    rates = base ** (-torch.arange(0, head_size, 2) / head_size)
     angles = torch.arange(length)[:, None] * rates  # (length, D / 2)
     angles = torch.cat([angles, angles], dim=-1)
     return torch.stack([angles.cos(), angles.sin()])
@@ -168,12 +177,12 @@ class Attention(nn.Module):
         self.index = index
         self.widths = [n * c.head_size for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
         self.qkv = nn.Linear(c.d_model, sum(self.widths), bias=c.bias)
-        self.out = nn.Linear(c.d_model, c.d_model, bias=c.bias)
+        self.out = nn.Linear(self.widths[0], c.d_model, bias=c.bias)
         self.q_norm = nn.RMSNorm(c.head_size, eps=1e-6) if c.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(c.head_size, eps=1e-6) if c.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, rotary: Tensor | None, cache: KVCache | None) -> Tensor:
-        B, T, C = x.shape
+        B, T = x.shape[:2]
         q, k, v = (  # each (B, H or K, T, D)
             part.view(B, T, -1, self.config.head_size).transpose(1, 2)
             for part in self.qkv(x).split(self.widths, dim=-1)
@@ -191,20 +200,21 @@ class Attention(nn.Module):
             is_causal=T > 1,  # a single new token may look at everything before it
             enable_gqa=self.config.num_kv_heads < self.config.num_heads,
         )
-        return self.out(y.transpose(1, 2).reshape(B, T, C))
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))
 
 
 class FeedForward(nn.Module):
-    """Position-wise layer, four times as wide inside; SwiGLU's is 8/3, for as many weights."""
+    """Position-wise layer; SwiGLU's is gated (Shazeer 2020)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        size, bias = config.d_model, config.bias
-        self.activation = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}[config.activation]
+        size, hidden, bias = config.d_model, config.hidden_size, config.bias
+        gelu_tanh = partial(F.gelu, approximate="tanh")
+        functions = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": gelu_tanh, "swiglu": F.silu}
+        self.activation = functions[config.activation]
         self.gated = config.activation == "swiglu"
-        self.hidden = 8 * math.ceil(size / 3) if self.gated else 4 * size
-        self.up = nn.Linear(size, self.hidden * (2 if self.gated else 1), bias=bias)
-        self.out = nn.Linear(self.hidden, size, bias=bias)
+        self.up = nn.Linear(size, hidden * (2 if self.gated else 1), bias=bias)
+        self.out = nn.Linear(hidden, size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
@@ -247,7 +257,7 @@ class GPT(nn.Module):
             self.position = nn.Parameter(torch.empty(c.context_length, c.d_model))
         else:
             self.register_buffer("position", None, persistent=False)
-            self.rotary = rotary_table(c.context_length, c.head_size)
+            self.rotary = rotary_table(c.context_length, c.head_size, c.rotary_base)
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.num_blocks))
         self.norm = make_norm(c, c.d_model)

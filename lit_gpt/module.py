@@ -16,10 +16,10 @@ from torch.nn import LinearCrossEntropyOptions
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, SumMetric
 
-from lit_gpt.checkpoint import load_weights
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import OptimizerKind, Schedule, build_optimizer, learning_rate_factor
+from lit_gpt.pretrained import load_weights
 from lit_gpt.stability import Reading, StepWatch, check_weights
 
 SPLITS = ("train", "val")  # the order of TextDataModule's evaluation loaders
@@ -67,8 +67,9 @@ class LitGPT(pl.LightningModule):
         compile: whether torch.compile makes the blocks' code; reduce-overhead: with CUDA graphs.
         skip_bad_steps: how many updates, where loss or gradient is no finite number, are left out
             before the run stops; 0: it stops at the first.
-        init_from: checkpoint whose weights a new run starts from, to be tuned on another text;
-            the fields of GPTConfig are then that checkpoint's.
+        init_from: checkpoint, or local folder of a GPT-2 or Qwen3 (config.json, model.safetensors,
+            tokenizer.json), whose weights a new run starts from, to be tuned on another text; the
+            fields of GPTConfig are then its, and its tokenizer is data.tokenizer.
         gpt: the fields of GPTConfig.
 
     Raises:

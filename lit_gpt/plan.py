@@ -184,8 +184,8 @@ def suggestions(cli: PlanCLI) -> list[Suggestion]:
         better = int(change.options[0].partition("=")[2]) if change else steps
         found += [change, suggest_dropout(config.dropout, better * cli.epochs_a_step)]
     if not cli.model.hparams.init_from:
-        heads, tokens = cli.model.hparams.get("num_kv_heads"), len(cli.datamodule.train_tokens)
-        found.append(suggest_model(tokens, config, heads))
+        tokens = len(cli.datamodule.train_tokens)
+        found.append(suggest_model(tokens, config, cli.model.hparams))
     return [suggestion for suggestion in found if suggestion]
 
 

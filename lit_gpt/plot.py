@@ -1,4 +1,4 @@
-"""Owns plots: panels of points and lines, written as one SVG file.
+"""Owns plots as SVG, for light and dark pages: panels of points and lines, and heat maps.
 
 Without matplotlib: where it is installed, torchmetrics imports it, and each run would start later.
 """
@@ -17,6 +17,13 @@ from lit_gpt.atomic import write_whole
 WIDTH, HEIGHT = 480, 340  # of a panel, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 30, 50  # around what is drawn
 COLORS = ("#1f77b4", "#d62728", "#7f7f7f")
+CELL = 26  # of a heat map, in pixels
+# Paper and ink change together, so that a plot can be read on any page. Its own names: a notebook
+# puts plots into one document with everything else.
+STYLE = (
+    "@media (prefers-color-scheme: dark) "
+    "{ .lit-gpt-plot { color: #f2f1ec } .lit-gpt-plot .paper { fill: #1d1d1b } }"
+)
 
 
 @dataclass(frozen=True)
@@ -90,17 +97,61 @@ def axis_of(values: Iterable[float], start: float, end: float, log: bool = False
 
 def save_svg(panels: list[Panel], path: Path) -> None:
     """Writes the panels, side by side in about a square, whole or not at all."""
+    write_whole(path, side_by_side(panels))
+
+
+def side_by_side(panels: list[Panel]) -> str:
+    """SVG of the panels in about a square."""
     columns = math.ceil(math.sqrt(len(panels)))
-    width, height = columns * WIDTH, -(-len(panels) // columns) * HEIGHT
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="white"/>',
-    ]
+    parts = []
     for i, panel in enumerate(panels):
         x, y = i % columns * WIDTH, i // columns * HEIGHT
         parts += [f'<g transform="translate({x} {y})">', *draw(panel), "</g>"]
-    write_whole(path, "\n".join([*parts, "</svg>\n"]))
+    return document(columns * WIDTH, -(-len(panels) // columns) * HEIGHT, parts)
+
+
+def heat_map(shares: list[list[float]], names: list[str], x_label: str, y_label: str) -> str:
+    """SVG of a square of shares, 0 to 1: the stronger a cell, the more; with its percent in it.
+
+    A share of exactly 0 stays empty.
+
+    Args:
+        shares: rows from above.
+        names: of the rows, and of the columns.
+    """
+    # Of a letter and of a Chinese character, about, with room for the label beside.
+    room = 34 + max(sum(12 if ord(c) > 0x2E80 else 7 for c in name) for name in names)
+    size, middle = CELL * len(names), CELL / 2
+    parts = [
+        text(x_label, f"translate({room + size / 2} 18)"),
+        text(y_label, f"translate(18 {room + size / 2}) rotate(-90)"),
+    ]
+    for i, (name, row) in enumerate(zip(names, shares, strict=True)):
+        x = y = room + CELL * i
+        parts.append(text(name, f"translate({room - 6} {y + middle + 4})", "end"))
+        parts.append(text(name, f"translate({x + middle + 4} {room - 6}) rotate(-90)", "start"))
+        for j, share in enumerate(row):
+            x = room + CELL * j
+            parts.append(
+                f'<rect class="cell" x="{x}" y="{y}" width="{CELL}" height="{CELL}" '
+                f'fill="{COLORS[0]}" fill-opacity="{share:.4g}" '
+                'stroke="currentColor" stroke-opacity="0.12"/>'
+            )
+            if share:
+                percent = f"{100 * share:.0f}"
+                parts.append(text(percent, f"translate({x + middle} {y + middle + 4})"))
+    return document(room + size + 12, room + size + 12, parts)
+
+
+def document(width: int, height: int, parts: list[str]) -> str:
+    head = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12" '
+        'class="lit-gpt-plot" color="black" fill="currentColor">',
+        f"<style>{STYLE}</style>",
+        '<rect class="paper" width="100%" height="100%" fill="white"/>',
+    ]
+    return "\n".join([*head, *parts, "</svg>\n"])
 
 
 def draw(panel: Panel) -> list[str]:
@@ -115,16 +166,16 @@ def draw(panel: Panel) -> list[str]:
     middle = f"{(left + right) / 2} {HEIGHT - 10}", f"14 {(top + bottom) / 2}"
     parts = [
         f'<rect x="{left}" y="{top}" width="{right - left}" height="{bottom - top}" '
-        'fill="none" stroke="black"/>',
+        'fill="none" stroke="currentColor"/>',
         text(panel.x_label, f"translate({middle[0]})"),
         text(panel.y_label, f"translate({middle[1]}) rotate(-90)"),
     ]
     names = list(enumerate(panel.names)) or [(tick, f"{tick:.6g}") for tick in x.ticks()]
     for tick, name in names:
-        parts.append(line([(x(tick), bottom), (x(tick), bottom + 4)], "black"))
+        parts.append(line([(x(tick), bottom), (x(tick), bottom + 4)], "currentColor"))
         parts.append(text(name, f"translate({x(tick):.1f} {bottom + 18})"))
     for tick in y.ticks():
-        parts.append(line([(left, y(tick)), (left - 4, y(tick))], "black"))
+        parts.append(line([(left, y(tick)), (left - 4, y(tick))], "currentColor"))
         parts.append(text(f"{tick:.6g}", f"translate({left - 8} {y(tick) + 4:.1f})", "end"))
     for series in panel.series:
         inside = [p for p in series.points if y.low <= p[1] <= y.high]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
+from lit_gpt.pretrained import CONTEXT, is_folder, model_fields
 
 KINDS = {"global_step": int} | dict.fromkeys(
     ("corpus", "hyper_parameters", "datamodule_hyper_parameters", "loops", "callbacks"), dict
@@ -59,8 +60,9 @@ def check_fit(
             f"--trainer.max_steps than {max_steps}"
         )
     differ = []
+    gpt = GPTConfig(**checkpoint["gpt"])  # with the fields that are younger than the file
     for field in fields(GPTConfig):
-        saved, given = checkpoint["gpt"].get(field.name), getattr(model.gpt.config, field.name)
+        saved, given = getattr(gpt, field.name), getattr(model.gpt.config, field.name)
         if saved != given and field.name not in ("dropout", "style"):
             differ.append(f"{field.name} is {saved} there and {given} here")
     optimizer = ("optimizer", "learning_rate", "weight_decay", "betas")
@@ -88,30 +90,38 @@ def check_fit(
         )
 
 
-def adopt_model(config: Any, defaults: Any, path: str) -> None:
-    """Makes the model of `config` that of a checkpoint, and its text's tokenizer too.
+def adopt_model(config: Any, defaults: Any, source: str) -> None:
+    """Makes the model of `config` that of a checkpoint or folder, and its text's tokenizer too.
 
     Args:
         config: options of the training command, changed in place.
         defaults: the same, as nobody changed them.
-        path: the checkpoint that brings weights and tokenizer.
+        source: what brings weights and tokenizer.
 
     Raises:
-        UserError: an option that was given, and says otherwise than the checkpoint.
+        UserError: an option that was given, and says otherwise than the source.
     """
-    content = read_checkpoint(path)
-    gpt = asdict(build_model(content, path)[0].config)
+    gpt, init_from = model_fields(source), config["model"]["init_from"]
     free = {"vocab_size", "dropout"}  # comes with the tokenizer; may change at any time
-    if gpt["position"] != "learned":  # a table, as long as the context
+    wanted = {("model", name): value for name, value in gpt.items()}
+    wanted["data", "tokenizer"] = source
+    longest = wanted["data", "context_length"] = wanted.pop(("model", "context_length"))
+    if is_folder(source):  # of its table, too, the first positions serve
+        wanted["data", "context_length"] = min(longest, CONTEXT)
+        if config["data"]["context_length"] <= longest:
+            free.add("context_length")
+    elif gpt["position"] != "learned":  # a table, as long as the context
         free.add("context_length")
-    wanted = {("model", name): value for name, value in gpt.items()} | {("data", "tokenizer"): path}
-    wanted["data", "context_length"] = wanted.pop(("model", "context_length"))
     for (group, name), value in wanted.items():
-        if (given := config[group].get(name)) == defaults[group].get(name) and name != "dropout":
+        given = config[group].get(name)
+        if given in (defaults[group].get(name), init_from) and name != "dropout":
             config[group][name] = value
-        elif given not in (value, config["model"]["init_from"]) and name not in free:
+        elif given != value and name not in free:
+            value = (
+                f"at most {longest}" if is_folder(source) and name == "context_length" else value
+            )
             raise UserError(
-                f"--{group}.{name} {given} does not go with the weights of {path}, where it is "
+                f"--{group}.{name} {given} does not go with the weights of {source}, where it is "
                 f"{value}: leave it out, or --model.init_from"
             )
     config["model"]["context_length"] = config["data"]["context_length"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,7 +49,9 @@ def suggest_dropout(dropout: float, epochs: float) -> Suggestion | None:
     return None
 
 
-def suggest_model(tokens: int, config: GPTConfig, num_kv_heads: int | None) -> Suggestion | None:
+def suggest_model(
+    tokens: int, config: GPTConfig, given: Mapping[str, int | None]
+) -> Suggestion | None:
     """Another size of the model, where the text is far too long or too short for this one.
 
     A text that is read once is used best by a model with a twentieth as many parameters as it has
@@ -60,18 +63,19 @@ def suggest_model(tokens: int, config: GPTConfig, num_kv_heads: int | None) -> S
 
     Args:
         tokens: of the training text.
-        num_kv_heads: as it was given, which num_heads must then suit.
+        given: the fields of config as they were given; num_heads must suit num_kv_heads.
     """
+    kept = {name: given.get(name) for name in ("num_kv_heads", "head_size", "hidden_size")}
     now = count_parameters(config)
     if LEAST_TOKENS <= tokens / now <= MOST_TOKENS:
         return None
     target = tokens / MOST_TOKENS if tokens / now > MOST_TOKENS else tokens
     best, distance = None, 0.9 * abs(math.log(now / target))  # nearer than the present one
     for d_model, num_blocks, num_heads in SHAPES:
-        if num_heads % (num_kv_heads or num_heads):
+        if num_heads % (kept["num_kv_heads"] or num_heads):
             continue
         shape = {"d_model": d_model, "num_blocks": num_blocks, "num_heads": num_heads}
-        size = count_parameters(replace(config, **shape, num_kv_heads=num_kv_heads))
+        size = count_parameters(replace(config, **shape, **kept))
         if abs(math.log(size / target)) < distance:
             best, distance, best_size = shape, abs(math.log(size / target)), size
         if size > target:

@@ -222,7 +222,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         raise UserError(
             f"unknown tokenizer {name!r}: give --data.tokenizer one of {sorted(known)}; "
             f"{', '.join(OFFLINE)} and {BYTES} need no network; bpe:4096 trains one, and "
-            "a file whose name ends in .tiktoken is read"
+            "a file whose name ends in .tiktoken is read, and a folder with tokenizer.json"
         )
     try:
         encoding = tiktoken.get_encoding(name)

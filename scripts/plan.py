@@ -3,13 +3,14 @@
 import sys
 import time
 
-from lit_gpt import errors
+from lit_gpt import errors, lean
 
 BEGIN = time.perf_counter()
 
 
 def main() -> int:
-    from lit_gpt import plan  # here, so that Ctrl-C is answered while torch loads
+    with lean.without_unused():
+        from lit_gpt import plan  # here, so that Ctrl-C is answered while torch loads
 
     return plan.main(BEGIN)
 

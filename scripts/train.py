@@ -2,11 +2,12 @@
 
 import sys
 
-from lit_gpt import errors
+from lit_gpt import errors, lean
 
 
 def main() -> int:
-    from lit_gpt import cli  # here, so that Ctrl-C is answered while torch loads
+    with lean.without_unused():
+        from lit_gpt import cli  # here, so that Ctrl-C is answered while torch loads
 
     return cli.main()
 

@@ -17,6 +17,7 @@ MODULES = {path.stem: path for path in FILES if path.stem != "__init__"}
 # What each module may import of the package: only modules further up in this table.
 MAY_IMPORT = {
     "errors": set(),
+    "lean": set(),
     "atomic": set(),
     "options": {"errors"},
     "history": {"errors", "atomic"},
@@ -28,22 +29,28 @@ MAY_IMPORT = {
     "scrutiny": set(),
     "stability": {"errors"},
     "tokenizer": {"errors"},
+    "hf_tokenizer": {"errors", "tokenizer"},
     "cache": {"errors"},
     "bpe": {"errors", "tokenizer"},
     "formats": {"errors"},
     "files": {"errors", "formats"},
     "corpus": {"errors", "tokenizer", "cache", "bpe", "files"},
     "model": {"errors"},
+    "layouts": {"errors", "model"},
+    "hf_config": {"errors", "layouts", "model"},
     "stopping": {"errors"},
     "cluster": set(),
     "sampling": {"errors", "tokenizer", "model"},
     "completion": {"errors", "model", "sampling", "tokenizer"},
     "checkpoint": {"errors", "atomic", "tokenizer", "model"},
+    "pretrained": {
+        *("errors", "tokenizer", "hf_tokenizer", "model", "layouts", "checkpoint", "hf_config"),
+    },
     "runs": {"errors", "atomic"},
-    "data": {"errors", "tokenizer", "bpe", "corpus", "checkpoint"},
-    "module": {"errors", "optim", "stability", "model", "checkpoint"},
+    "data": {"errors", "tokenizer", "bpe", "files", "corpus", "hf_tokenizer", "pretrained"},
+    "module": {"errors", "optim", "stability", "model", "pretrained"},
     "saving": {"errors", "atomic", "checkpoint", "module", "stopping"},
-    "resuming": {"errors", "model", "checkpoint", "data", "module"},
+    "resuming": {"errors", "model", "checkpoint", "pretrained", "data", "module"},
     "recorder": {"checkpoint"},
     "killed_run": {"checkpoint", "recorder"},
     "verification": {"errors", "recorder", "killed_run"},
@@ -57,6 +64,16 @@ MAY_IMPORT = {
     "serve_page": {"page", "sampling", "completion"},
     "web": {"completion", "batching", "protocol"},
     "serve": {"errors", "checkpoint", "batching", "serve_page", "web"},
+    "export_check": {
+        *("errors", "tokenizer", "corpus", "files", "model", "sampling", "hf_tokenizer"),
+    },
+    "model_card": {
+        *("errors", "history", "tokenizer", "model", "layouts", "hf_tokenizer", "export_check"),
+    },
+    "export": {
+        *("errors", "atomic", "tokenizer", "corpus", "sampling", "checkpoint", "layouts"),
+        *("hf_config", "hf_tokenizer", "export_check", "model_card", "model"),
+    },
     "callbacks": {"data", "sampling", "stopping"},
     "console": {"scrutiny", "data", "module", "stopping", "saving", "callbacks"},
     "reporting": {"errors", "atomic", "history", "report", "callbacks"},
@@ -186,6 +203,22 @@ def test_options_of_the_scripts_do_not_wait_for_torch(tmp_path):
     assert run_python(code, tmp_path).stdout == "False\n"
 
 
+@pytest.mark.parametrize("package", ["transformers", "matplotlib"])
+def test_training_does_not_wait_for_packages_that_only_torchmetrics_wants(package, tmp_path):
+    """One stands in for each that says when it is imported; it is to be seen without `lean`."""
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("print('imported')\nraise SystemExit(3)")
+    plain = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
+    lean = "from lit_gpt import lean\nwith lean.without_unused():\n    import lit_gpt.cli\n"
+    lean += (
+        "from torchmetrics.utilities.imports import _TQDM_AVAILABLE as other; print(bool(other))"
+    )
+    result = run_python(plain + lean, tmp_path)
+    assert (result.stdout, result.stderr, result.returncode) == ("True\n", "", 0)
+    result = run_python(plain + "import lit_gpt.cli", tmp_path)
+    assert (result.stdout, result.returncode) == ("imported\n", 3)
+
+
 def test_nothing_happens_on_import(tmp_path):
     """No output, no file, no signal handler, no random number drawn, no vocabulary read."""
     imports = ", ".join(f"lit_gpt.{name}" for name in MODULES)
@@ -195,9 +228,11 @@ def test_nothing_happens_on_import(tmp_path):
         "    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]\n"
         "    rng = (random.getstate(), str(numpy.random.get_state()), torch.initial_seed())\n"
         "    return handlers, rng, torch.get_rng_state().tolist(), torch.get_num_threads()\n"
+        "optional = {'splintr', 'rustbpe', 'pyarrow', 'transformers', 'safetensors'}\n"
+        "optional -= set(sys.modules)  # torchmetrics imports transformers where it finds it\n"
         f"before = state()\nimport {imports}\n"
         "assert state() == before\n"
-        "assert not {'splintr', 'rustbpe', 'pyarrow'} & set(sys.modules)"
+        "assert not optional & set(sys.modules)"
     )
     result = run_python(code, tmp_path)
     assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)

@@ -33,6 +33,8 @@ CLASSIC = {
     "tie_embeddings": False,
     "num_kv_heads": 4,
     "qk_norm": False,
+    "head_size": 4,
+    "rotary_base": 10_000,
 }
 MODERN = {
     "position": "rotary",
@@ -42,6 +44,8 @@ MODERN = {
     "tie_embeddings": True,
     "num_kv_heads": 4,
     "qk_norm": True,
+    "head_size": 4,
+    "rotary_base": 10_000,
 }
 STYLES = {"classic": CLASSIC, "modern": MODERN}
 
@@ -51,12 +55,14 @@ OVERRIDES = [
     ("classic", "position", "rotary", 0),
     ("classic", "norm", "rms", -5 * 16),  # no bias in any of the 5 norms
     ("classic", "activation", "gelu", 0),
+    ("classic", "activation", "gelu_tanh", 0),
     ("classic", "activation", "swiglu", 2 * (16 * 96 + 96 + 48 * 16 + 16 - 16 * 64 * 2 - 64 - 16)),
     ("classic", "bias", False, -2 * (48 + 16 + 64 + 16) - 5 * 16),
     ("classic", "tie_embeddings", True, -11 * 16),
     ("classic", "num_kv_heads", 1, -2 * 2 * 3 * 4 * (16 + 1)),  # 3 heads of 4 less, twice a block
     ("classic", "num_kv_heads", 2, -2 * 2 * 2 * 4 * (16 + 1)),
     ("classic", "qk_norm", True, 2 * 2 * 4),
+    ("classic", "head_size", 3, -2 * (3 * 4 * (16 + 1) + 4 * 16)),  # 4 heads, each 1 less
     ("modern", "position", "learned", 8 * 16),
     ("modern", "position", "sinusoidal", 0),
     ("modern", "norm", "layer", 0),
@@ -67,6 +73,8 @@ OVERRIDES = [
     ("modern", "num_kv_heads", 1, -2 * 2 * 3 * 4 * 16),
     ("modern", "num_kv_heads", 2, -2 * 2 * 2 * 4 * 16),
     ("modern", "qk_norm", False, -2 * 2 * 4),
+    ("modern", "head_size", 6, 2 * (3 * 4 * 2 * 16 + 4 * 2 * 16 + 2 * 2)),
+    ("modern", "rotary_base", 100.0, 0),
 ]
 VARIANTS = [("classic", {}), ("modern", {})] + [(s, {c: v}) for s, c, v, _ in OVERRIDES]
 
@@ -204,13 +212,14 @@ def test_positions_are_added_to_the_embedding(choice):
     torch.testing.assert_close(seen[0][0], model.embedding.weight[ids[0]] + positions)
 
 
-def test_rotary_turns_each_pair_by_its_own_angle():
-    """The pair (i, i + D/2), as a complex number, by position * 10000^(-2i/D)."""
+@pytest.mark.parametrize("base", [10_000, 1e6])
+def test_rotary_turns_each_pair_by_its_own_angle(base):
+    """The pair (i, i + D/2), as a complex number, by position * base^(-2i/D)."""
     x = torch.randn(1, 1, 20, 6)
-    turned = rotate(x, rotary_table(20, 6))[0, 0]
+    turned = rotate(x, rotary_table(20, 6, base))[0, 0]
     for pos in range(20):
         for i in range(3):
-            angle = pos * 10_000 ** (-2 * i / 6)
+            angle = pos * base ** (-2 * i / 6)
             pair = complex(x[0, 0, pos, i], x[0, 0, pos, i + 3])
             pair *= complex(math.cos(angle), math.sin(angle))
             assert turned[pos, i].item() == pytest.approx(pair.real, abs=1e-5)
@@ -218,7 +227,7 @@ def test_rotary_turns_each_pair_by_its_own_angle():
 
 
 def test_rotary_scores_depend_only_on_relative_position():
-    q, k, table = torch.randn(8), torch.randn(8), rotary_table(100, 8)
+    q, k, table = torch.randn(8), torch.randn(8), rotary_table(100, 8, 10_000)
 
     def score(q_place: int, k_place: int) -> float:
         turned_q = rotate(q.view(1, 1, 1, 8), table[:, q_place, None])
@@ -234,12 +243,12 @@ def test_rotary_scores_depend_only_on_relative_position():
 
 def attention_by_hand(layer: Attention, x: Tensor) -> Tensor:
     """softmax(QK^T / sqrt(D)) V over the tokens up to each one, a head and a token at a time."""
-    B, T, C = x.shape
+    B, T, _ = x.shape
     H, K = layer.config.num_heads, layer.config.num_kv_heads
-    D = C // H
-    W_q, W_k, W_v = layer.qkv.weight.split([C, K * D, K * D])
-    b_q, b_k, b_v = layer.qkv.bias.split([C, K * D, K * D])
-    y = torch.zeros(B, T, C)
+    D = layer.config.head_size
+    W_q, W_k, W_v = layer.qkv.weight.split([H * D, K * D, K * D])
+    b_q, b_k, b_v = layer.qkv.bias.split([H * D, K * D, K * D])
+    y = torch.zeros(B, T, H * D)
     for b in range(B):
         for h in range(H):
             query_rows = slice(h * D, h * D + D)
@@ -256,9 +265,9 @@ def attention_by_hand(layer: Attention, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-def test_attention_is_a_plain_loop(num_kv_heads):
-    layer = tiny(num_kv_heads=num_kv_heads).blocks[0].attention
+@pytest.mark.parametrize(("num_kv_heads", "head_size"), [(1, 4), (2, 4), (4, 4), (2, 7)])
+def test_attention_is_a_plain_loop(num_kv_heads, head_size):
+    layer = tiny(num_kv_heads=num_kv_heads, head_size=head_size).blocks[0].attention
     x = torch.randn(2, 5, 16)
     expected = attention_by_hand(layer, x)
     torch.testing.assert_close(layer(x, None, None), expected, rtol=1e-4, atol=1e-5)
@@ -276,7 +285,7 @@ def test_qk_norm_scales_each_query_and_key_to_mean_square_1():
         assert ((layer(x, None, None) - before).abs().max() > 1e-3) == changes
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "swiglu"])
 def test_feed_forward_is_its_formula(activation):
     layer, x = tiny(activation=activation).blocks[0].feed_forward, torch.randn(3, 16)
     up = x @ layer.up.weight.T + layer.up.bias
@@ -284,6 +293,8 @@ def test_feed_forward_is_its_formula(activation):
         hidden = up * (up > 0)
     elif activation == "gelu":
         hidden = up * (1 + torch.erf(up / math.sqrt(2))) / 2
+    elif activation == "gelu_tanh":  # Hendrycks and Gimpel 2016
+        hidden = up * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3))) / 2
     else:
         gate, value = up[:, :48], up[:, 48:]
         hidden = gate / (1 + torch.exp(-gate)) * value
@@ -297,7 +308,14 @@ def test_feed_forward_is_its_formula(activation):
 )
 def test_feed_forward_width(activation, d_model, hidden):
     config = GPTConfig(11, d_model=d_model, activation=activation)
-    assert FeedForward(config).out.in_features == hidden
+    assert FeedForward(config).out.in_features == config.hidden_size == hidden
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_a_width_that_is_given_is_the_feed_forward_s(activation):
+    layer = FeedForward(GPTConfig(11, d_model=80, activation=activation, hidden_size=123))
+    assert layer.out.weight.shape == (80, 123)
+    assert layer.up.weight.shape == (123 * (2 if activation == "swiglu" else 1), 80)
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms"])
@@ -431,11 +449,16 @@ def test_classic_style_learns_exactly_as_the_classic_loop():
         ({"num_blocks": 0}, "--model.num_blocks must be at least 1, not 0"),
         ({"num_heads": 0}, "--model.num_heads must be at least 1, not 0"),
         ({"num_kv_heads": 0}, "--model.num_kv_heads must be at least 1, not 0"),
+        ({"head_size": 0}, "--model.head_size must be at least 1, not 0"),
+        ({"hidden_size": -4}, "--model.hidden_size must be at least 1, not -4"),
+        ({"rotary_base": 1}, "--model.rotary_base must be above 1, not 1"),
+        ({"rotary_base": math.inf}, "--model.rotary_base must be above 1, not inf"),
+        ({"rotary_base": math.nan}, "--model.rotary_base must be above 1, not nan"),
         ({"num_kv_heads": 3}, "--model.num_kv_heads 3 must divide --model.num_heads 4"),
         ({"num_kv_heads": 8}, "--model.num_kv_heads 8 must divide --model.num_heads 4"),
         (
             {"d_model": 20, "position": "rotary"},
-            "rotary positions need an even head size, but d_model 20 / num_heads 4 is 5: "
+            "rotary positions need an even head size, but of d_model 20 and num_heads 4 it is 5: "
             "change one of them",
         ),
     ],
@@ -452,6 +475,7 @@ def test_values_that_do_not_fit_are_a_user_error(changes, message):
         {"dropout": 0.0},
         {"dropout": 0.99},
         {"d_model": 20, "num_heads": 4},  # an odd head size, where nothing rotates
+        {"d_model": 20, "num_heads": 3, "head_size": 8, "position": "rotary"},
         {"num_heads": 1, "d_model": 1, "num_blocks": 1, "context_length": 1, "vocab_size": 1},
     ],
 )

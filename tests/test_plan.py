@@ -20,7 +20,7 @@ from lit_gpt.benchmark_plan import estimates, run_measured
 from lit_gpt.data import TextDataModule
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.scrutiny import shared_lines
-from lit_gpt.suggestions import suggest_dropout, suggest_model, suggest_steps
+from lit_gpt.suggestions import short, suggest_dropout, suggest_model, suggest_steps
 
 SAMPLE = ROOT / "data" / "订单商品名称.csv"
 
@@ -150,7 +150,7 @@ def test_dropout(dropout, epochs, options):
 def test_a_suggested_model_fits_better_and_is_allowed(tokens, style, num_kv_heads):
     size = {"d_model": 84, "num_blocks": 6, "num_heads": 14 if num_kv_heads == 7 else 2}
     config = GPTConfig(1246, 128, **size, style=style, num_kv_heads=num_kv_heads)
-    found = suggest_model(tokens, config, num_kv_heads)
+    found = suggest_model(tokens, config, {"num_kv_heads": num_kv_heads})
     if tokens == 400_000 or num_kv_heads == 7:  # about as many as parameters; nothing suits
         assert found is None
         return
@@ -162,6 +162,7 @@ def test_a_suggested_model_fits_better_and_is_allowed(tokens, style, num_kv_head
     after, target = sum(gpt.num_parameters()), tokens if tokens < 1e6 else tokens / 20
     assert abs(math.log(after / target)) < abs(math.log(before / target))
     assert ("larger" in found.reason) == (after > before) == (tokens > 1e6)
+    assert found.reason.endswith(f"{short(after)} parameters instead of {short(before)}")
 
 
 def test_lines_in_both_splits_are_warned_of(make_plan, tmp_path):

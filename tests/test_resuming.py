@@ -147,6 +147,26 @@ def test_tuning_from_python(pretrained, other_text, tmp_path):
         pl.Trainer(max_steps=1, **options).fit(wrong, datamodule=data)
 
 
+@pytest.mark.parametrize("options", [{}, MODERN], ids=["classic", "modern"])
+def test_a_checkpoint_from_before_a_field_was_added_goes_on_as_it_would_have(train, options):
+    whole = checkpoint_of(train(**options, **{"trainer.max_steps": 6}))
+    path = checkpoint_of(train(**options, **{"trainer.max_steps": 4}))
+    content = read_checkpoint(path)
+    for fields in (content["gpt"], content["hyper_parameters"]):
+        for name in ("head_size", "hidden_size", "rotary_base"):
+            fields.pop(name, None)
+    assert "head_size" not in content["gpt"]
+    torch.save(content, path)
+    again = train("--ckpt_path", str(path), **options, **{"trainer.max_steps": 6})
+    assert again.status == 0, again.err
+    assert "other options" not in again.out
+    weights = [read_checkpoint(p)["state_dict"] for p in (whole, checkpoint_of(again))]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    more = options | {"model.hidden_size": 40, "trainer.max_steps": 8}
+    refused = train("--ckpt_path", str(path), **more)
+    assert "hidden_size is 64 there and 40 here" in refused.err
+
+
 def test_parts_that_lightning_cannot_restore_are_one_line(train, tmp_path):
     options = {"model.schedule": "linear", "trainer.max_steps": 8}
     content = read_checkpoint(checkpoint_of(train(**options | {"trainer.max_steps": 6})))

@@ -1,0 +1,169 @@
+"""Owns what a run may start from: a checkpoint of ours, or a local GPT-2 or Qwen3 folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lit_gpt.checkpoint import build_model, load_checkpoint, read_checkpoint
+from lit_gpt.errors import UserError
+from lit_gpt.hf_config import gpt_config
+from lit_gpt.hf_tokenizer import from_hf, import_transformers
+from lit_gpt.layouts import LAYOUTS, gpt_weights
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.tokenizer import Tokenizer
+
+CONTEXT = (
+    1024  # tokens of a window, where none are asked for and the folder's model could take more
+)
+WINDOW = 64  # tokens whose logits are compared
+TOLERANCE = 1e-4  # of a logit; where they are beyond 1, of the largest
+
+
+def is_folder(source: str) -> bool:
+    """Whether it is a folder as transformers makes them (and no name that a folder has too)."""
+    folder = Path(os.path.expanduser(source))
+    return any((folder / name).is_file() for name in ("config.json", "tokenizer.json"))
+
+
+def load_tokenizer_of(source: str) -> Tokenizer:
+    """The tokenizer that goes with the weights.
+
+    Raises:
+        UserError: it can't be used.
+    """
+    return from_hf(source)[0] if is_folder(source) else load_checkpoint(source)[1]
+
+
+def model_fields(source: str) -> dict[str, Any]:
+    """The fields of GPTConfig that go with the weights; a folder says nothing of dropout.
+
+    Raises:
+        UserError: no such file or folder, or one that can't be used.
+    """
+    path = Path(os.path.expanduser(source))
+    if path.is_dir():
+        return folder_fields(path)
+    if not path.exists() and path.suffix != ".ckpt":
+        raise UserError(
+            f"no checkpoint and no folder at {source!r}: give --model.init_from a .ckpt file or a "
+            "folder with config.json, model.safetensors and tokenizer.json"
+        )
+    return asdict(build_model(read_checkpoint(source), source)[0].config)
+
+
+def folder_fields(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: give --model.init_from a model's folder")
+    transformers = import_transformers()
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        if theirs.get("model_type") in list(LAYOUTS):  # with the defaults of what it leaves out
+            theirs = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            theirs = theirs.to_dict()
+    except Exception as error:  # whatever transformers says of values it doesn't like
+        raise UserError(f"{path} can't be read: {in_one_line(error)}") from error
+    try:
+        fields = asdict(GPTConfig(**gpt_config(theirs)))
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    del fields["dropout"]  # what is said there of training is no part of the model
+    return fields
+
+
+def in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def load_weights(model: GPT, source: str) -> None:
+    """Gives a model the weights of a checkpoint or folder.
+
+    Raises:
+        UserError: they can't be used, or are of a model of another shape.
+    """
+    if is_folder(source):
+        given = load_folder(source, model.config.context_length)
+    else:
+        given = load_checkpoint(source)[0]
+    try:
+        model.load_state_dict(given.state_dict())
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights of {source} are of a model of another shape: give this one the same "
+            "fields of GPTConfig (a checkpoint holds them under 'gpt')"
+        ) from error
+
+
+def load_folder(source: str, context_length: int) -> GPT:
+    """The model of a folder, in eval mode on the CPU, its logits compared with transformers'.
+
+    Args:
+        context_length: at most the folder's; of learned positions the first are taken.
+
+    Raises:
+        UserError: it can't be used; the logits are not the same.
+    """
+    folder = Path(os.path.expanduser(source))
+    rows = from_hf(folder)[1]
+    whole = GPTConfig(**folder_fields(folder), dropout=0.0)
+    if rows.max() >= whole.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has a token {rows.max()}, and the model {whole.vocab_size} "
+            "rows: they don't belong together"
+        )
+    theirs = load_theirs(folder)
+    try:
+        weights = gpt_weights(theirs.state_dict(), whole)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    for name in ("embedding.weight", "head.weight"):
+        weights[name] = weights[name][rows]
+    if "position" in weights:
+        weights["position"] = weights["position"][:context_length]
+    model = GPT(replace(whole, vocab_size=len(rows), context_length=context_length)).eval()
+    model.load_state_dict(weights)
+    compare_logits(model, theirs, rows, folder)
+    return model
+
+
+def load_theirs(folder: Path) -> Any:
+    """transformers' model of the folder, as float32, in eval mode.
+
+    Raises:
+        UserError: weights are missing or damaged.
+    """
+    transformers = import_transformers()
+    try:
+        theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # whatever a foreign file can raise
+        raise UserError(
+            f"the weights of {folder} can't be loaded ({in_one_line(error)})"
+        ) from error
+    if missing := sorted(info["missing_keys"]):  # it would draw them at random
+        raise UserError(f"the weights of {folder} lack {len(missing)}, the first {missing[0]}")
+    return theirs.eval()
+
+
+@torch.inference_mode()
+def compare_logits(model: GPT, theirs: Any, rows: np.ndarray, folder: Path) -> None:
+    """On a window of tokens from all over the vocabulary."""
+    length = min(WINDOW, model.config.context_length)
+    ids = torch.arange(length) * 7919 % len(rows)  # a prime
+    rows = torch.from_numpy(rows)
+    expected = theirs(input_ids=rows[None, ids]).logits[0][:, rows]
+    difference = (model(ids[None])[0] - expected).abs().max().item()
+    allowed = TOLERANCE * max(1.0, expected.abs().max().item())
+    if not difference <= allowed:
+        raise UserError(
+            f"{folder}: our logits differ from transformers' by up to {difference:.2g} (allowed: "
+            f"{allowed:.2g}), so it has something that was not seen here: take another model"
+        )

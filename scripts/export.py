@@ -1,0 +1,29 @@
+"""Exports a trained model as a Hugging Face folder: `python scripts/export.py --out DIR`."""
+
+import argparse
+import sys
+
+from lit_gpt import errors
+
+
+def parse() -> argparse.Namespace:
+    parser = errors.Parser(description=__doc__)
+    add = parser.add_argument
+    add("--out", required=True, help="folder to make; it may be there, if it is empty")
+    add("--ckpt_path", help="checkpoint to export; default: the newest run's best")
+    add("--logs", default="logs", help="where to look for the newest run (default: %(default)s)")
+    add("--data_path", help="text to compare the export on; default: that of the run")
+    add("--encoding", help="of that text; default: as in the run")
+    add("--text_field", help="of its documents; default: as in the run")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    from lit_gpt.export import export  # after the options: torch takes a second to load
+
+    export(options)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))
