@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -72,7 +72,12 @@ class Piece:
 
 
 @torch.inference_mode()
-def complete(model: GPT, tokenizer: Tokenizer, requests: Sequence[Request]) -> Iterator[Piece]:
+def complete(
+    model: GPT,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    is_wanted: Callable[[int], bool] = lambda index: True,
+) -> Iterator[Piece]:
     """Completes the requests side by side, a token of each at a time.
 
     Prompts may differ in length: the batch begins after the shortest, and the longer ones are
@@ -82,6 +87,7 @@ def complete(model: GPT, tokenizer: Tokenizer, requests: Sequence[Request]) -> I
         model: in eval mode; it sees the last context_length tokens.
         tokenizer: the model's.
         requests: at least one.
+        is_wanted: asked at each token; what nobody waits for any more is not gone on with.
 
     Raises:
         UnicodeEncodeError: a prompt is no valid Unicode.
@@ -100,7 +106,7 @@ def complete(model: GPT, tokenizer: Tokenizer, requests: Sequence[Request]) -> I
             yield texts[row].add(int(ids[row]), choice)
         rows.append(ids)
         place += 1
-        going = [row for row, text in enumerate(texts) if not text.is_finished]
+        going = [i for i, t in enumerate(texts) if not t.is_finished and is_wanted(t.index)]
         if not going:
             return
         if len(going) < len(texts):

@@ -129,16 +129,19 @@ for (const plot of document.querySelectorAll(".plot")) {
 """
 
 
-def page(title: str, body: str) -> str:
-    """The whole file; `body` is HTML."""
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+def page(
+    title: str, body: str, style: str = "", script: str = SCRIPT, source: str = "'none'"
+) -> str:
+    """The whole file; `body` is HTML, `source` what the script may ask for, as CSP has it."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    policy += f"; connect-src {source}; base-uri 'none'; form-action 'none'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n"
-        f"<body><main>{body}</main>\n<script>{SCRIPT}</script></body></html>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style></head>\n"
+        f"<body><main>{body}</main>\n<script>{script}</script></body></html>\n"
     )
 
 

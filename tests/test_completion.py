@@ -66,6 +66,19 @@ def test_each_piece_counts_and_the_last_says_why():
     assert of_second == [(n, "length" if n == 5 else None) for n in range(1, 6)]
 
 
+def test_what_nobody_waits_for_is_not_gone_on_with():
+    model, tokenizer = small_model(), load_tokenizer("bytes")
+    requests, seen = [Request("ab", 20, Sampling(1), seed=i) for i in range(3)], []
+    unwanted: set[int] = set()
+    for piece in complete(model, tokenizer, requests, lambda i: i not in unwanted):
+        seen.append(piece)
+        if piece.num_tokens == 5:
+            unwanted.add(1)
+    assert [max(p.num_tokens for p in seen if p.index == i) for i in range(3)] == [20, 5, 20]
+    text = "".join(piece.text for piece in seen if piece.index == 2)
+    assert text == texts_of(model, tokenizer, [requests[2]])[0]
+
+
 def pieces_of(text: str, stop: tuple[str, ...], max_new_tokens: int = 99) -> list[tuple]:
     """Texts and reasons, where the model writes that text in bytes."""
     tokenizer = load_tokenizer("bytes").with_end_of_text()

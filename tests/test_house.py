@@ -59,6 +59,11 @@ MAY_IMPORT = {
     "interactive": {
         *("errors", "tokenizer", "model", "sampling", "completion", "checkpoint", "writing")
     },
+    "batching": {"model", "tokenizer", "completion"},
+    "protocol": {"errors", "sampling", "completion"},
+    "serve_page": {"page", "sampling", "completion"},
+    "web": {"completion", "batching", "protocol"},
+    "serve": {"errors", "checkpoint", "batching", "serve_page", "web"},
     "export_check": {
         *("errors", "tokenizer", "corpus", "files", "model", "sampling", "hf_tokenizer"),
     },
