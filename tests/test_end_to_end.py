@@ -195,7 +195,8 @@ def test_weights_and_biases_offline(places, tmp_path, monkeypatch):
 def test_the_python_of_the_readme_runs(places, text_file, tmp_path):
     """Both blocks, one after the other, in a folder that holds only my.txt."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall("```python\n(.*?)```", readme, re.DOTALL)
+    section = readme.partition("\n## From Python\n")[2].partition("\n## ")[0]
+    blocks = re.findall("```python\n(.*?)```", section, re.DOTALL)
     assert len(blocks) == 2
     code = "\n".join(blocks).replace("max_steps=200", "max_steps=20")
     code = code.replace('"my.txt"', f'"my.txt", cache={str(places["data.cache"])!r}')
