@@ -63,7 +63,7 @@ def read_prompts(options: Namespace) -> list[str]:
     prompts = list(options.prompt or [])
     if options.prompt_file:
         try:
-            lines = Path(options.prompt_file).read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(options.prompt_file).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise UserError(

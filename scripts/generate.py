@@ -30,10 +30,9 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    if options.interactive:
-        from lit_gpt.interactive import converse as write
-    else:
-        from lit_gpt.writing import write_samples as write  # now: torch takes a second to load
+    from lit_gpt import interactive, writing  # after the options: torch takes a second to load
+
+    write = interactive.converse if options.interactive else writing.write_samples
     write(options)
 
 

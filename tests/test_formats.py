@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import runpy
 import subprocess
 import sys
 import tracemalloc
@@ -37,7 +38,6 @@ from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.sampling import Sampling, generate
 from lit_gpt.scrutiny import SharedLines, shared_lines
 from lit_gpt.tokenizer import load_tokenizer
-from lit_gpt.writing import write_samples
 
 DOCUMENTS = [
     "农夫山泉 天然水，550ml*24瓶",
@@ -535,7 +535,7 @@ def test_a_packed_parquet_file_that_has_no_room(refusal, tmp_path, small_disk, m
 def test_a_checkpoint_of_plain_text_is_not_given_documents(load, tmp_path):
     path = write_documents(tmp_path / "x.jsonl", DOCUMENTS)
     with pytest.raises(
-        UserError, match=r"^--data\.path has documents, and the tokenizer of the ch"
+        UserError, match=r"^--data\.path has documents, and the tokenizer of the mo"
     ):
         load(path, load_once("bytes"), False)
     with_documents = load(path).tokenizer
@@ -623,7 +623,7 @@ def test_a_text_without_documents_says_nothing_of_them(train):
     assert "Documents" not in train().out
 
 
-def test_generated_text_ends_with_the_document(tmp_path, capsys):
+def test_generated_text_ends_with_the_document(tmp_path, capsys, monkeypatch):
     tokenizer = load_once("bytes").with_end_of_text()
     torch.manual_seed(0)
     config = GPTConfig(tokenizer.vocab_size, 8, 8, 1, 1)
@@ -631,14 +631,15 @@ def test_generated_text_ends_with_the_document(tmp_path, capsys):
     weights = {f"gpt.{name}": value for name, value in model.state_dict().items()}
     content = {"gpt": vars(config), "tokenizer": tokenizer.to_dict(), "state_dict": weights}
     save_atomically(content, tmp_path / "x.ckpt")
-    options = {"ckpt_path": str(tmp_path / "x.ckpt"), "max_new_tokens": 3000, "num_samples": 1}
-    options |= {"temperature": 1.0, "top_k": None, "top_p": 1.0, "repetition_penalty": 1.0}
-    options["seed"] = 2
+    generate_py = runpy.run_path(str(ROOT / "scripts" / "generate.py"))["main"]
+    words = ["generate.py", f"--ckpt_path={tmp_path / 'x.ckpt'}", "--max_new_tokens=3000"]
+    words += ["--temperature=1", "--seed=2"]
     for prompt, ids in {"农": [*"农".encode()], "": [256]}.items():
         new = generate(model, torch.tensor([ids]), 3000, Sampling(1.0), 2, tokenizer)
         new = [int(i) for i in new]
         end = new.index(256)
         assert 0 < end < 2999
-        write_samples(type("Options", (), options | {"prompt": prompt}))
+        monkeypatch.setattr("sys.argv", [*words, f"--prompt={prompt}"])
+        generate_py()
         written = tokenizer.decode_bytes(new[:end]).decode()
         assert capsys.readouterr().out == f"{prompt}{written}\n"
