@@ -106,6 +106,7 @@ class Batch:
     def step(self) -> None:
         """About a token for each row."""
         parts: list[tuple[Call, Piece | Failure]] = []
+        reason = None
         try:
             for piece in islice(self.pieces, len(self.going)):
                 row = self.rows[piece.index]
@@ -113,8 +114,10 @@ class Batch:
                 parts.append((row.call, replace(piece, index=row.index)))
         except Exception as error:  # of the model, or of a device that is too small: others go on
             traceback.print_exception(error)
-            self.fail(f"the model failed ({type(error).__name__}), see the server's messages")
+            reason = f"the model failed ({type(error).__name__}), see the server's messages"
         hand_over(parts)
+        if reason:
+            self.fail(reason)
 
     def fail(self, reason: str) -> None:
         going = self.going

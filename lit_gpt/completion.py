@@ -100,8 +100,8 @@ def complete(
     while True:
         ids = torch.tensor([p[place] if place < len(p) else -1 for p in prompts], device=device)
         new = [row for row, i in enumerate(ids.tolist()) if i < 0]
-        logits = rows.logits()
-        choices = _draw(rows.seen, logits, ids, new, texts)
+        logits = rows.logits(new)  # (N, V)
+        ids[new], choices = _draw(logits, rows.seen[new], [texts[row] for row in new])
         for row, choice in zip(new, choices, strict=True):
             yield texts[row].add(int(ids[row]), choice)
         rows.append(ids)
@@ -112,6 +112,10 @@ def complete(
         if len(going) < len(texts):
             rows.keep(going)
             prompts, texts = [prompts[row] for row in going], [texts[row] for row in going]
+            if place < (shortest := min(map(len, prompts))):  # all are read: at once, then
+                place = shortest
+                ids = torch.tensor([p[:place] for p in prompts], device=device)
+                rows = Rows(model, ids, tokenizer)
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -158,21 +162,18 @@ def begun(text: str, stops: Sequence[str]) -> int:
     return next((len(end) for end in ends if any(stop.startswith(end) for stop in stops)), 0)
 
 
-def _draw(
-    seen: Tensor, logits: Tensor, ids: Tensor, new: list[int], texts: list[Text]
-) -> list[Choice | None]:
-    """Puts what was drawn into `ids` (B,), at the rows `new`; and how, where that is traced."""
+def _draw(logits: Tensor, seen: Tensor, texts: list[Text]) -> tuple[Tensor, list[Choice | None]]:
+    """The next ids (N,), as each text's request has it, and how, where that is traced."""
+    ids = torch.empty(len(texts), dtype=torch.long, device=seen.device)
     groups: dict[Sampling, list[int]] = {}
-    for row in new:
-        groups.setdefault(texts[row].request.sampling, []).append(row)
+    for row, text in enumerate(texts):
+        groups.setdefault(text.request.sampling, []).append(row)
     for sampling, group in groups.items():
         generators = [texts[row].generator for row in group]
         ids[group] = sampling(logits[group], seen[group], generators)
-    return [
-        _choice(texts[row].request.sampling, logits[row], seen[row], ids[row])
-        if texts[row].request.trace
-        else None
-        for row in new
+    return ids, [
+        _choice(text.request.sampling, *row) if text.request.trace else None
+        for text, *row in zip(texts, logits, seen, ids, strict=True)
     ]
 
 

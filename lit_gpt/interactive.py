@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from lit_gpt.checkpoint import find_newest, load_checkpoint
@@ -63,24 +65,32 @@ class Session:
         model: in eval mode.
         tokenizer: the model's.
         request: how the next answer is drawn; after each answer the seed is one higher.
+        history: prompts and answers.
     """
 
     model: GPT
     tokenizer: Tokenizer
     request: Request
+    history: list[tuple[str, str]] = field(default_factory=list)
 
     def run(self) -> None:
         """Reads lines until the end of the input or /quit."""
         with suppress(ImportError):  # arrow keys edit the line and bring back earlier ones
             import readline  # noqa: F401
-        self.history: list[tuple[str, str]] = []
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # for `answer` to say what is wrong
         print("Type a text to go on from; /help lists the commands.")
         while True:
             try:
-                line = input("> ")
+                line = input("> ").rstrip("\r")
             except EOFError:
                 print()
                 return
+            except KeyboardInterrupt:  # as in a shell: what was typed is forgotten
+                if not sys.stdin.isatty():
+                    raise
+                print()
+                continue
             if line in ("/quit", "/exit"):
                 return
             try:
@@ -92,7 +102,7 @@ class Session:
         """One prompt or command."""
         if line.startswith("/") and not line.startswith("//"):
             name, _, value = line[1:].partition(" ")
-            self.obey(name, value.strip())
+            self.obey(name, value if name == "stop" else value.strip())
         elif line:
             self.answer(line.removeprefix("/"))
 
@@ -141,18 +151,21 @@ class Session:
         """Prints the prompt and what follows; Ctrl-C ends it, and keeps what there is."""
         request = replace(self.request, prompt=prompt)
         self.request = replace(self.request, seed=(request.seed + 1) % 2**63)
-        texts: list[str] = []
+        pieces: list[Piece] = []
 
-        def pieces() -> Iterator[Piece]:
+        def kept() -> Iterator[Piece]:
             for piece in complete(self.model, self.tokenizer, [request]):
-                texts.append(piece.text)
+                pieces.append(piece)
                 yield piece
 
         try:
             with suppress(KeyboardInterrupt):
-                print_text(request, pieces(), self.tokenizer)
+                print_text(request, kept(), self.tokenizer)
         except UnicodeEncodeError as error:
             raise UserError(
                 "that is not valid Unicode text: check the terminal's encoding"
             ) from error
-        self.history.append((prompt, "".join(texts)))
+        text = "".join(piece.text for piece in pieces)
+        self.history.append((prompt, text))
+        if request.stop and not text and pieces and pieces[-1].finish_reason == "stop":
+            print("(A stop ends it at once; /stop forgets the stops.)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from dataclasses import fields
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,7 +18,6 @@ from lit_gpt.completion import Piece, Request
 from lit_gpt.errors import UserError
 from lit_gpt.sampling import Sampling
 
-SAMPLING = {"temperature", "top_k", "top_p", "repetition_penalty", "min_p"}
 WITHOUT_EFFECT = {  # values of what is not supported that change nothing
     "suffix": "",
     "logprobs": None,
@@ -26,6 +26,7 @@ WITHOUT_EFFECT = {  # values of what is not supported that change nothing
     "presence_penalty": 0,
     "frequency_penalty": 0,
 }
+MOST = 2048  # prompts of a body, as OpenAI has it
 IN_WORDS = {"missing": "is required", "extra_forbidden": "is no parameter of this server"}
 
 
@@ -48,7 +49,7 @@ class ApiError(Exception):
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-    include_usage: bool = False
+    include_usage: bool | None = False
 
 
 class Body(BaseModel):
@@ -87,6 +88,8 @@ class Body(BaseModel):
     @field_validator("prompt", "stop", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
+        if isinstance(value, list) and len(value) > MOST:
+            raise ValueError(f"has {len(value)} texts, at most {MOST} may be")
         if isinstance(value, list) and any(isinstance(part, int | list) for part in value):
             raise ValueError("must be text: token ids are not supported")
         return [value] if isinstance(value, str) else value
@@ -114,11 +117,9 @@ class Body(BaseModel):
         Raises:
             ApiError: values out of range.
         """
-        given = {name: getattr(self, name) for name in SAMPLING}
+        given = {field.name: getattr(self, field.name) for field in fields(Sampling)}
         try:
-            sampling = Sampling(
-                **{name: value for name, value in given.items() if value is not None}
-            )
+            sampling = Sampling(**{k: value for k, value in given.items() if value is not None})
             return [
                 Request(prompt, self.max_tokens, sampling, seed, tuple(self.stop))
                 for prompt in self.prompt

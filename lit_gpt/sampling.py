@@ -38,8 +38,8 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"--temperature must be 0 or more, not {self.temperature}")
+        if not 0 <= self.temperature <= 1e6:
+            raise UserError(f"--temperature must be in [0, 1e6], not {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"--top_k must be at least 1, not {self.top_k}")
         if not 0 < self.top_p <= 1:
@@ -89,7 +89,7 @@ class Sampling:
         if self.top_p < 1:
             ordered, order = probabilities.sort(dim=-1, descending=True)
             before = ordered.cumsum(dim=-1) - ordered  # what the likelier tokens add up to
-            ordered = ordered.masked_fill(before >= self.top_p, 0)
+            ordered = ordered.masked_fill((before >= self.top_p) & (before > 0), 0)
             probabilities = torch.zeros_like(ordered).scatter(1, order, ordered)
         if self.min_p > 0:
             least = self.min_p * probabilities.amax(dim=-1, keepdim=True)
@@ -122,9 +122,10 @@ class ValidText:
             for end in ends
         ]
 
-    def mask(self) -> Tensor:
-        """Which tokens may come next, (B, V) bool."""
-        rows = [self.tokenizer.may_follow(begun) for begun in self.unfinished]
+    def mask(self, of: list[int] | slice) -> Tensor:
+        """Which tokens may come next in those rows, (B, V) bool."""
+        begun = np.array(self.unfinished, dtype=object)[of]
+        rows = [self.tokenizer.may_follow(part) for part in begun]
         return torch.from_numpy(np.stack(rows))
 
     def add(self, ids: Tensor) -> None:
@@ -156,17 +157,18 @@ class Rows:
         self.cache: KVCache | None = None
         self.valid = ValidText(tokenizer, ids) if tokenizer else None
 
-    def logits(self) -> Tensor:
-        """Of the next ids, (B, V); once before each `append`."""
+    def logits(self, of: list[int] | slice = slice(None)) -> Tensor:
+        """Of the next ids of those rows, (B, V); once before each `append`."""
         context = self.model.config.context_length
         if self.seen.size(1) > context:
             self.seen, self.cache = self.seen[:, -max(1, context // 2) :], None
         if self.use_cache and self.cache is None:
             self.cache = KVCache(self.model.config, len(self.seen), self.model.embedding.weight)
         new = self.seen[:, self.cache.length :] if self.use_cache else self.seen
-        logits = self.model(new, self.cache)[:, -1].float()  # (B, V)
+        last = self.model.features(new, self.cache)[of, -1]  # (B, C)
+        logits = self.model.head(last).float()  # (B, V)
         if self.valid:
-            logits = logits.masked_fill(~self.valid.mask().to(logits.device), -torch.inf)
+            logits = logits.masked_fill(~self.valid.mask(of).to(logits.device), -torch.inf)
         return logits
 
     def append(self, ids: Tensor) -> None:

@@ -62,7 +62,8 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = re.sub(r"^\[.*?\] | \(while .*", "", str(error))
         raise UserError(
@@ -84,4 +85,5 @@ def reach(listener: socket.socket, host: str) -> tuple[str, set[str] | None]:
 def name_of(path: Path) -> str:
     """What requests call the model: version_0/best for logs/version_0/checkpoints/best.ckpt."""
     folder = path.absolute().parent
-    return f"{folder.parent.name}/{path.stem}" if folder.name == "checkpoints" else path.stem
+    name = f"{folder.parent.name}/{path.stem}" if folder.name == "checkpoints" else path.stem
+    return name.encode(errors="replace").decode()  # a path need not be text

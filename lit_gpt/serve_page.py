@@ -116,7 +116,9 @@ async function write() {
 form.addEventListener("submit", event => { event.preventDefault(); write() });
 $("halt").addEventListener("click", () => running && running.abort());
 document.addEventListener("keydown", event => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); write() }
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault();
+  form.requestSubmit();
 });
 """
 
@@ -148,7 +150,8 @@ def serve_page(model: str, facts: str, max_tokens: int, vocab_size: int) -> str:
 <span id="status" class="soft" role="status">Ctrl+Enter writes, too</span></div></div>
 <div class="card"><p id="answer"></p></div></div>
 <div class="card">{"".join(sliders)}
-<label class="field">Seed<input id="seed" type="number" min="0" placeholder="random"></label>
+<label class="field">Seed<input id="seed" type="number" min="0" max="{2**53 - 1}"
+placeholder="random"></label>
 <label class="field">Stop before<input id="stop" placeholder="\\n ends at the line's end"></label>
 </div></form>"""
     return page(f"{model} - lit_gpt", body, STYLE, SCRIPT, "'self'")

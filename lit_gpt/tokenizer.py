@@ -221,8 +221,8 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name not in known:
         raise UserError(
             f"unknown tokenizer {name!r}: give --data.tokenizer one of {sorted(known)}; "
-            f"{', '.join(OFFLINE)} and {BYTES} need no network; bpe:4096 trains one, and "
-            "a file whose name ends in .tiktoken is read, and a folder with tokenizer.json"
+            f"{', '.join(OFFLINE)} and {BYTES} need no network; bpe:4096 trains one; "
+            "a .tiktoken file, a .ckpt file or a folder with tokenizer.json is read"
         )
     try:
         encoding = tiktoken.get_encoding(name)

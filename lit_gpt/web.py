@@ -2,12 +2,15 @@
 
 A page of another site can't use it: no CORS headers, its Origin is refused, and on the loopback
 address so is a Host that another site's name was pointed at it for (DNS rebinding).
+
+LitServe was tried first: in 0.2.19 its workers go on for a client that left, and outlive SIGTERM.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -62,10 +65,12 @@ class Service:
                 f"{self.max_tokens}",
                 "max_tokens",
             )
-        requests, most = body.requests(), self.batcher.max_concurrent
-        if len(requests) > most:
-            message = f"n: {len(requests)} completions at a time are too many, at most {most}"
-            raise ApiError(400, message, "n")
+        count, most = len(body.prompt) * body.n, self.batcher.max_concurrent
+        if count > most:
+            name = "n" if body.n > 1 else "prompt"
+            message = f"{name}: {count} completions at a time are too many, at most {most}"
+            raise ApiError(400, message, name)
+        requests = body.requests()
         num_tokens = await asyncio.to_thread(self._count_tokens, body.prompt)
         try:
             call = self.batcher.submit(requests)
@@ -168,7 +173,7 @@ async def events(call: Call, answer: Answer, with_usage: bool) -> AsyncIterator[
 
 
 def event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(content)}\n\n"  # in ASCII: some take U+2028 for a line's end
 
 
 def failed(failure: Failure) -> ApiError:
@@ -251,16 +256,18 @@ def application(service: Service, hosts: set[str] | None) -> Starlette:
         Route("/v1/completions", service.completions, methods=["POST"]),
     ]
     gate = Middleware(Gate, hosts=hosts)
-    return Starlette(routes=routes, middleware=[gate], exception_handlers=handlers)
+    app = Starlette(routes=routes, middleware=[gate], exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return app
 
 
 class Server(uvicorn.Server):
     """Says `line` once it listens; what is under way when it is stopped, fails at once."""
 
     def __init__(self, app: ASGIApp, batcher: Batcher, line: str) -> None:
-        quiet = {"log_level": "warning", "access_log": False}
+        quiet = {"log_level": "error", "access_log": False}
         config = uvicorn.Config(
-            app, lifespan="off", ws="none", timeout_graceful_shutdown=2, **quiet
+            app, http="h11", ws="none", lifespan="off", timeout_graceful_shutdown=2, **quiet
         )
         super().__init__(config)
         self.batcher, self.line = batcher, line
@@ -271,4 +278,6 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, *args: Any, **options: Any) -> None:
         self.batcher.stop()
+        # Clients that don't read or send any more are cut off, and that is no error to be shown.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(*args, **options)

@@ -108,23 +108,22 @@ def of_request(index: int, waiting: list[list[Piece]], pieces: Iterator[Piece]) 
             return
 
 
-def print_text(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) -> str:
+def print_text(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) -> None:
     """Prints prompt and completion as they come, then the trace if there is one."""
     lead = "" if request.prompt or tokenizer.end_of_text is not None else "\n"
     print(lead + request.prompt, end="", flush=True)
-    text, choices = "", []
+    choices = []
     try:
         for piece in pieces:
             print(piece.text, end="", flush=True)
-            text += piece.text
             choices.append(piece.choice)
-    finally:
+    finally:  # Ctrl-C
         print()
-    if request.trace:
-        from rich.console import Console
+        if request.trace and choices:
+            from rich.console import Console
 
-        Console(width=None if sys.stdout.isatty() else 120).print(as_table(choices, tokenizer))
-    return text
+            width = None if sys.stdout.isatty() else 120
+            Console(width=width).print(as_table(choices, tokenizer))
 
 
 def print_json(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) -> None:

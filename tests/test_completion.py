@@ -39,6 +39,16 @@ def test_what_stands_beside_a_request_changes_nothing(style, sampling):
     assert len(set(together)) == len(together)
 
 
+def test_a_long_prompt_is_read_at_once_when_the_short_one_is_done():
+    """One look at each token of the short text, and one at the whole long prompt, not 16."""
+    model, tokenizer = small_model(), load_tokenizer("bytes")
+    requests, looks = [Request("a", 1), Request("b" * 16, 2)], []
+    model.embedding.register_forward_pre_hook(lambda _, args: looks.append(args[0].shape))
+    together = texts_of(model, tokenizer, requests)
+    assert looks == [(2, 1), (1, 16), (1, 8)]  # the window slides on before the last
+    assert together == [texts_of(model, tokenizer, [request])[0] for request in requests]
+
+
 def test_alone_it_is_what_generate_writes():
     model, tokenizer = small_model(), load_tokenizer("bytes")
     ids = torch.tensor([encode_prompt(tokenizer, "the cat")])

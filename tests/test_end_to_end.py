@@ -118,7 +118,7 @@ def test_several_samples_are_numbered_and_differ(write):
         ({"ckpt_path": "nowhere.ckpt"}, "no checkpoint at 'nowhere.ckpt'"),
         ({"ckpt_path": ROOT / "README.md"}, "README.md is no checkpoint that can be loaded"),
         ({"logs": "nowhere"}, "no checkpoint below 'nowhere'"),
-        ({"temperature": -1}, "--temperature must be 0 or more, not -1.0"),
+        ({"temperature": -1}, "--temperature must be in [0, 1e6], not -1.0"),
         ({"temperature": "hot"}, "invalid float value: 'hot'"),
         ({"top_k": 0}, "--top_k must be at least 1, not 0"),
         ({"top_p": 0}, "--top_p must be in (0, 1], not 0.0"),

@@ -114,7 +114,7 @@ def test_a_trace_can_be_turned_on_and_off(talk, write):
     [
         ("/temperature hot", "error: /temperature takes a number, not 'hot'"),
         ("/temperature", "error: /temperature takes a number, not ''"),
-        ("/temperature -1", "error: /temperature must be 0 or more, not -1.0"),
+        ("/temperature -1", "error: /temperature must be in [0, 1e6], not -1.0"),
         ("/top_k 0", "error: /top_k must be at least 1, not 0"),
         ("/max_new_tokens 0", "error: /max_new_tokens must be at least 1, not 0"),
         ("/seed -1", "error: /seed must be 0 or more and below 2**63, not -1"),

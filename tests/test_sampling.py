@@ -96,6 +96,7 @@ LOGITS = [math.log(chance) for chance in (0.15, 0.5, 0.1, 0.25)]
         ({"temperature": 2}, [0.2027, 0.3701, 0.1655, 0.2617]),  # the roots, of 1.9106
         ({"temperature": 0.5, "top_p": 0.7}, [0, 1, 0, 0]),
         ({"temperature": 1e6}, [0.25, 0.25, 0.25, 0.25]),
+        ({"top_p": 1e-50}, [0, 1, 0, 0]),  # 0 as float32
     ],
 )
 def test_tokens_are_drawn_with_these_probabilities(options, expected):
@@ -163,9 +164,10 @@ def test_a_high_penalty_repeats_nothing_the_model_sees(style):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.1}, "--temperature must be 0 or more, not -0.1"),
-        ({"temperature": math.inf}, "--temperature must be 0 or more, not inf"),
-        ({"temperature": math.nan}, "--temperature must be 0 or more, not nan"),
+        ({"temperature": -0.1}, "--temperature must be in [0, 1e6], not -0.1"),
+        ({"temperature": 1e39}, "--temperature must be in [0, 1e6], not 1e+39"),  # infinite there
+        ({"temperature": math.inf}, "--temperature must be in [0, 1e6], not inf"),
+        ({"temperature": math.nan}, "--temperature must be in [0, 1e6], not nan"),
         ({"top_k": 0}, "--top_k must be at least 1, not 0"),
         ({"top_k": -1}, "--top_k must be at least 1, not -1"),
         ({"top_p": 0.0}, "--top_p must be in (0, 1], not 0.0"),
@@ -270,7 +272,7 @@ def test_several_tokens_on_a_cache_that_holds_some_are_refused():
 def test_the_window_slides_to_its_later_half_when_it_is_full(context_length, use_cache, expected):
     """How many tokens the model reads at each step, after a prompt longer than the context."""
     model, lengths = small_model(context_length=context_length), []
-    model.register_forward_pre_hook(lambda module, args: lengths.append(args[0].size(1)))
+    model.embedding.register_forward_pre_hook(lambda _, args: lengths.append(args[0].size(1)))
     all_new(model, some_ids(1, 6), 8, GREEDY, use_cache=use_cache)
     assert lengths == expected
 

@@ -95,10 +95,12 @@ class Server:
             assert time.monotonic() < end, self.counts()
             time.sleep(0.02)
 
-    def hang_up(self, body: dict[str, Any]) -> socket.socket:
+    def hang_up(self, body: dict[str, Any], window: int = 1 << 16) -> socket.socket:
         """The connection on which that was asked; closing it is for the caller."""
         content = json.dumps(body).encode()
-        connection = socket.create_connection(("127.0.0.1", self.port))
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        connection.connect(("127.0.0.1", self.port))
         head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}"
         connection.sendall(head.encode() + b"\r\n\r\n" + content)
         return connection
@@ -223,6 +225,11 @@ def test_stops_and_echo(client, expected):
         assert choices[-1].finish_reason == "stop"
 
 
+def test_a_top_p_next_to_nothing_takes_the_likeliest(client, expected):
+    answer = client.completions.create(model="version_7/best", prompt="ab", top_p=1e-50)
+    assert answer.choices[0].text == expected("ab", 16, Sampling(0), 1)
+
+
 def test_options_beyond_openais(client, expected):
     extra = {"top_k": 5, "min_p": 0.2, "repetition_penalty": 1.5}
     answer = client.completions.create(
@@ -249,7 +256,8 @@ def test_options_beyond_openais(client, expected):
         ({"presence_penalty": 0.1}, "presence_penalty", "presence_penalty: is not supported"),
         ({"frequency_penalty": -1}, "frequency_penalty", "frequency_penalty: is not supported"),
         ({"extra_body": {"tpo_p": 1}}, "tpo_p", "tpo_p: is no parameter of this server"),
-        ({"temperature": -1}, "temperature", "temperature must be 0 or more, not -1"),
+        ({"temperature": -1}, "temperature", r"temperature must be in \[0, 1e6\], not -1"),
+        ({"temperature": 1e39}, "temperature", r"temperature must be in \[0, 1e6\], not 1e\+39"),
         ({"temperature": "hot"}, "temperature", "temperature: input should be a valid number"),
         ({"top_p": 0}, "top_p", r"top_p must be in \(0, 1\], not 0"),
         ({"extra_body": {"min_p": 2}}, "min_p", r"min_p must be in \[0, 1\], not 2"),
@@ -261,6 +269,9 @@ def test_options_beyond_openais(client, expected):
         ({"max_tokens": LONG + 1}, "max_tokens", f"{LONG + 1} are too many, .* at most {LONG}"),
         ({"n": 0}, "n", "n: input should be greater than or equal to 1"),
         ({"n": 65}, "n", "n: 65 completions at a time are too many, at most 64"),
+        ({"prompt": ["a"] * 65}, "prompt", "prompt: 65 completions at a time are too many"),
+        ({"prompt": ["a"] * 2048, "n": 128}, "n", "n: 262144 completions at a time are too many"),
+        ({"prompt": ["a"] * 2049}, "prompt", "prompt: has 2049 texts, at most 2048 may be"),
         ({"seed": -1}, "seed", "seed must be 0 or more and below"),
         ({"seed": 2**63 - 1, "n": 2}, "seed", "seed must be 0 or more and below"),
         ({"stop": ""}, "stop", "stop must not be empty"),
@@ -307,7 +318,7 @@ def test_an_unknown_model(client):
         (b'{"prompt": "\xff"}', 400, "Invalid JSON"),
         ('{"prompt": "a\\ud800"}', 400, "Invalid JSON"),
         ('{"prompt": "a", "temperature": NaN}', 400, "temperature"),
-        ('{"prompt": "a", "temperature": 1e999}', 400, "temperature must be 0 or more, not inf"),
+        ('{"prompt": "a", "temperature": 1e999}', 400, "temperature must be in [0, 1e6], not inf"),
         ('{"prompt": ' + "[" * 100_000, 400, "Invalid JSON: recursion limit"),
         ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", 400, "number out of range"),
         ('{"prompt": "' + "a" * (1 << 20) + '"}', 413, "more than 1,048,576 bytes"),
@@ -461,6 +472,10 @@ def test_a_signal_ends_it_with_all_that_is_under_way(checkpoint, tmp_path, numbe
             stream = pool.submit(httpx.post, url, json={**ask, "stream": True}, timeout=60)
             server.url = f"http://127.0.0.1:{server.port}"
             server.wait_for((40, 0))
+            half = socket.create_connection(("127.0.0.1", server.port))  # of what it says it sends
+            half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{")
+            deaf = server.hang_up({**ask, "stream": True}, window=4096)  # it never reads
+            server.wait_for((60, 0))
             assert httpx.get(server.url, headers={"Host": "any.example"}).status_code == 200
             assert server.stop(number) == (
                 status,
@@ -471,6 +486,8 @@ def test_a_signal_ends_it_with_all_that_is_under_way(checkpoint, tmp_path, numbe
             assert whole.result().json()["error"]["message"] == "the server stops"
             assert '"message": "the server stops"' in stream.result().text
             assert "[DONE]" not in stream.result().text
+            half.close()
+            deaf.close()
 
 
 def run(*words: str, code: str | None = None) -> tuple[int, str]:
@@ -524,7 +541,7 @@ def test_a_batch_that_fails_leaves_the_others_alone(checkpoint, capfd):
         if len(args[0]) > 2:
             raise torch.OutOfMemoryError("no room")
 
-    model.register_forward_pre_hook(too_small)
+    model.embedding.register_forward_pre_hook(too_small)
     batcher = Batcher(model, tokenizer, max_concurrent=9, max_batch_size=9)
 
     async def ask(n: int) -> list[str]:
