@@ -78,7 +78,7 @@ def complete(
     requests: Sequence[Request],
     is_wanted: Callable[[int], bool] = lambda index: True,
 ) -> Iterator[Piece]:
-    """Completes the requests side by side, a token of each at a time.
+    """Completes one or more requests side by side, a token of each at a time.
 
     Prompts may differ in length: the batch begins after the shortest, and the longer ones are
     still read, a token at a time, while that one is already being continued.
@@ -86,20 +86,18 @@ def complete(
     Args:
         model: in eval mode; it sees the last context_length tokens.
         tokenizer: the model's.
-        requests: at least one.
         is_wanted: asked at each token; what nobody waits for any more is not gone on with.
 
     Raises:
         UnicodeEncodeError: a prompt is no valid Unicode.
     """
-    device, context = model.embedding.weight.device, model.config.context_length
+    context = model.config.context_length
     prompts = [encode_prompt(tokenizer, request.prompt)[-context:] for request in requests]
     texts = [Text(i, request, tokenizer) for i, request in enumerate(requests)]
-    place = min(map(len, prompts))
-    rows = Rows(model, torch.tensor([p[:place] for p in prompts], device=device), tokenizer)
+    rows, place = _begin(model, tokenizer, prompts)
     while True:
-        ids = torch.tensor([p[place] if place < len(p) else -1 for p in prompts], device=device)
-        new = [row for row, i in enumerate(ids.tolist()) if i < 0]
+        read = [prompt[place] if place < len(prompt) else -1 for prompt in prompts]
+        ids, new = rows.seen.new_tensor(read), [row for row, i in enumerate(read) if i < 0]
         logits = rows.logits(new)  # (N, V)
         ids[new], choices = _draw(logits, rows.seen[new], [texts[row] for row in new])
         for row, choice in zip(new, choices, strict=True):
@@ -112,10 +110,15 @@ def complete(
         if len(going) < len(texts):
             rows.keep(going)
             prompts, texts = [prompts[row] for row in going], [texts[row] for row in going]
-            if place < (shortest := min(map(len, prompts))):  # all are read: at once, then
-                place = shortest
-                ids = torch.tensor([p[:place] for p in prompts], device=device)
-                rows = Rows(model, ids, tokenizer)
+            if place < min(map(len, prompts)):  # all are still read: then, as at first
+                rows, place = _begin(model, tokenizer, prompts)
+
+
+def _begin(model: GPT, tokenizer: Tokenizer, prompts: list[list[int]]) -> tuple[Rows, int]:
+    """All prompts as far as the shortest goes, and how far that is."""
+    place = min(map(len, prompts))
+    ids = torch.tensor([p[:place] for p in prompts], device=model.embedding.weight.device)
+    return Rows(model, ids, tokenizer), place
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:

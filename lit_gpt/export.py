@@ -59,6 +59,8 @@ def export(options: Namespace) -> None:
 
 
 def refuse_taken(out: Path) -> None:
+    if out.is_symlink() or os.path.ismount(out):
+        raise UserError(f"--out {str(out)!r} is a link or a mounted disk: name a folder in it")
     with suppress(OSError):
         if out.name and out.is_dir() and not any(out.iterdir()):
             return
@@ -77,8 +79,10 @@ def find_text(content: dict[str, Any], options: Namespace) -> TextSource:
             "the checkpoint doesn't say which text it was trained on: name any text with "
             "--data_path, to compare the export on"
         )
+    if options.data_path:  # it is read as itself is, whatever the run's text was
+        path, encoding, field = options.data_path, None, None
     return TextSource(
-        options.data_path or path,
+        path,
         options.encoding or (encoding if isinstance(encoding, str) else "utf-8"),
         options.text_field or (field if isinstance(field, str) else None),
     )
@@ -112,9 +116,8 @@ def fill(
     fraction = dig(content, DATA, "train_fraction")
     fraction = fraction if isinstance(fraction, float) and 0 < fraction < 1 else 0.9
     findings = check_export(folder, model, source, corpus, fraction)
-    begun = tokenizer.decode(corpus.tokens[:64]).replace("\ufffd", "").split("\n")[0]
-    prompt = begun.strip()[:4] or "\n"
     own = corpus.info.fingerprint == dig(content, "corpus", "fingerprint")
+    prompt = example(corpus) if own else "\n"  # of no file that a stranger's checkpoint names
     card = model_card(out.name, path, content, model, tokenizer, findings, prompt, own)
     (folder / "README.md").write_text(card, encoding="utf-8")
     refuse_taken(out)
@@ -128,6 +131,12 @@ def fill(
         f"Exported as {layout_of(model.config).label}: {out}",
         f"Use it:  python -c {shlex.quote(use)}",
     ]
+
+
+def example(corpus: Corpus) -> str:
+    """A prompt: how the text begins."""
+    begun = corpus.tokenizer.decode(corpus.tokens[:64]).replace("\ufffd", "").split("\n")[0]
+    return begun.strip()[:4] or "\n"
 
 
 def write_folder(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:

@@ -49,7 +49,8 @@ def to_hf(tokenizer: Tokenizer) -> Any:
     characters where `tokenizer_config` lies beside it (tokenizer.json can't say so).
 
     Raises:
-        UserError: a vocabulary in which SPECIAL is an ordinary token too; no transformers.
+        UserError: a pattern that isn't known there, or a vocabulary in which SPECIAL is an
+            ordinary token too; no transformers.
     """
     import_transformers()
     from tokenizers import AddedToken, pre_tokenizers
@@ -58,11 +59,15 @@ def to_hf(tokenizer: Tokenizer) -> Any:
     ranks = tokenizer.ranks
     converter = TikTokenConverter(pattern=onig_pattern(tokenizer.pattern))
     converter.load_tiktoken_bpe = lambda _: ranks  # instead of reading them from a file
-    if len(ranks) > 256:
-        converted = converter.converted()
-    else:  # nothing to merge, so nothing to split; and its pattern need not be known there
+    if len(ranks) == 256:  # nothing to merge, so nothing to split: any pattern will do
         converter.pattern = "."
+    try:
         converted = converter.converted()
+    except Exception as error:  # it has no class of its own
+        raise UserError(
+            f"the pattern that splits text, {tokenizer.pattern!r}, can't be had there ({error})"
+        ) from error
+    if len(ranks) == 256:
         converted.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if tokenizer.end_of_text is not None:
         if SPECIAL.encode() in ranks:
@@ -259,7 +264,10 @@ def check_ids(folder: str | Path, tokens: np.ndarray, parts: Iterable[str | None
     from tokenizers import Tokenizer as Theirs
 
     none = dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
-    theirs = Theirs.from_str(json.dumps(spec | none | {"added_tokens": []}))
+    try:
+        theirs = Theirs.from_str(json.dumps(spec | none | {"added_tokens": []}))
+    except Exception as error:  # it has no class of its own
+        raise _unreadable(Path(folder), error) from error
     at = 0
     for text in _joined(parts):
         if text is None:

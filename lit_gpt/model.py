@@ -34,7 +34,7 @@ class GPTConfig:
     Args:
         vocab_size: number of tokens, V.
         context_length: the most tokens the model looks at, itself included.
-        d_model: embedding size, C; divisible by num_heads.
+        d_model: embedding size, C; divisible by num_heads where head_size is None.
         num_blocks: number of Transformer blocks.
         num_heads: attention heads in each block.
         dropout: share dropped in training, in [0, 1), of the embedding and of what each layer adds.
@@ -90,8 +90,8 @@ class GPTConfig:
         self.hidden_size = self.hidden_size or wide
         if self.position == "rotary" and self.head_size % 2:
             raise UserError(
-                f"rotary positions need an even head size, but of d_model {self.d_model} and "
-                f"num_heads {self.num_heads} it is {self.head_size}: change one of them"
+                f"rotary positions need an even head size, and it is {self.head_size}: change "
+                f"--model.head_size, or d_model {self.d_model} / num_heads {self.num_heads}"
             )
 
     def _check(self) -> None:

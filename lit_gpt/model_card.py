@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import UserError
-from lit_gpt.export_check import TOLERANCE, Findings
+from lit_gpt.export_check import Findings
 from lit_gpt.hf_tokenizer import import_transformers
 from lit_gpt.history import read_history
 from lit_gpt.layouts import layout_of
@@ -102,7 +102,7 @@ def snippet(model: str, prompt: str, length: int) -> str:
 
 def describe_model(model: GPT, tokenizer: Tokenizer) -> str:
     c, layout, (outer, inner) = model.config, layout_of(model.config), model.num_parameters()
-    tokens = f"{tokenizer.vocab_size:,} tokens ({Path(tokenizer.name).name})"
+    tokens = f"{tokenizer.vocab_size:,} tokens ({code(Path(tokenizer.name).name)})"
     if tokenizer.end_of_text is not None:
         tokens += f", {tokenizer.end_of_text} ends a document"
     heads = f"{c.num_heads} heads ({c.num_kv_heads} of keys and values)"
@@ -118,6 +118,11 @@ def describe_model(model: GPT, tokenizer: Tokenizer) -> str:
     return table([("", ""), *rows])
 
 
+def step_of(content: dict[str, Any]) -> int | str:
+    step = content.get("global_step")
+    return step if isinstance(step, int) else "not known"
+
+
 def describe_training(content: dict[str, Any]) -> str:
     """Names of files only: no folders of the machine."""
     paths = dig(content, "datamodule_hyper_parameters", "path")
@@ -128,7 +133,9 @@ def describe_training(content: dict[str, Any]) -> str:
     share = dig(content, "datamodule_hyper_parameters", "train_fraction")
     if isinstance(share, float):
         rows.append(("Training split", f"the first {share:.0%}; the rest validates"))
-    rows.append(("Steps", f"{content.get('global_step', 'not known')}"))
+    if isinstance(source := dig(content, "hyper_parameters", "init_from"), str):
+        rows.append(("Started from the weights of", code(Path(source).name)))
+    rows.append(("Steps", step_of(content)))
     for group, name, label in (
         ("datamodule_hyper_parameters", "batch_size", "Windows a step, on each device"),
         ("trainer", "accumulate_grad_batches", "Batches a step"),
@@ -147,7 +154,7 @@ def describe_results(content: dict[str, Any], path: Path) -> str:
     Args:
         content: what the file at `path` holds.
     """
-    step, rows, shared = content.get("global_step"), [], None
+    step, rows, shared = step_of(content), [], None
     best = dig(content, "callbacks", "StepLines", "best")
     loss = dig(best, "val") if dig(best, "step") == step else None
     bits = None
@@ -183,7 +190,7 @@ def describe_findings(findings: Findings) -> list[str]:
     return [
         f"Tokens: {f.num_tokens:,} identical",
         f"Logits on {f.num_windows} windows of {f.window_length} tokens: largest difference "
-        f"{f.difference:.1e}, below {TOLERANCE:.0e}",
+        f"{f.difference:.1e}, below {f.allowed:.0e}",
         f"Greedy text: {f.num_greedy} tokens identical{end}",
     ]
 

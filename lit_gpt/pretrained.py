@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,13 @@ from lit_gpt.checkpoint import build_model, load_checkpoint, read_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.hf_config import gpt_config
 from lit_gpt.hf_tokenizer import from_hf, import_transformers
-from lit_gpt.layouts import LAYOUTS, gpt_weights
+from lit_gpt.layouts import LAYOUTS, check_logits, gpt_weights
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import Tokenizer
 
-CONTEXT = (
-    1024  # tokens of a window, where none are asked for and the folder's model could take more
-)
+CONTEXT = 1024  # tokens of a window, where none are asked for and the model could take more
 WINDOW = 64  # tokens whose logits are compared
-TOLERANCE = 1e-4  # of a logit; where they are beyond 1, of the largest
+TABLES = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")  # no weights; old files
 
 
 def is_folder(source: str) -> bool:
@@ -142,14 +141,26 @@ def load_theirs(folder: Path) -> Any:
     transformers = import_transformers()
     try:
         theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            folder,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
         )
     except Exception as error:  # whatever a foreign file can raise
         raise UserError(
             f"the weights of {folder} can't be loaded ({in_one_line(error)})"
         ) from error
-    if missing := sorted(info["missing_keys"]):  # it would draw them at random
-        raise UserError(f"the weights of {folder} lack {len(missing)}, the first {missing[0]}")
+    for what, names in {  # what it would draw at random, or pass over
+        "is missing": info["missing_keys"],
+        "has another shape": {name for name, *_ in info["mismatched_keys"]},
+        "is too much": {name for name in info["unexpected_keys"] if not TABLES.search(name)},
+    }.items():
+        if names:
+            raise UserError(
+                f"the weights of {folder} are not those that its config.json says: {min(names)} "
+                f"{what} ({len(names)} such in all)"
+            )
     return theirs.eval()
 
 
@@ -160,10 +171,9 @@ def compare_logits(model: GPT, theirs: Any, rows: np.ndarray, folder: Path) -> N
     ids = torch.arange(length) * 7919 % len(rows)  # a prime
     rows = torch.from_numpy(rows)
     expected = theirs(input_ids=rows[None, ids]).logits[0][:, rows]
-    difference = (model(ids[None])[0] - expected).abs().max().item()
-    allowed = TOLERANCE * max(1.0, expected.abs().max().item())
-    if not difference <= allowed:
+    try:
+        check_logits(model(ids[None])[0], expected)
+    except UserError as error:
         raise UserError(
-            f"{folder}: our logits differ from transformers' by up to {difference:.2g} (allowed: "
-            f"{allowed:.2g}), so it has something that was not seen here: take another model"
-        )
+            f"{folder} has something that was not seen here: {error}; take another model"
+        ) from error

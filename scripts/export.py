@@ -13,8 +13,8 @@ def parse() -> argparse.Namespace:
     add("--ckpt_path", help="checkpoint to export; default: the newest run's best")
     add("--logs", default="logs", help="where to look for the newest run (default: %(default)s)")
     add("--data_path", help="text to compare the export on; default: that of the run")
-    add("--encoding", help="of that text; default: as in the run")
-    add("--text_field", help="of its documents; default: as in the run")
+    add("--encoding", help="of that text; default: utf-8, of the run's own as in the run")
+    add("--text_field", help="of its documents; default: none, of the run's own as in the run")
     return parser.parse_args()
 
 

@@ -28,7 +28,7 @@ from lit_gpt.export_check import compare_greedy, spread_windows
 from lit_gpt.history import read_history
 from lit_gpt.layouts import hf_weights
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.model_card import describe_results, describe_training
+from lit_gpt.model_card import describe_model, describe_results, describe_training
 from lit_gpt.sampling import Sampling
 from lit_gpt.tokenizer import Tokenizer, load_tokenizer
 
@@ -300,6 +300,42 @@ def test_another_text_will_do(text, tmp_path, capsys):
     assert out.splitlines()[0] in card
 
 
+def test_another_text_is_read_as_itself_is(text, tmp_path, capsys):
+    """Whatever the encoding and the field of the run's own text were."""
+    path = write_checkpoint(tmp_path, compact(text), text)
+    content = torch.load(path)
+    content["datamodule_hyper_parameters"] |= {"encoding": "gb18030", "text_field": "body"}
+    torch.save(content, path)
+    other = tmp_path / "other.txt"
+    other.write_text("猫坐在垫子上", encoding="utf-8")
+    status, out, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder", data_path=other)
+    assert (status, err) == (0, "")
+    count = len(compact(text).encode("猫坐在垫子上"))
+    assert out.startswith(f"Tokens: {count} identical\n")
+
+
+def test_of_a_file_that_a_checkpoint_names_nothing_is_shown(text, tmp_path, capsys):
+    """It may come from a stranger, and the card may be published."""
+    path = write_checkpoint(tmp_path, compact(text), text)
+    _, out, _ = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
+    assert "The" not in out
+    assert '"The' not in (tmp_path / "folder" / "README.md").read_text()
+
+
+@torch.no_grad()
+def test_large_logits_may_differ_as_float32_does(text, tmp_path, capsys):
+    path = write_checkpoint(
+        tmp_path, compact(text), text, style="modern", d_model=256, num_blocks=4
+    )
+    content = torch.load(path)
+    content["state_dict"]["gpt.norm.weight"] *= 1e3
+    torch.save(content, path)
+    status, out, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
+    assert (status, err) == (0, "")
+    difference, allowed = re.search(r"difference (\S+), below (\S+)", out).groups()
+    assert 1e-4 < float(difference) < float(allowed)
+
+
 def test_the_smallest_context_and_text(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("a")
@@ -327,12 +363,12 @@ def lose_a_merge(tokenizer):
 
 
 SABOTAGE = {
-    "a weight": ("hf_weights", change_a_weight, "logits differ by up to"),
+    "a weight": ("hf_weights", change_a_weight, "our logits and transformers' differ by up to"),
     "a token": ("to_hf", lose_a_merge, "splits the text otherwise: token"),
     "the activation": (
         "hf_config",
         lambda config: config | {"activation_function": "gelu"},
-        "logits differ by up to",
+        "our logits and transformers' differ by up to",
     ),
     "the sampling": (
         "asdict",
@@ -432,6 +468,7 @@ def test_windows_are_spread_over_what_validates(num_tokens, length, expected):
         ({"data_path": "rows.jsonl"}, "--data_path has documents, and the tokenizer"),
         ({"data_path": "some.ckpt"}, "looks like a binary file"),
         ({"encoding": "utf-99"}, "utf-99"),
+        ({"out": "link"}, "--out '{here}/link' is a link or a mounted disk: name a folder in it"),
     ],
 )
 def test_wrong_input_is_one_line(options, message, text, tmp_path, capsys):
@@ -439,6 +476,7 @@ def test_wrong_input_is_one_line(options, message, text, tmp_path, capsys):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "precious").write_text("kept")
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "rows.jsonl")
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n')
     before = sorted(tmp_path.rglob("*"))
     given = {n: v if n == "encoding" else tmp_path / v for n, v in (right | options).items()}
@@ -504,7 +542,14 @@ def test_results_are_of_the_weights_and_no_others(base, runs):
     assert alone.count("validation split") == 1
 
 
-def test_names_in_the_card_can_not_break_it():
+def test_names_in_the_card_can_not_break_it(base, runs):
+    model, tokenizer = load_checkpoint(runs["qwen3"])
+    tokenizer.name = "x|y\n\n# Injected\n<script>"
+    assert "tokens (`x y # Injected <script>`) |" in describe_model(model, tokenizer)
+    content = {"global_step": "3 |\n\n## Injected", "hyper_parameters": {"init_from": "/a/b|c"}}
+    assert "| Steps | not known |" in describe_training(content)
+    assert "| Started from the weights of | `b c` |" in describe_training(content)
+    assert "Injected" not in describe_results(content, base / "x.ckpt")
     rows = describe_training({"datamodule_hyper_parameters": {"path": ["/home/me/a`|\nb", "c"]}})
     assert "| Text | `a b`, `c` |" in rows
     assert "home" not in rows

@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "web": {"completion", "batching", "protocol"},
     "serve": {"errors", "checkpoint", "batching", "serve_page", "web"},
     "export_check": {
-        *("errors", "tokenizer", "corpus", "files", "model", "sampling", "hf_tokenizer"),
+        *("errors", "tokenizer", "corpus", "files", "model", "sampling", "hf_tokenizer", "layouts"),
     },
     "model_card": {
         *("errors", "history", "tokenizer", "model", "layouts", "hf_tokenizer", "export_check"),

@@ -458,8 +458,8 @@ def test_classic_style_learns_exactly_as_the_classic_loop():
         ({"num_kv_heads": 8}, "--model.num_kv_heads 8 must divide --model.num_heads 4"),
         (
             {"d_model": 20, "position": "rotary"},
-            "rotary positions need an even head size, but of d_model 20 and num_heads 4 it is 5: "
-            "change one of them",
+            "rotary positions need an even head size, and it is 5: change --model.head_size, or "
+            "d_model 20 / num_heads 4",
         ),
     ],
 )

@@ -317,6 +317,17 @@ def drop_weight(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def edit_weights(folder: Path, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    changed = {name: change(name, weight).contiguous() for name, weight in weights.items()}
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_tokenizer(folder: Path, **changes) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def cut_weights(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -338,7 +349,19 @@ WRONG = {
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "can't be loaded (OSError: "),
     "half of the weights": (cut_weights, "can't be loaded (SafetensorError: "),
-    "a weight is missing": (drop_weight, "lack 1, the first "),
+    "a weight is missing": (drop_weight, "weight is missing (1 such in all)"),
+    "a weight of another shape": (
+        lambda f: edit_weights(f, lambda name, weight: weight[:-1] if weight.ndim == 1 else weight),
+        " has another shape (",
+    ),
+    "a block too much": (
+        lambda f: edit_config(f, n_layer=1, num_hidden_layers=1, layer_types=["full_attention"]),
+        " is too much (",
+    ),
+    "a version from the future": (
+        lambda f: edit_tokenizer(f, version="9.9"),
+        "can't be read (",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json, nor a"),
     "another epsilon": (
         lambda f: edit_config(f, layer_norm_epsilon=1e-3, rms_norm_eps=1e-3),
@@ -378,5 +401,5 @@ def test_other_logits_are_refused(folder):
     model, theirs, rows = load_folder(str(folder), 16), load_theirs(folder), from_hf(folder)[1]
     compare_logits(model, theirs, rows, folder)
     model.blocks[1].attention.out.weight *= 1.01
-    with pytest.raises(UserError, match="our logits differ from transformers' by up to 0"):
+    with pytest.raises(UserError, match="our logits and transformers' differ by up to"):
         compare_logits(model, theirs, rows, folder)
