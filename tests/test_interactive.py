@@ -149,12 +149,19 @@ class Terminal:
     def until(self, pattern: str) -> str:
         """Reads on until the pattern is there; gives all up to its end, and forgets it."""
         end = time.monotonic() + 60
-        while not (found := re.search(pattern, self.seen)):
+        while not (found := re.search(pattern, self.seen, re.DOTALL)):
             ready, _, _ = select.select([self.file], [], [], max(0, end - time.monotonic()))
             assert ready, f"{pattern!r} never came: {self.seen!r}"
             self.seen += os.read(self.file, 4096).decode("utf-8", "replace")
         text, self.seen = self.seen[: found.end()], self.seen[found.end() :]
         return text
+
+    def interrupt(self) -> None:
+        """Ctrl-C, and on to the next prompt; what a terminal shows right then, it may lose."""
+        self.type("\x03")
+        time.sleep(0.5)
+        self.type("/seed 8888\n/options\n")
+        self.before = self.until("/seed 8888\r?\n/stop.*> ")
 
     def type(self, keys: str) -> None:
         os.write(self.file, keys.encode())
@@ -167,11 +174,18 @@ def test_at_a_terminal_ctrl_c_ends_the_answer_and_arrow_up_brings_back_the_promp
         terminal.type("the cat\n")
         terminal.until(r"the cat\r\n")
         terminal.until("the cat.{30}")  # streamed, while it is far from done
-        terminal.type("\x03")
-        terminal.until(r"\n> ")
-        terminal.type("/max_new_tokens 3\n")
-        terminal.until("> ")
-        terminal.type("\x1b[A\x1b[A\n")  # twice up
+        terminal.interrupt()
+        terminal.type("half a line")
+        terminal.interrupt()  # it is forgotten
+        terminal.type("/trace on\nand\n")
+        terminal.until("and.{30}")
+        terminal.interrupt()
+        assert "likeliest" in terminal.before  # of what there was
+        terminal.type("/trace off\n/max_new_tokens 3\n")
+        terminal.until("> .*> ")
+        terminal.type("the cat\n")
+        terminal.until(r"the cat.*\n> ")
+        terminal.type("\x1b[A\n")  # up
         assert "the cat" in terminal.until(r"\r\n")
         terminal.until("the cat")
         terminal.until("> ")
