@@ -271,6 +271,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.batcher, self.line = batcher, line
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # a client that left is no warning
 
     async def startup(self, *args: Any, **options: Any) -> None:
         await super().startup(*args, **options)
