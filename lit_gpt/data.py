@@ -21,8 +21,7 @@ from lit_gpt.bpe import bpe_size
 from lit_gpt.corpus import Corpus, cut_safely, load_corpus, split_at
 from lit_gpt.errors import UserError
 from lit_gpt.files import Reader, find_files
-from lit_gpt.hf_tokenizer import check_ids, fingerprint_of
-from lit_gpt.pretrained import is_folder, load_tokenizer_of
+from lit_gpt.pretrained import check_ids, fingerprint_of, is_folder, load_tokenizer_of
 from lit_gpt.tokenizer import Tokenizer
 
 Batch = tuple[Tensor, Tensor]  # x and y, each (B, T) int64

@@ -5,10 +5,8 @@ Needs transformers, and with it the package tokenizers: imported here only where
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ NAME = "of a Hugging Face folder"
 GPT2_PATTERN = (  # what ByteLevel(use_regex=True) splits by
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 )
-PART = 1 << 20  # characters compared at a time
 
 
 def import_transformers() -> Any:
@@ -118,7 +115,7 @@ def from_hf(folder: str | Path) -> tuple[Tokenizer, np.ndarray]:
         rows = list(ids.values())
         end = _end_of_text(spec, folder, set(rows))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     if end is not None:
         tokenizer, rows = tokenizer.with_end_of_text(), [*rows, end]
     return tokenizer, np.array(rows, dtype=np.int64)
@@ -141,11 +138,11 @@ def read_spec(folder: Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # whatever a foreign file can raise
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     return spec
 
 
-def _unreadable(folder: Path, error: Exception) -> UserError:
+def unreadable(folder: Path, error: Exception) -> UserError:
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return UserError(f"the tokenizer of {folder} can't be read ({reason})")
 
@@ -240,66 +237,3 @@ def _end_of_text(spec: dict[str, Any], folder: Path, ordinary: set[int]) -> int 
         names.append(eos["content"] if isinstance(eos, dict) else eos)
     found = (ids[name] for name in names if name in ids and ids[name] not in ordinary)
     return next(found, None)
-
-
-def fingerprint_of(folder: str | Path) -> str:
-    """Changes with anything that `check_ids` finds by the tokenizer."""
-    spec = json.dumps(read_spec(Path(folder).expanduser()), sort_keys=True)
-    return hashlib.sha256(spec.encode()).hexdigest()[:16]
-
-
-def check_ids(folder: str | Path, tokens: np.ndarray, parts: Iterable[str | None]) -> bool:
-    """True; the folder's own tokenizer, all text taken as plain text, gives the same ids.
-
-    Args:
-        folder: as for `from_hf`.
-        tokens: (N,) our ids of the whole text.
-        parts: that text, cut where it may be cut; None ends a document.
-
-    Raises:
-        UserError: it gives others, and where.
-    """
-    tokenizer, rows = from_hf(folder)
-    spec = read_spec(Path(folder).expanduser())
-    from tokenizers import Tokenizer as Theirs
-
-    none = dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
-    try:
-        theirs = Theirs.from_str(json.dumps(spec | none | {"added_tokens": []}))
-    except Exception as error:  # it has no class of its own
-        raise _unreadable(Path(folder), error) from error
-    at = 0
-    for text in _joined(parts):
-        if text is None:
-            expected = rows[[tokenizer.end_of_text]]
-        else:
-            expected = np.array(theirs.encode(text).ids, dtype=np.int64)
-        found = rows[tokens[at : at + len(expected)]]
-        if not np.array_equal(found, expected):
-            same = [a == b for a, b in zip(found, expected, strict=False)]
-            place = same.index(False) if False in same else len(same)
-            near = tokenizer.decode(tokens[at + max(0, place - 4) : at + place + 4])
-            raise UserError(
-                f"the tokenizer of {folder} splits the text of --data.path otherwise than can be "
-                f"done here, near {near!r}"
-            )
-        at += len(expected)
-    assert at == len(tokens)
-    return True
-
-
-def _joined(parts: Iterable[str | None]) -> Iterator[str | None]:
-    """Larger parts, so that cuts, too, are looked at."""
-    text, size = [], 0
-    for part in parts:
-        if part is None or size > PART:
-            if text:
-                yield "".join(text)
-            text, size = [], 0
-        if part is None:
-            yield None
-        else:
-            text.append(part)
-            size += len(part)
-    if text:
-        yield "".join(text)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ import torch
 from lit_gpt.checkpoint import build_model, load_checkpoint, read_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.hf_config import gpt_config
-from lit_gpt.hf_tokenizer import from_hf, import_transformers
+from lit_gpt.hf_tokenizer import from_hf, import_transformers, read_spec, unreadable
 from lit_gpt.layouts import LAYOUTS, check_logits, gpt_weights
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import Tokenizer
 
 CONTEXT = 1024  # tokens of a window, where none are asked for and the model could take more
 WINDOW = 64  # tokens whose logits are compared
+PART = 1 << 20  # characters whose ids are compared at a time
 TABLES = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")  # no weights; old files
 
 
@@ -177,3 +180,66 @@ def compare_logits(model: GPT, theirs: Any, rows: np.ndarray, folder: Path) -> N
         raise UserError(
             f"{folder} has something that was not seen here: {error}; take another model"
         ) from error
+
+
+def fingerprint_of(folder: str | Path) -> str:
+    """Changes with anything that `check_ids` finds by the tokenizer."""
+    spec = json.dumps(read_spec(Path(folder).expanduser()), sort_keys=True)
+    return hashlib.sha256(spec.encode()).hexdigest()[:16]
+
+
+def check_ids(folder: str | Path, tokens: np.ndarray, parts: Iterable[str | None]) -> bool:
+    """True; the folder's own tokenizer, all text taken as plain text, gives the same ids.
+
+    Args:
+        folder: as for `from_hf`.
+        tokens: (N,) our ids of the whole text.
+        parts: that text, cut where it may be cut; None ends a document.
+
+    Raises:
+        UserError: it gives others, and where.
+    """
+    tokenizer, rows = from_hf(folder)
+    spec = read_spec(Path(folder).expanduser())
+    from tokenizers import Tokenizer as Theirs
+
+    none = dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
+    try:
+        theirs = Theirs.from_str(json.dumps(spec | none | {"added_tokens": []}))
+    except Exception as error:  # it has no class of its own
+        raise unreadable(Path(folder), error) from error
+    at = 0
+    for text in _joined(parts):
+        if text is None:
+            expected = rows[[tokenizer.end_of_text]]
+        else:
+            expected = np.array(theirs.encode(text).ids, dtype=np.int64)
+        found = rows[tokens[at : at + len(expected)]]
+        if not np.array_equal(found, expected):
+            same = [a == b for a, b in zip(found, expected, strict=False)]
+            place = same.index(False) if False in same else len(same)
+            near = tokenizer.decode(tokens[at + max(0, place - 4) : at + place + 4])
+            raise UserError(
+                f"the tokenizer of {folder} splits the text of --data.path otherwise than can be "
+                f"done here, near {near!r}"
+            )
+        at += len(expected)
+    assert at == len(tokens)
+    return True
+
+
+def _joined(parts: Iterable[str | None]) -> Iterator[str | None]:
+    """Larger parts, so that cuts, too, are looked at."""
+    text, size = [], 0
+    for part in parts:
+        if part is None or size > PART:
+            if text:
+                yield "".join(text)
+            text, size = [], 0
+        if part is None:
+            yield None
+        else:
+            text.append(part)
+            size += len(part)
+    if text:
+        yield "".join(text)

@@ -33,7 +33,7 @@ def serve(options: Namespace) -> None:
         model, tokenizer = load_checkpoint(path)
         context = model.config.context_length
         facts = (
-            f"{sum(weight.numel() for weight in model.parameters()):,} parameters, a context of "
+            f"{sum(model.num_parameters()):,} parameters, a context of "
             f"{context:,} tokens, a vocabulary of {tokenizer.vocab_size:,} ({tokenizer.name})"
         )
         name = name_of(path)

@@ -19,13 +19,12 @@ from lit_gpt.bpe import load_trainer
 from lit_gpt.errors import UserError
 from lit_gpt.hf_tokenizer import (
     NAME,
-    check_ids,
-    fingerprint_of,
     from_hf,
     onig_pattern,
     to_hf,
     tokenizer_config,
 )
+from lit_gpt.pretrained import check_ids, fingerprint_of
 from lit_gpt.tokenizer import OFFLINE, Tokenizer, load_tokenizer
 
 ODD = (

@@ -47,7 +47,7 @@ MAY_IMPORT = {
         *("errors", "tokenizer", "hf_tokenizer", "model", "layouts", "checkpoint", "hf_config"),
     },
     "runs": {"errors", "atomic"},
-    "data": {"errors", "tokenizer", "bpe", "files", "corpus", "hf_tokenizer", "pretrained"},
+    "data": {"errors", "tokenizer", "bpe", "files", "corpus", "pretrained"},
     "module": {"errors", "optim", "stability", "model", "pretrained"},
     "saving": {"errors", "atomic", "checkpoint", "module", "stopping"},
     "resuming": {"errors", "model", "checkpoint", "pretrained", "data", "module"},
