@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_gpt.atomic import unfinished
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.storage import unfinished
+from lit_gpt.text.tokenizer import Tokenizer
 
 MAX_TABLES = 1 << 30  # bytes of a model's tables of positions, which no weights vouch for
 TO_WRITE = {"gpt", "tokenizer", "state_dict"}

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_gpt.bpe import bpe_size
-from lit_gpt.corpus import Corpus, cut_safely, load_corpus, split_at
 from lit_gpt.errors import UserError
-from lit_gpt.files import Reader, find_files
-from lit_gpt.pretrained import check_ids, fingerprint_of, is_folder, load_tokenizer_of
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.huggingface.importing import check_ids, fingerprint_of, is_folder
+from lit_gpt.text.corpus import Corpus, cut_safely, load_corpus, split_at
+from lit_gpt.text.files import Reader, find_files
+from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.vocabularies import bpe_size
+from lit_gpt.training.init_from import load_tokenizer_of
 
 Batch = tuple[Tensor, Tensor]  # x and y, each (B, T) int64
 

@@ -16,11 +16,11 @@ from torch.nn import LinearCrossEntropyOptions
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, SumMetric
 
+from lit_gpt.callbacks.nonfinite import Reading, StepWatch, check_weights
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import OptimizerKind, Schedule, build_optimizer, learning_rate_factor
-from lit_gpt.pretrained import load_weights
-from lit_gpt.stability import Reading, StepWatch, check_weights
+from lit_gpt.training.init_from import load_weights
 
 SPLITS = ("train", "val")  # the order of TextDataModule's evaluation loaders
 MAX_LOGITS = 1 << 28  # 1 GiB of them as float32; below, whole logits are quicker

@@ -3,11 +3,11 @@
 import argparse
 import sys
 
-from lit_gpt import errors
+from lit_gpt.command import Parser, run
 
 
 def parse() -> argparse.Namespace:
-    parser = errors.Parser(description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--out", required=True, help="folder to make; it may be there, if it is empty")
     add("--ckpt_path", help="checkpoint to export; default: the newest run's best")
@@ -20,10 +20,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    from lit_gpt.export import export  # after the options: torch takes a second to load
+    from lit_gpt.huggingface.export import export
 
     export(options)
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(run(main))

@@ -3,11 +3,11 @@
 import argparse
 import sys
 
-from lit_gpt import errors
+from lit_gpt.command import Parser, run
 
 
 def parse() -> argparse.Namespace:
-    parser = errors.Parser(description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--ckpt_path", help="checkpoint to use; default: the newest run's best")
     add("--logs", default="logs", help="where to look for the newest run (default: %(default)s)")
@@ -30,11 +30,11 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    from lit_gpt import interactive, writing  # after the options: torch takes a second to load
+    from lit_gpt.generation import generate, interactive
 
-    write = interactive.converse if options.interactive else writing.write_samples
+    write = interactive.converse if options.interactive else generate.write_samples
     write(options)
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(run(main))

@@ -3,17 +3,18 @@
 import sys
 import time
 
-from lit_gpt import errors, lean
+from lit_gpt import lean
+from lit_gpt.command import run
 
 BEGIN = time.perf_counter()
 
 
 def main() -> int:
     with lean.without_unused():
-        from lit_gpt import plan  # here, so that Ctrl-C is answered while torch loads
+        from lit_gpt.planning import plan
 
     return plan.main(BEGIN)
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(run(main))

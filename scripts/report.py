@@ -3,11 +3,11 @@
 import argparse
 import sys
 
-from lit_gpt import errors
+from lit_gpt.command import Parser, run
 
 
 def parse() -> argparse.Namespace:
-    parser = errors.Parser(description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run's folder, or its number below --logs")
     add("--logs", default="logs", help="where runs with a number are (default: %(default)s)")
@@ -17,10 +17,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    from lit_gpt.report import write_reports
+    from lit_gpt.reports.report import write_reports
 
     write_reports(options)
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(run(main))

@@ -3,12 +3,12 @@
 import argparse
 import sys
 
-from lit_gpt import errors
+from lit_gpt.command import Parser, at_least_one, run
 
 
 def parse() -> argparse.Namespace:
-    parser = errors.Parser(description=__doc__)
-    add, count = parser.add_argument, errors.at_least_one
+    parser = Parser(description=__doc__)
+    add, count = parser.add_argument, at_least_one
     add("--ckpt_path", help="checkpoint to serve; default: the newest run's best")
     add("--logs", default="logs", help="where to look for the newest run (default: %(default)s)")
     add("--host", default="127.0.0.1", help="0.0.0.0: to other machines, too (%(default)s)")
@@ -22,10 +22,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    from lit_gpt.serve import serve  # after the options: torch takes a second to load
+    from lit_gpt.serving.serve import serve
 
     serve(options)
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(run(main))

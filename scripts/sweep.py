@@ -6,11 +6,11 @@ Further options are train.py's, for all trials: `--trainer.max_steps=100`.
 import argparse
 import sys
 
-from lit_gpt import errors
+from lit_gpt.command import Parser, run
 
 
 def main() -> int:
-    parser = errors.Parser(
+    parser = Parser(
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -20,10 +20,10 @@ def main() -> int:
     add("--trials", type=int, help="how many in all, those done before included")
     add("--study", help="folder of the study and its runs; a study there goes on")
     options, more = parser.parse_known_args()
-    from lit_gpt.sweep import sweep  # after the options: numpy and optuna take a while
+    from lit_gpt.tuning.sweep import sweep
 
     return sweep(options, more)
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(run(main))

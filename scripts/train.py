@@ -2,15 +2,16 @@
 
 import sys
 
-from lit_gpt import errors, lean
+from lit_gpt import lean
+from lit_gpt.command import run
 
 
 def main() -> int:
     with lean.without_unused():
-        from lit_gpt import cli  # here, so that Ctrl-C is answered while torch loads
+        from lit_gpt.training import train
 
-    return cli.main()
+    return train.main()
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(run(main))

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_gpt import cli, errors
+from lit_gpt.command import run as run_command
+from lit_gpt.training import train as train_command
 
 # A shell that starts pytest in the background has it ignore Ctrl-C, and so all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,7 +45,7 @@ class Result:
     status: int
     out: str
     err: str
-    cli: cli.TrainingCLI | None
+    cli: train_command.TrainingCLI | None
 
     @property
     def steps(self) -> list[str]:
@@ -87,14 +88,14 @@ def text_file(tmp_path: Path) -> Path:
 def train(text_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: Any):
     """`train("--model.d_model=32", **{"data.path": ...})`: train.py on the small text, in here."""
     monkeypatch.setattr("sys.argv", ["train.py"])  # LightningCLI warns of arguments given twice
-    seen: list[cli.TrainingCLI] = []
-    init = cli.TrainingCLI.__init__
+    seen: list[train_command.TrainingCLI] = []
+    init = train_command.TrainingCLI.__init__
 
-    def remember(self: cli.TrainingCLI, args: list[str] | None = None) -> None:
+    def remember(self: train_command.TrainingCLI, args: list[str] | None = None) -> None:
         seen.append(self)
         init(self, args)
 
-    monkeypatch.setattr(cli.TrainingCLI, "__init__", remember)
+    monkeypatch.setattr(train_command.TrainingCLI, "__init__", remember)
 
     places = {"data.path": text_file, "data.cache": tmp_path / "cache"}
     places["trainer.default_root_dir"] = tmp_path / "logs"
@@ -104,7 +105,7 @@ def train(text_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture, monkeyp
         words = [f"--{name}={value}" for name, value in options.items()]
         capfd.readouterr()
         try:
-            status = errors.run(lambda: cli.main([*words, *args]))
+            status = run_command(lambda: train_command.main([*words, *args]))
         except SystemExit as stop:  # --help, --print_config
             status = stop.code or 0
         return Result(status, *capfd.readouterr(), seen[-1] if seen else None)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from conftest import ROOT
+
+from tests.conftest import ROOT
 
 NAMES = ("README.md", "README.zh-CN.md")
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}

@@ -1,0 +1,193 @@
+"""Owns the benchmarks of single parts: generating, encoding a text, GPT-2's shape on a GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Side, in_turn, report, text_of
+from lit_gpt.generation.sampling import Sampling, generate
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.module import next_token_loss
+from lit_gpt.optim import build_optimizer
+
+SAMPLE_VOCABULARY = 1246  # rows of the sample corpus: the default job's model
+
+
+@torch.inference_mode()
+def recompute(model: GPT, ids: Tensor, max_new_tokens: int) -> None:
+    """The plain way: the whole window through the model for each token, the last logits drawn."""
+    draw, generator = Sampling(), torch.Generator().manual_seed(1337)
+    for _ in range(max_new_tokens):
+        window = ids[:, -model.config.context_length :]
+        logits = model.head(model.features(window)[:, -1])  # (B, V)
+        ids = torch.cat([ids, draw(logits, window, generator)[:, None]], dim=1)
+
+
+def generation(options: Namespace) -> None:
+    """New tokens a second of the default model, from a prompt that fills its window."""
+    torch.manual_seed(1337)
+    model = GPT(GPTConfig(SAMPLE_VOCABULARY)).eval()
+    n, rows = options.tokens, []
+    for batch_size in (1, 32):
+        ids = torch.randint(SAMPLE_VOCABULARY, (batch_size, model.config.context_length))
+
+        def rate(run: Callable[[], object], batch_size: int = batch_size) -> float:
+            start = time.perf_counter()
+            run()
+            return n * batch_size / (time.perf_counter() - start)
+
+        sides = {
+            "whole window each token": lambda ids=ids: rate(lambda: recompute(model, ids, n)),
+            "generate()": lambda ids=ids: rate(lambda: list(generate(model, ids, n))),
+        }
+        rates = [median(found) for found in in_turn(sides, options.repeats).values()]
+        rows += [
+            Side(f"{name}, batch of {batch_size}", found, "tokens a second", found / rates[0])
+            for name, found in zip(sides, rates, strict=True)
+        ]
+    report("generate", rows, options.out)
+
+
+ENCODE = {  # each in a process of its own, so that its memory is its own
+    "tiktoken.encode_ordinary": """
+from pathlib import Path
+from lit_gpt.text.tokenizer import load_tokenizer
+encoding = load_tokenizer("cl100k_base").encoding
+start = time.perf_counter()
+encoding.encode_ordinary(Path(path).read_text(encoding="utf-8"))
+""",
+    "text file to token cache": """
+from lit_gpt.text.corpus import load_corpus
+start = time.perf_counter()
+load_corpus(path, "cl100k_base", True, "utf-8", folder)
+""",
+}
+MEASURE = """
+import json, resource
+seconds = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB; on a Mac bytes
+print(json.dumps([seconds, peak / (1e6 if sys.platform == "darwin" else 1e3)]))
+"""
+
+
+def tokenization(options: Namespace) -> None:
+    """MB a second and peak memory from a text file, repeated up to a size, to the token cache."""
+    text, size = text_of(options.path), 0
+    with tempfile.TemporaryDirectory() as folder:
+        with (Path(folder) / "text").open("wb") as file:
+            while size < options.megabytes * 1_000_000:
+                size += file.write(text)
+
+        def measure(code: str) -> tuple[float, float]:
+            with tempfile.TemporaryDirectory(dir=folder) as cache:
+                start = "import sys, time\npath, folder = sys.argv[1:]\n"
+                command = [sys.executable, "-c", start + code + MEASURE, file.name, cache]
+                result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                return tuple(json.loads(result.stdout))
+
+        sides = {name: (lambda code=code: measure(code)) for name, code in ENCODE.items()}
+        if options.only_ours:
+            del sides["tiktoken.encode_ordinary"]
+        results = in_turn(sides, options.repeats)
+    rates = {name: size / 1e6 / median([s for s, _ in found]) for name, found in results.items()}
+    first = next(iter(rates.values()))
+    rows = [
+        Side(
+            name, rate, "MB a second", rate / first, peak_mb=max(peak for _, peak in results[name])
+        )
+        for name, rate in rates.items()
+    ]
+    report("tokenize", rows, options.out, f"{options.path} repeated to {size / 1e6:,.1f} MB.")
+
+
+# Dense bfloat16 operations a second of cards, from NVIDIA's data sheets.
+PEAK_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def flops_per_token(config: GPTConfig, model: GPT) -> float:
+    """Operations of forward and backward: PaLM's formula (Chowdhery et al. 2022, appendix B).
+
+    6 for each weight that multiplies, so without the embedding table, and 12 C T a block for
+    attention.
+    """
+    multiplying = sum(p.numel() for p in model.parameters()) - (
+        0 if config.tie_embeddings else model.embedding.weight.numel()
+    )
+    return 6 * multiplying + 12 * config.num_blocks * config.d_model * config.context_length
+
+
+def gpu(options: Namespace) -> None:
+    """GPT-2 124M's shape on synthetic tokens, eager and compiled: speed, memory, utilisation."""
+    if not torch.cuda.is_available():
+        print("No NVIDIA GPU here: nothing to measure")
+        return
+    torch.set_float32_matmul_precision("high")
+    card = torch.cuda.get_device_name()
+    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in card), None)
+    modern = GPTConfig(50_304, 1024, 768, 12, 12, 0.0, "modern")
+    classic = {"position": "learned", "activation": "gelu", "tie_embeddings": True, "bias": False}
+    gpt2 = GPTConfig(50_304, 1024, 768, 12, 12, 0.0, **classic)
+    configs = {"GPT-2's layout": gpt2, "modern style": modern}
+    rows: list[Side] = []
+    for (name, config), compiled in product(configs.items(), (False, True)):
+        seconds, flops, memory = step_on_gpu(config, compiled, options)
+        rate = options.batch_size * 1024 / seconds
+        ratio = rate / rows[0].value if rows else 1.0
+        share = flops * rate / peak if peak else None
+        how = "compiled" if compiled else "eager"
+        label = f"{name}, {how} ({1e3 * seconds:.1f} ms a step)"
+        rows.append(Side(label, rate, "tokens a second", ratio, peak_mb=memory / 1e6, share=share))
+    note = (
+        f"{card}, torch {torch.__version__}, bfloat16 autocast, batch {options.batch_size} x 1024"
+    )
+    report("gpu", rows, options.out, note + ("" if peak else "; its peak is not known here"))
+
+
+def step_on_gpu(config: GPTConfig, compiled: bool, options: Namespace) -> tuple[float, float, int]:
+    """Seconds a step, operations a token and peak bytes; the median of groups of steps."""
+    torch.manual_seed(1337)
+    torch.cuda.reset_peak_memory_stats()
+    with torch.device("cuda"):
+        model = GPT(config)
+        ids = torch.randint(50_257, (options.batch_size, config.context_length + 1))
+    if compiled:
+        for block in model.blocks:
+            block.compile()
+    optimizer = build_optimizer(model, 6e-4, 0.1, (0.9, 0.95))
+
+    def group(steps: int = 5) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = next_token_loss(model, ids[:, :-1], ids[:, 1:])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start) / steps
+
+    group()  # warm-up, and compilation
+    seconds = median([group() for _ in range(2 * options.repeats)])
+    return seconds, flops_per_token(config, model), torch.cuda.max_memory_allocated()

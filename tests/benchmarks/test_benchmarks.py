@@ -1,0 +1,178 @@
+"""scripts/benchmark.py: sides measured in turn, honest ratios, the table and its JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from statistics import median
+
+import pytest
+import torch
+
+from benchmarks import measure
+from benchmarks import training as training_benchmark
+from benchmarks.measure import Side, in_turn, report
+from benchmarks.parts import flops_per_token, recompute
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPT, GPTConfig
+from tests.conftest import ROOT
+
+
+def run(*args: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "run.py"), *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+
+
+def test_sides_take_turns():
+    calls = []
+    sides = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b") or len(calls)}
+    assert in_turn(sides, 3) == {"a": [None] * 3, "b": [2, 4, 6]}
+    assert calls == ["a", "b"] * 3
+    assert median([9.0, 1.0, 2.0]) == 2.0
+    with pytest.raises(UserError, match="--repeats must be at least 1, not 0"):
+        in_turn(sides, 0)
+
+
+def test_the_table_and_the_json_say_the_same(tmp_path, capsys):
+    rows = [Side("plain", 200.0, "seconds", loss=3.5), Side("ours", 16.0, "seconds", 12.5, 3.25)]
+    report("loop", rows, str(tmp_path / "new"), "A note.")
+    out = capsys.readouterr().out
+    assert "12.50" in out
+    assert "3.2500" in out
+    assert "A note." in out
+    assert "peak memory" not in out  # no column without a value
+    content = json.loads((tmp_path / "new" / "loop.json").read_text())
+    assert [(row["name"], row["ratio"]) for row in content["rows"]] == [
+        ("plain", 1),
+        ("ours", 12.5),
+    ]
+    assert content["machine"]["torch"]
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="name another folder with --out"):
+        report("loop", rows, str(tmp_path / "file"))
+
+
+def test_tokenize_measures_both_sides_in_processes(tmp_path, text_file):
+    done = run("tokenize", "--path", text_file, "--megabytes", 1, "--repeats", 1, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    plain, ours = json.loads((tmp_path / "tokenize.json").read_text())["rows"]
+    assert ours["ratio"] == pytest.approx(ours["value"] / plain["value"])
+    assert plain["ratio"] == 1
+    assert 50 < ours["peak_mb"] < 2000
+    assert list(tmp_path.glob("*/")) in ([], [text_file])  # nothing else left behind
+
+
+def test_generate_measures_one_sequence_and_many(tmp_path):
+    done = run("generate", "--tokens", 8, "--repeats", 1, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "generate.json").read_text())["rows"]
+    assert [row["name"].split("batch of ")[1] for row in rows] == ["1", "1", "32", "32"]
+    assert [row["ratio"] for row in rows][::2] == [1, 1]
+
+
+def test_overhead_is_of_the_default_job(tmp_path):
+    done = run("overhead", "--repeats", 1, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    bare, inside = json.loads((tmp_path / "overhead.json").read_text())["rows"]
+    assert inside["ratio"] == pytest.approx(bare["value"] / inside["value"])
+    assert f"{inside['value'] / bare['value'] - 1:.1%}" in done.stdout
+
+
+@pytest.mark.parametrize(("kind", "sides"), [("loop", 3), ("charlm", 3)])
+def test_whole_runs_are_compared_with_the_reference(kind, sides, tmp_path, monkeypatch):
+    """Which processes are run, and what becomes of what they give."""
+    commands = []
+
+    def run_script(script: str, *options: str) -> tuple[float, float]:
+        commands.append((script, options))
+        return (60.0, 3.0) if "reference" in script else (5.0, 2.0)
+
+    monkeypatch.setattr(training_benchmark, "run_script", run_script)
+    (tmp_path / "text").write_text("some text")
+    options = Namespace(path=str(tmp_path / "text"), steps=7, repeats=2, out=str(tmp_path))
+    getattr(training_benchmark, kind)(options)
+    assert [script for script, _ in commands[:sides]] == [
+        commands[0][0],
+        "scripts/train.py",
+        "scripts/train.py",
+    ]
+    assert len(commands) == 2 * sides
+    for script, given in commands:
+        reference = "reference" in script
+        assert given[0] == "--path" if reference else given[0] == f"--data.path={options.path}"
+        assert given[1] == options.path or not reference
+        # Last, where it wins over a config's.
+        assert given[-1] == ("7" if reference else "--trainer.max_steps=7")
+    rows = json.loads((tmp_path / f"{kind}.json").read_text())["rows"]
+    assert [(row["ratio"], row["loss"]) for row in rows] == [(1, 3.0), (12, 2.0), (12, 2.0)]
+
+
+def test_a_process_gives_its_seconds_and_its_final_loss(text_file, tmp_path):
+    options = ["--path", str(text_file), "--steps", "2"]
+    seconds, loss = measure.run_script("reference_charlm.py", *options)
+    assert seconds > 0.5
+    assert 5 < loss < 6  # about ln 256
+    with pytest.raises(UserError, match="no such file or folder"):
+        measure.run_script("scripts/train.py", "--data.path=nowhere", f"--data.cache={tmp_path}")
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = run("gpu", "--out", tmp_path)
+    assert (done.returncode, done.stdout) == (0, "No NVIDIA GPU here: nothing to measure\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "the following arguments are required: kind"),
+        (["speed"], "invalid choice: 'speed'"),
+        (["generate", "--repeats", "0"], "--repeats must be at least 1, not 0"),
+        (["tokenize", "--path", "nowhere.txt"], "--path"),
+        (["loop", "--path", "nowhere.txt"], "no text file at 'nowhere.txt': give --path"),
+        (["charlm", "--path", "data"], "no text file at 'data': give --path"),
+        (["generate", "--tokens", "0"], "--tokens: must be at least 1, not 0"),
+        (["charlm", "--steps", "-1"], "--steps: must be at least 1, not -1"),
+        (["tokenize", "--megabytes", "0"], "--megabytes: must be at least 1, not 0"),
+        (["gpu", "--batch_size", "many"], "--batch_size: invalid at_least_one value: 'many'"),
+        (["plan", "--path", "nowhere.txt"], "no text file at 'nowhere.txt': give --path"),
+        (["plan", "--steps", "0"], "--steps: must be at least 1, not 0"),
+        (["plan", "--config", "none.yaml", "--repeats", "1"], "none.yaml"),
+        (["overhead", "--path", "nowhere.txt"], "no such file or folder: 'nowhere.txt'"),
+    ],
+)
+def test_wrong_input_is_one_line(args, message):
+    done = run(*args)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_flops_follow_palms_formula():
+    """GPT-2 124M: 6 N + 12 L C T with N the weights that multiply."""
+    tied = GPTConfig(50_304, 1024, 768, 12, 12, position="learned", bias=False, tie_embeddings=True)
+    weights = 50_304 * 768 + 1024 * 768 + 12 * (12 * 768**2 + 2 * 768) + 768
+    assert flops_per_token(tied, GPT(tied)) == 6 * weights + 12 * 12 * 768 * 1024
+    small = {"d_model": 8, "num_blocks": 1, "num_heads": 1, "bias": False}
+    untied, tied = (GPTConfig(10, 4, tie_embeddings=tie, **small) for tie in (False, True))
+    assert flops_per_token(untied, GPT(untied)) == flops_per_token(tied, GPT(tied))
+
+
+def test_the_plain_way_sees_the_whole_window_each_time():
+    model = GPT(GPTConfig(11, 4, d_model=8, num_blocks=1, num_heads=1)).eval()
+    seen = []
+    model.embedding.register_forward_hook(lambda _, args, out: seen.append(args[0].shape))
+    recompute(model, torch.zeros(2, 3, dtype=torch.long), 3)
+    assert seen == [(2, 3), (2, 4), (2, 4)]

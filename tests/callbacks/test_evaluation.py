@@ -1,0 +1,129 @@
+"""What happens around the steps: the overfit notice, samples, what is kept."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_gpt.callbacks.evaluation import StepLines
+from lit_gpt.checkpoint import read_checkpoint
+from tests.conftest import ROOT
+
+NOTICE = "The model is overfitting"
+
+
+class Trainer:
+    """As much of a Trainer as StepLines looks at."""
+
+    progress_bar_callback = None
+
+    def __init__(self, step: int, train: float, val: float) -> None:
+        losses = {"train/eval_loss": train, "val/loss": val}
+        self.callback_metrics = {k: torch.tensor(v) for k, v in losses.items()}
+        self.global_step = step
+
+
+def lines_of(lines: StepLines, train: list[float], val: list[float], capsys, start=0) -> list[str]:
+    for i, losses in enumerate(zip(train, val, strict=True), start):
+        lines.on_validation_end(Trainer(50 * i, *losses), None)
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "said"),
+    [
+        ([5.0, 4.0, 3.0, 2.0, 1.0, 0.5], [5.0, 4.0, 4.1, 4.2, 4.3, 4.4], True),
+        ([5.0, 4.0, 3.0, 2.0, 1.0], [5.0, 4.5, 4.0, 3.5, 3.0], False),  # both fall
+        ([5.0, 4.0, 3.0, 2.0], [5.0, 4.0, 4.1, 4.2], False),  # not for long enough
+        ([5.0, 4.0, 4.1, 4.2, 4.3], [5.0, 4.0, 4.1, 4.2, 4.3], False),  # diverges: no overfitting
+        ([5.0, 4.0, 3.0, 2.0, 1.5, 1.0], [5.0, 4.0, 4.1, 4.2, 3.9, 4.0], False),  # recovers
+    ],
+)
+def test_overfitting_is_said_once_with_the_best_step(train, val, said, capsys):
+    out = lines_of(StepLines(), train, val, capsys)
+    notices = [line for line in out if line.startswith(NOTICE)]
+    assert len(notices) == said
+    if said:
+        assert "was best at step 50 (4.000) and has been higher for 3 evaluations" in notices[0]
+
+
+def test_the_notice_survives_a_resume(capsys):
+    train, val = [5.0, 4.0, 3.0, 2.0, 1.0, 0.5], [5.0, 4.0, 4.1, 4.2, 4.3, 4.4]
+    first, second, third = StepLines(), StepLines(), StepLines()
+    lines_of(first, train[:4], val[:4], capsys)
+    second.load_state_dict(first.state_dict())
+    out = lines_of(second, train[4:5], val[4:5], capsys, start=4)
+    assert [line.startswith(NOTICE) for line in out] == [False, True]
+    third.load_state_dict(second.state_dict())
+    assert len(lines_of(third, train[5:], val[5:], capsys, start=5)) == 1
+
+
+def test_a_model_that_learns_a_tiny_text_by_heart_is_told(train, tmp_path):
+    text = tmp_path / "tiny.txt"
+    text.write_text("".join(f"{n * 7919 % 1009} " for n in range(200)), encoding="utf-8")
+    options = {"data.path": text, "model.learning_rate": 1e-2, "model.dropout": 0.0}
+    options |= {"trainer.max_steps": 60, "trainer.val_check_interval": 5, "model.d_model": 64}
+    options |= {"data.batch_size": 8, "samples.num_tokens": 0}
+    result = train(**options)
+    before, notice, _ = result.out.partition(NOTICE)
+    assert notice
+    assert NOTICE not in result.out.partition(NOTICE)[2]
+
+    def best_of(out: str) -> tuple[int, str]:
+        pairs = re.findall(r"^Step: (\d+),.* Validation Loss: (.*)$", out, re.MULTILINE)
+        return min(((int(s), loss) for s, loss in pairs if s != "0"), key=lambda x: float(x[1]))
+
+    assert "was best at step {} ({})".format(*best_of(before)) in result.out
+    path = Path(result.cli.trainer.log_dir) / "checkpoints" / "best.ckpt"
+    assert read_checkpoint(path)["global_step"] == best_of(result.out)[0]
+    assert read_checkpoint(path.with_name("last.ckpt"))["global_step"] == 60
+
+
+def test_patience_is_an_option(capsys):
+    out = lines_of(StepLines(patience=1), [3.0, 2.0, 1.0], [3.0, 2.0, 2.1], capsys)
+    assert out[-1].startswith(NOTICE)
+
+
+def test_samples_begin_with_the_prompts_and_are_the_same_in_the_same_run(train):
+    options = {"samples.prompts": '["the cat", "猫 zzz 🦆"]', "samples.num_tokens": 5}
+    first, second = (train(**options) for _ in range(2))
+    samples = [line for line in first.out.splitlines() if line.startswith("Sample: ")]
+    assert samples[0].startswith("Sample: the cat")
+    assert samples[1].startswith("Sample: 猫 zzz 🦆")
+    assert samples == [x for x in second.out.splitlines() if x.startswith("Sample: ")]
+    assert "Sample: " not in train(**{"samples.num_tokens": 0}).out
+
+
+def test_sampling_does_not_disturb_the_run(train):
+    assert train().steps == train(**{"samples.num_tokens": 0}).steps
+
+
+def test_without_evaluation_the_last_step_is_still_saved(train):
+    result = train(**{"trainer.limit_val_batches": 0, "trainer.max_steps": 3})
+    assert result.status == 0, result.err
+    assert result.steps == []
+    last = Path(result.cli.trainer.log_dir) / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(last)["global_step"] == 3
+
+
+@pytest.mark.parametrize("module", ["numpy", "torch", "splintr"])
+def test_ctrl_c_during_the_start_leaves_no_traceback(text_file, tmp_path, module):
+    """Sent when Python says that it has loaded the module: our code runs by then, as it must."""
+    words = [f"--trainer.default_root_dir={tmp_path / 'logs'}", f"--data.cache={tmp_path / 'c'}"]
+    script = [str(ROOT / "scripts" / "train.py"), f"--data.path={text_file}", *words]
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", *script], stdout=-3, stderr=-1, text=True
+    )
+    others = []
+    for line in process.stderr:
+        if not line.startswith("import time:"):
+            others.append(line)
+        elif line.rpartition("|")[2].strip() == module:
+            process.send_signal(signal.SIGINT)
+    assert (process.wait(), others) == (130, [])

@@ -1,0 +1,148 @@
+"""A continued run is, bit for bit, the run that was never interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from lit_gpt.checkpoint import read_checkpoint
+from lit_gpt.training import train as train_command
+from tests.conftest import ROOT, SMALL
+
+
+class Recorder(pl.Callback):
+    """The exact losses of each batch and each evaluation; sends SIGINT during batch `stop`."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.stop = stop
+        self.batches: list[float] = []
+        self.evaluations: dict[int, tuple[float, float]] = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.batches.append(outputs["loss"].item())
+        if len(self.batches) == self.stop:
+            signal.raise_signal(signal.SIGINT)
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        metrics = trainer.callback_metrics
+        losses = (metrics["train/eval_loss"].item(), metrics["val/loss"].item())
+        self.evaluations[trainer.global_step] = losses
+
+
+@pytest.fixture
+def record(train, monkeypatch):
+    """Runs `train` with a Recorder; gives it, the final weights and the folder of the run."""
+
+    def run(stop: int | None = None, **options):
+        recorder = Recorder(stop)
+        with monkeypatch.context() as patch:  # in the place of a callback that only measures
+            patch.setattr(train_command, "Throughput", lambda: recorder)
+            result = train(**{"model.dropout": 0.2, **options})
+        assert result.status == (130 if stop else 0), result.err
+        return recorder, result.cli.model.gpt.state_dict(), Path(result.cli.trainer.log_dir)
+
+    return run
+
+
+def same(weights: dict, others: dict) -> bool:
+    return all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("order", "optimizer"), [("random", "adamw"), ("shuffled", "muon")])
+@pytest.mark.parametrize(
+    ("accumulate", "stop"),  # stopped during this batch
+    [(1, 3), (1, 4), (4, 9), (4, 12), (4, 16)],
+    ids=["off the interval", "on it", "inside a step", "at its end", "at an evaluation"],
+)
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    record, accumulate, stop, order, optimizer
+):
+    options = {"trainer.accumulate_grad_batches": accumulate, "data.order": order}
+    options |= {"model.optimizer": optimizer}
+    options |= {"model.schedule": "cosine", "model.warmup_steps": 2, "trainer.gradient_clip_val": 1}
+    whole, whole_weights, _ = record(**options)
+    first, _, run = record(stop, **options)
+    second, weights, same_run = record(**options, ckpt_path=run / "checkpoints" / "last.ckpt")
+    assert first.batches + second.batches == whole.batches
+    assert list(whole.evaluations) == [0, 2, 4, 6]
+    both = first.evaluations | second.evaluations
+    assert {step: both[step] for step in whole.evaluations} == whole.evaluations
+    assert same(weights, whole_weights)
+    assert same_run == run
+
+
+def test_a_finished_run_can_be_made_longer(record):
+    whole, whole_weights, _ = record(**{"trainer.max_steps": 9})
+    _, _, run = record(**{"trainer.max_steps": 5})
+    last = run / "checkpoints" / "last.ckpt"
+    second, weights, _ = record(**{"trainer.max_steps": 9}, ckpt_path=last)
+    assert second.batches == whole.batches[5:]
+    assert {k: v for k, v in second.evaluations.items() if k in whole.evaluations} == {
+        k: whole.evaluations[k] for k in (6, 8, 9)
+    }
+    assert same(weights, whole_weights)
+
+
+def test_an_earlier_checkpoint_starts_a_run_of_its_own(record):
+    """Nothing that was saved after it is overwritten."""
+    _, whole_weights, run = record()
+    checkpoints = run / "checkpoints"
+    earlier = (checkpoints / "last.ckpt").rename(checkpoints / "earlier.ckpt")
+    _, weights, other = record(ckpt_path=earlier, **{"trainer.max_steps": 8})
+    assert other.name == "version_1"
+    assert read_checkpoint(earlier)["global_step"] == 6
+    assert not same(weights, whole_weights)
+
+
+def test_the_best_score_is_kept_over_a_resume(record):
+    """best.ckpt is the best of all evaluations, those before the interruption included."""
+    options = {"model.learning_rate": 0.3}  # too high: the best model comes early
+    first, _, run = record(5, **options)
+    second, _, _ = record(**options, ckpt_path=run / "checkpoints" / "last.ckpt")
+    scores = {step: val for step, (_, val) in (first.evaluations | second.evaluations).items()}
+    best_step = min((step for step in scores if step > 0), key=scores.get)
+    assert best_step <= 5
+    best = read_checkpoint(run / "checkpoints" / "best.ckpt")
+    assert best["global_step"] == best_step
+
+
+def test_a_killed_process_goes_on_from_its_last_evaluation(text_file: Path, tmp_path: Path):
+    """SIGKILL in the middle of training, then `--ckpt_path last`: the same lines and weights."""
+    options = SMALL | {
+        "data.path": text_file,
+        "data.cache": tmp_path / "cache",
+        "trainer.max_steps": 60,
+        "trainer.val_check_interval": 10,
+    }
+    script = [sys.executable, "-u", str(ROOT / "scripts" / "train.py")]
+    script += [f"--{name}={value}" for name, value in options.items()]
+
+    def start(logs: str, *more: str) -> subprocess.Popen:
+        where = f"--trainer.default_root_dir={tmp_path / logs}"
+        return subprocess.Popen([*script, where, *more], stdout=subprocess.PIPE, text=True)
+
+    whole = start("whole").communicate()[0]
+    process = start("killed")
+    for line in process.stdout:
+        if line.startswith("Step: 30"):
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.communicate()
+    rest = start("killed", "--ckpt_path=last").communicate()[0]
+    steps = [line for line in rest.splitlines() if line.startswith(("Step: ", "Final"))]
+    assert len(steps) >= 4
+    assert (
+        steps == [x for x in whole.splitlines() if x.startswith(("Step: ", "Final"))][-len(steps) :]
+    )
+    weights = [
+        read_checkpoint(tmp_path / logs / "version_0" / "checkpoints" / "last.ckpt")["state_dict"]
+        for logs in ("whole", "killed")
+    ]
+    assert same(*weights)

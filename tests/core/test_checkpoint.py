@@ -1,0 +1,247 @@
+"""Checkpoint files: enough by themselves, written whole or not at all, never run as code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import runpy
+import struct
+import subprocess
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_gpt.checkpoint import load_checkpoint, newest_checkpoint, read_checkpoint, save_atomically
+from lit_gpt.errors import UserError
+
+
+@pytest.fixture
+def checkpoint(train) -> Path:
+    result = train(**{"model.style": "modern", "model.num_kv_heads": 1})
+    return Path(result.cli.trainer.log_dir) / "checkpoints" / "last.ckpt"
+
+
+def test_one_file_is_enough(checkpoint, train, text_file, tmp_path):
+    """Model and tokenizer come back exactly, without the corpus, its cache or the configuration."""
+    result = train("--ckpt_path=last", **{"model.style": "modern", "model.num_kv_heads": 1,
+                                          "trainer.max_steps": 8})  # fmt: skip
+    gpt, tokenizer = result.cli.model.gpt, result.cli.datamodule.tokenizer
+    alone = tmp_path / "alone.ckpt"
+    checkpoint.rename(alone)
+    text_file.unlink()
+    model, loaded = load_checkpoint(alone)
+    assert loaded == tokenizer
+    assert model.config == gpt.config
+    assert not model.training
+    weights = gpt.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+def test_it_holds_only_plain_data(checkpoint):
+    content = torch.load(checkpoint, weights_only=True)  # fails on anything else
+    assert {"gpt", "tokenizer", "corpus", "state_dict", "optimizer_states"} <= set(content)
+    assert content["global_step"] == 6
+    assert content["gpt"]["style"] == "modern"
+    assert set(content["tokenizer"]) == {"name", "pattern", "vocabulary"}
+    assert content["hyper_parameters"]["learning_rate"] == 1e-3
+    assert content["datamodule_hyper_parameters"]["batch_size"] == 2
+
+
+class Call:
+    """Pickled as a call."""
+
+    def __init__(self, function, *args) -> None:
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_code_in_a_checkpoint_is_never_run(checkpoint, tmp_path):
+    sprung, path = tmp_path / "sprung", tmp_path / "trap.ckpt"
+    touch = f"open({str(sprung)!r}, 'w')"
+    for trap in (
+        Call(os.mkdir, str(sprung)),
+        Call(os.system, f"touch {sprung}"),
+        Call(subprocess.run, ["touch", str(sprung)]),
+        Call(eval, touch),
+        Call(exec, touch),
+        Call(open, str(sprung), "w"),
+        Call(torch.save, {}, str(sprung)),
+        Call(torch.hub.load_state_dict_from_url, "file:///" + str(sprung)),
+        Call(getattr, Call(__import__, "os"), "system"),
+        Call(runpy.run_path, str(sprung)),
+        Call(pickle.loads, pickle.dumps(Call(os.mkdir, str(sprung)))),
+        Call(bytearray, 10**13),
+    ):
+        for content in (trap, {"state_dict": trap}, read_checkpoint(checkpoint) | {"gpt": trap}):
+            torch.save(content, path)
+            assert refused(path, path.read_bytes())
+            torch.save(content, path, _use_new_zipfile_serialization=False)
+            assert refused(path, path.read_bytes())
+            assert refused(path, pickle.dumps(content))
+            repack(checkpoint, path, zipfile.ZIP_STORED, data_pkl=pickle.dumps(content))
+            assert refused(path, path.read_bytes())
+    assert not sprung.exists()
+
+
+def test_the_environment_cannot_switch_the_check_off(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    test_code_in_a_checkpoint_is_never_run(checkpoint, tmp_path)
+
+
+def refused(path: Path, content: bytes) -> bool:
+    """Whether a file of these bytes is refused, in one line that names it."""
+    path.write_bytes(content)
+    try:
+        load_checkpoint(path)
+    except UserError as error:
+        return path.name in str(error)
+    return False
+
+
+def test_a_file_truncated_anywhere_is_refused(checkpoint, tmp_path):
+    whole, rng = checkpoint.read_bytes(), random.Random(0)
+    sizes = [0, 1, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(50))]
+    assert all(refused(tmp_path / "cut.ckpt", whole[:size]) for size in sizes)
+
+
+def test_a_flipped_bit_is_found_or_changes_nothing(checkpoint, tmp_path):
+    """Parts of an archive that hold no data (padding, time stamps) are in no checksum."""
+    whole, rng, path = checkpoint.read_bytes(), random.Random(0), tmp_path / "flipped.ckpt"
+    expected, found = read_checkpoint(checkpoint), 0
+    for _ in range(200):
+        flipped = bytearray(whole)
+        flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        if refused(path, bytes(flipped)):
+            found += 1
+        else:
+            assert equal(read_checkpoint(path), expected)
+    assert found >= 180  # 54 parts of a small model leave more gaps than a large one's
+
+
+def equal(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def test_each_flipped_bit_of_the_weights_is_found(checkpoint, tmp_path):
+    whole, rng = checkpoint.read_bytes(), random.Random(0)
+    with zipfile.ZipFile(checkpoint) as archive:
+        parts = [i for i in archive.infolist() if "/data/" in i.filename and i.file_size > 100]
+    for part in parts:
+        flipped = bytearray(whole)
+        name_length, extra = struct.unpack_from("<HH", whole, part.header_offset + 26)
+        start = part.header_offset + 30 + name_length + extra
+        flipped[start + rng.randrange(part.file_size)] ^= 1 << rng.randrange(8)
+        assert refused(tmp_path / "flipped.ckpt", bytes(flipped))
+
+
+def repack(source: Path, target: Path, compression: int, **parts: bytes) -> None:
+    """The same archive, packed otherwise, with other contents for some parts."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for info in old.infolist():
+            name = info.filename.partition("/")[2].replace("/", "_").replace(".", "_")
+            new.writestr(info.filename, parts.get(name, old.read(info)))
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(checkpoint, tmp_path):
+    path = tmp_path / "bomb.ckpt"
+    repack(checkpoint, path, zipfile.ZIP_STORED)
+    load_checkpoint(path)  # repacked as it was: all is well
+    repack(checkpoint, path, zipfile.ZIP_DEFLATED, data_0=bytes(300_000_000))
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(UserError, match=r"bomb\.ckpt is no checkpoint") as refusal:
+        read_checkpoint(path)
+    assert str(refusal.value.__cause__) == "parts that are compressed or overlap"
+
+
+@pytest.mark.parametrize("shape", [(10**6, 10**6), (1 << 62,), (4, 4)])
+def test_a_tensor_whose_shape_lies_is_refused(checkpoint, tmp_path, shape):
+    content = read_checkpoint(checkpoint)
+    for strides in ((0,) * len(shape), None):
+        if strides is None:
+            storage = torch.zeros(4).untyped_storage()
+            lie = Rebuilt(storage, shape, (1,) * len(shape))
+        else:
+            lie = torch.zeros(1).as_strided(shape, strides)
+        for part in ("state_dict", "optimizer_states", "elsewhere"):
+            torch.save(content | {part: {"gpt.embedding.weight": [lie]}}, tmp_path / "lie.ckpt")
+            with pytest.raises(UserError, match=r"lie\.ckpt is no checkpoint that can be loaded"):
+                read_checkpoint(tmp_path / "lie.ckpt")
+
+
+class Rebuilt:
+    """Pickled as a tensor of any shape on a storage that is smaller."""
+
+    def __init__(self, storage: torch.UntypedStorage, shape: tuple, strides: tuple) -> None:
+        typed = torch.storage.TypedStorage(
+            wrap_storage=storage, dtype=torch.float32, _internal=True
+        )
+        self.state = (typed, 0, shape, strides, False, OrderedDict())
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, self.state
+
+
+def test_a_configuration_larger_than_its_weights_takes_no_memory(checkpoint, tmp_path):
+    content = read_checkpoint(checkpoint)
+    for name, value, reason in (
+        ("vocab_size", 10**12, "1000000000000 rows"),
+        ("d_model", 1 << 20, "size mismatch"),
+        ("num_blocks", 10**12, "1000000000000 blocks"),
+        ("context_length", 10**8, "a context of 100000000 tokens"),
+        ("context_length", 10**30, ""),
+    ):
+        changed = content | {"gpt": content["gpt"] | {name: value}}
+        torch.save(changed, tmp_path / "large.ckpt")
+        words = rf"the parts of .*large\.ckpt do not fit together: .*{reason}"
+        with pytest.raises(UserError, match=words) as refusal:
+            load_checkpoint(tmp_path / "large.ckpt")
+        assert len(str(refusal.value)) < 500
+
+
+def test_parts_that_do_not_fit_together_are_refused(checkpoint, tmp_path):
+    for change in (
+        {"gpt": {"vocab_size": 5, "sorcery": 1}},
+        {"gpt": {"vocab_size": 5}},
+        {"tokenizer": {"name": "x", "pattern": "(", "vocabulary": ""}},
+        {"state_dict": {}},
+    ):
+        path = tmp_path / "mixed.ckpt"
+        torch.save(read_checkpoint(checkpoint) | change, path)
+        with pytest.raises(UserError, match=r"mixed\.ckpt"):
+            load_checkpoint(path)
+
+
+def test_a_failed_write_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    save_atomically({"step": 1}, path)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"No space left on device.*earlier checkpoints are"):
+        save_atomically({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_newest_checkpoint_is_the_one_written_last(tmp_path):
+    for age, run in enumerate(["b", "c", "a"]):
+        path = tmp_path / run / "checkpoints" / "best.ckpt"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1000 + age, 1000 + age))
+    assert newest_checkpoint(tmp_path, "best").parts[-3] == "a"
+    assert newest_checkpoint(tmp_path, "last") is None

@@ -1,0 +1,421 @@
+"""The split, the windows, the shift by one, and which windows a step and an evaluation see."""
+
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from lit_gpt.data import EvalBatches, EveryToken, TextDataModule, TrainBatches, read_windows
+from lit_gpt.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+ORDERS = ["random", "shuffled"]
+
+
+def row(num_tokens: int) -> np.ndarray:
+    """Tokens that say where they stand, so that a window's first token is its start."""
+    return np.arange(num_tokens, dtype=np.uint16)
+
+
+def starts(batches) -> list[list[int]]:
+    return [x[:, 0].tolist() for x, _ in batches]
+
+
+def same(batches, others) -> bool:
+    pairs = zip(batches, others, strict=True)
+    return all(x.equal(other_x) and y.equal(other_y) for (x, y), (other_x, other_y) in pairs)
+
+
+def first_epochs(batches: TrainBatches, windows: int, number: int) -> list[list[int]]:
+    """The starts of the first epochs, each of so many windows."""
+    flat = (start for batch in batches for start in batch[0][:, 0].tolist())
+    return [list(islice(flat, windows)) for _ in range(number)]
+
+
+# The shift
+
+
+def test_targets_are_the_inputs_one_token_later():
+    x, y = read_windows(np.array([5, 3, 8, 1, 9, 7, 2], np.uint16), np.array([0, 3]), 3)
+    assert x.tolist() == [[5, 3, 8], [1, 9, 7]]
+    assert y.tolist() == [[3, 8, 1], [9, 7, 2]]
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        TrainBatches(row(100), 4, 7, "random"),
+        TrainBatches(row(100), 4, 7, "shuffled"),
+        EvalBatches(row(100), 4, 7, max_windows=14),
+        EveryToken(row(100), 4, 7),
+    ],
+    ids=["random", "shuffled", "evaluation", "every token"],
+)
+def test_each_target_is_the_token_after_its_input_in_the_corpus(batches):
+    for x, y in islice(batches, 50):
+        assert y.equal(x + 1)  # shifted exactly once
+        assert (x[:, 1:] == x[:, :-1] + 1).all()  # in the order of the corpus
+        assert x.min() >= 0
+        assert y.max() <= 99
+
+
+# Training
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_batch_depends_on_seed_step_and_rank_alone(order):
+    def batches(**options) -> TrainBatches:
+        return TrainBatches(row(50), 2, 4, order, **options)
+
+    first_20 = list(islice(batches(), 20))
+    assert same([batches()[i] for i in range(20)], first_20)
+    again = batches()
+    assert same([again[i] for i in reversed(range(20))], reversed(first_20))
+    assert same(islice(batches(start=13), 7), first_20[13:])
+    assert not same([batches(seed=1)[i] for i in range(20)], first_20)
+    assert not same([batches(rank=1, world_size=2)[i] for i in range(20)], first_20)
+
+
+def test_orders_differ():
+    random, shuffled = (islice(TrainBatches(row(50), 2, 4, order), 20) for order in ORDERS)
+    assert not same(random, shuffled)
+
+
+def test_random_windows_start_anywhere_from_the_first_to_the_last_place():
+    batches = TrainBatches(row(20), 4, 8)
+    assert {start for batch in starts(islice(batches, 100)) for start in batch} == set(range(12))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_split_of_one_window_gives_that_window(order):
+    assert starts(islice(TrainBatches(row(9), 2, 8, order), 3)) == [[0, 0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "context_length", "batch_size", "windows"),
+    [
+        (101, 10, 2, 9),
+        (100, 10, 4, 9),
+        (109, 10, 9, 9),
+        (110, 10, 3, 10),
+        (21, 10, 5, 1),  # fewer windows than a batch takes: it spans epochs
+        (15, 10, 2, 1),
+        (30, 1, 4, 29),
+    ],
+)
+def test_shuffled_epochs_pass_once_over_windows_without_overlap(
+    num_tokens, context_length, batch_size, windows
+):
+    batches = TrainBatches(row(num_tokens), batch_size, context_length, "shuffled")
+    for epoch in first_epochs(batches, windows, 20):
+        offset = min(epoch)
+        assert sorted(epoch) == [offset + i * context_length for i in range(windows)]
+        assert 0 <= offset < context_length
+        assert max(epoch) + context_length + 1 <= num_tokens
+
+
+def test_each_shuffled_epoch_has_a_new_order_and_offset():
+    found = first_epochs(TrainBatches(row(200), 4, 5, "shuffled"), 39, 100)
+    assert {min(epoch) for epoch in found} == {0, 1, 2, 3, 4}
+    orders = {tuple(start - min(epoch) for start in epoch) for epoch in found}
+    assert len(orders) == 100
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_together_see_the_shuffled_windows_of_one_process(world_size):
+    ranks = [
+        iter(TrainBatches(row(100), 2, 4, "shuffled", rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    together = [next(ranks[i % world_size]) for i in range(60)]
+    assert same(together, islice(TrainBatches(row(100), 2, 4, "shuffled"), 60))
+
+
+def test_ranks_draw_different_random_windows():
+    ranks = [TrainBatches(row(10_000), 8, 4, rank=rank, world_size=4) for rank in range(4)]
+    assert len({tuple(start) for batches in ranks for start in starts(islice(batches, 5))}) == 20
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (1.0, [[0, 4], [8, 12], [16]]),
+        (3, [[0, 4], [8, 12], [16]]),
+        (99, [[0, 4], [8, 12], [16]]),
+        (2, [[0, 5], [10, 16]]),
+        (1, [[0, 16]]),
+        (0.7, [[0, 5], [10, 16]]),
+        (0.5, [[0, 16]]),
+        (0, []),
+    ],
+)
+def test_evaluation_windows_are_spread_from_the_first_to_the_last_place(limit, expected):
+    batches = EvalBatches(row(21), 2, 4, max_windows=5, limit=limit)
+    assert len(batches) == 3
+    assert starts(batches) == expected
+    assert starts(batches) == expected  # the same at every evaluation
+
+
+@given(
+    num_tokens=st.integers(2, 2000),
+    context_length=st.integers(1, 100),
+    batch_size=st.integers(1, 9),
+    limit=st.integers(1, 50) | st.floats(0.01, 1),
+)
+def test_evaluation_windows_are_evenly_spread_and_never_overlap(
+    num_tokens, context_length, batch_size, limit
+):
+    max_windows = (num_tokens - 1) // context_length
+    assume(max_windows > 0)
+    found = EvalBatches(row(num_tokens), batch_size, context_length, max_windows, limit).starts
+    if len(found) > 1:
+        gaps = np.diff(found)
+        assert (found[0], found[-1]) == (0, num_tokens - context_length - 1)
+        assert gaps.max() - gaps.min() <= 1
+        assert gaps.min() >= context_length
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 1000, 0, 1.0, 0.9, 0.5, 0.34, 0.1])
+@pytest.mark.parametrize(("max_windows", "batch_size"), [(99, 2), (99, 9), (10, 1)])
+def test_limit_counts_batches_as_lightning_does(max_windows, batch_size, limit):
+    """All of the limited windows are evaluated: Lightning stops at the last one, not before."""
+    seen = []
+
+    class Evaluated(pl.LightningModule):
+        def validation_step(self, batch, batch_index):
+            seen.append(batch)
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        limit_val_batches=limit,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    batches = EvalBatches(row(1000), batch_size, 10, max_windows, limit)
+    trainer.validate(Evaluated(), batches, verbose=False)
+    assert same(seen, batches)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "max_windows", "limit"), [(2, 8, 1.0), (3, 50, 4), (4, 12, 1.0)]
+)
+def test_ranks_share_the_evaluation_windows_without_overlap(world_size, max_windows, limit):
+    ranks = [
+        EvalBatches(row(200), 2, 4, max_windows, limit, rank, world_size).starts.tolist()
+        for rank in range(world_size)
+    ]
+    together = sorted(start for rank in ranks for start in rank)
+    one_process = EvalBatches(row(200), 2 * world_size, 4, max_windows, limit)
+    assert together == one_process.starts.tolist()
+    assert len(set(together)) == len(together)
+
+
+@pytest.mark.parametrize(
+    "max_windows",
+    [
+        8,
+        5,
+    ],
+)
+def test_ranks_evaluate_equally_many_batches(max_windows):
+    ranks = [EvalBatches(row(200), 2, 4, max_windows, 1.0, rank, world_size=2) for rank in range(2)]
+    first, second = (len(list(batches)) for batches in ranks)
+    assert first == second == len(ranks[0])
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "context_length", "batch_size", "batches"),
+    [
+        (12, 4, 2, 2),
+        (13, 4, 2, 2),
+        (14, 4, 2, 3),
+        (9, 4, 8, 1),
+        (3, 4, 8, 1),
+        (2, 1, 1, 1),
+        (1, 1, 1, 0),
+    ],
+)
+def test_every_token_but_the_first_is_a_target_once(
+    num_tokens, context_length, batch_size, batches
+):
+    every_token = EveryToken(row(num_tokens), batch_size, context_length)
+    targets = [target for _, y in every_token for target in y.flatten().tolist()]
+    assert targets == list(range(1, num_tokens))
+    assert len(every_token) == len(list(every_token)) == batches
+
+
+# TextDataModule
+
+
+@pytest.fixture
+def module(tmp_path):
+    """`module("some text", batch_size=4)`: small windows of the bytes of a text."""
+
+    def make(text: str, **options) -> TextDataModule:
+        path = tmp_path / "text.txt"
+        path.write_text(text, encoding="utf-8", newline="")
+        small = {"tokenizer": "bytes", "context_length": 8, "cache": str(tmp_path / "cache")}
+        return TextDataModule(str(path), **small | options)
+
+    return make
+
+
+def in_training(module: TextDataModule, **state) -> TextDataModule:
+    """With what it reads of a trainer."""
+    module.trainer = SimpleNamespace(
+        **{"global_rank": 0, "world_size": 1, "global_step": 0, "accumulate_grad_batches": 1}
+        | {"limit_val_batches": 1.0}
+        | state
+    )
+    return module
+
+
+def test_default_options_read_the_sample_corpus(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    module = in_training(TextDataModule(cache=str(tmp_path)))
+    text = (ROOT / "data" / "订单商品名称.csv").read_bytes().decode()
+    info = module.corpus.info
+    assert module.tokenizer.decode(module.corpus.tokens.tolist()) == text
+    assert (info.num_characters, info.num_bytes) == (len(text), len(text.encode()))
+    assert len(module.train_tokens) == int(0.9 * info.num_tokens)
+    assert len(module.train_tokens) + len(module.val_tokens) == info.num_tokens
+    assert module.vocab_size < 10_000  # compact
+    x, y = next(iter(module.train_dataloader()))
+    assert x.shape == y.shape == (2, 128)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "train_fraction", "train", "val"),
+    [(1000, 0.9, 900, 100), (1009, 0.9, 908, 101), (1000, 0.5, 500, 500), (100, 0.1, 10, 90)],
+)
+def test_the_front_trains_and_the_rest_validates(num_tokens, train_fraction, train, val, module):
+    text = "".join(chr(32 + i % 90) for i in range(num_tokens))
+    data = module(text, train_fraction=train_fraction)
+    assert bytes(data.train_tokens.tolist()).decode() == text[:train]
+    assert bytes(data.val_tokens.tolist()).decode() == text[train:]
+    assert len(data.val_tokens) == val
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_windows_lie_inside_their_split(order, module):
+    data = in_training(module("t" * 90 + "v" * 10, order=order))
+    loaders = {
+        "t": [islice(data.train_dataloader(), 200), data.val_dataloader()["train"]],
+        "v": [data.val_dataloader()["val"], data.whole_val_split()],
+    }
+    for letter, batches in loaders.items():
+        for x, y in (batch for loader in batches for batch in loader):
+            assert set(x.flatten().tolist() + y.flatten().tolist()) == {ord(letter)}
+
+
+def test_training_continues_at_the_batch_that_comes_next(module):
+    text, steps = "some text " * 50, {"global_step": 3, "accumulate_grad_batches": 4}
+    first_20 = list(islice(in_training(module(text)).train_dataloader(), 20))
+    resumed = in_training(module(text), **steps).train_dataloader()
+    assert same(islice(resumed, 8), first_20[12:])
+
+
+def test_ranks_train_and_evaluate_on_their_own_windows(module):
+    loaders = [
+        in_training(module("some text " * 50, order="shuffled"), global_rank=rank, world_size=2)
+        for rank in range(2)
+    ]
+    first, second = (loader.train_dataloader() for loader in loaders)
+    assert not set(first.starts(0)) & set(second.starts(0))
+    first, second = (loader.val_dataloader()["val"] for loader in loaders)
+    assert not set(first.starts) & set(second.starts)
+
+
+@pytest.mark.parametrize(("limit", "windows"), [(1.0, 12), (2, 4), (0.5, 6)])
+def test_both_splits_are_evaluated_on_equally_many_windows(limit, windows, module):
+    data = in_training(module("x" * 1000), limit_val_batches=limit)
+    loaders = data.val_dataloader()
+    assert {name: len(batches.starts) for name, batches in loaders.items()} == {
+        "train": windows,
+        "val": windows,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "vocab_size"),
+    [
+        ({"tokenizer": "bytes"}, 256),
+        ({"tokenizer": "cl100k_base"}, 265),
+        ({"tokenizer": "cl100k_base", "compact_vocab": False}, 100_256),
+    ],
+)
+def test_vocabulary(options, vocab_size, module):
+    assert module("hello world" * 60, **options).vocab_size == vocab_size
+
+
+def test_seed_and_order_choose_the_training_windows(module):
+    options = [{}, {"seed": 1}, {"order": "shuffled"}, {"order": "shuffled", "seed": 1}]
+    loaders = [in_training(module("x" * 1000, **o)).train_dataloader() for o in options]
+    assert len({str([loader.starts(i) for i in range(5)]) for loader in loaders}) == 4
+    shuffled = [start for i in range(50) for start in loaders[2].starts(i)]
+    assert len(set(shuffled)) == 100  # of the 111 windows of an epoch none comes twice
+
+
+def test_encoding_and_cache_reach_the_corpus(module, tmp_path):
+    text, elsewhere = "some text é" * 50, tmp_path / "elsewhere"
+    assert module(text).corpus.info.num_characters == 550
+    assert module(text, encoding="latin-1").corpus.info.num_characters == 600  # é as two
+    assert module(text, cache=str(elsewhere)).corpus.info.num_characters == 550
+    assert len(list(elsewhere.iterdir())) == 1
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "options", "split", "size", "needed"),
+    [
+        (80, {}, "validation", 8, 9),
+        (100, {"context_length": 10}, "validation", 10, 11),
+        (100, {"train_fraction": 0.05}, "training", 5, 9),
+        (1, {}, "training", 0, 9),
+        (2000, {"context_length": 1800}, "training", 1800, 1801),
+    ],
+)
+def test_a_text_too_short_for_a_window(num_tokens, options, split, size, needed, module, tmp_path):
+    with pytest.raises(UserError) as error:
+        _ = module("x" * num_tokens, **options).corpus
+    assert str(error.value) == (
+        f"{tmp_path}/text.txt is too short: its {split} split has {size:,} of {num_tokens:,} "
+        f"tokens and a window needs {needed:,}: give more text, a smaller --data.context_length "
+        "or another --data.train_fraction"
+    )
+
+
+def test_a_text_just_long_enough_for_a_window(module):
+    assert len(module("x" * 90).val_tokens) == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "--data.batch_size must be at least 1, not 0"),
+        ({"batch_size": -2}, "--data.batch_size must be at least 1, not -2"),
+        ({"context_length": 0}, "--data.context_length must be at least 1, not 0"),
+        ({"train_fraction": 0}, "--data.train_fraction must be above 0 and below 1, not 0"),
+        ({"train_fraction": 1.0}, "--data.train_fraction must be above 0 and below 1, not 1.0"),
+        ({"train_fraction": 90}, "--data.train_fraction must be above 0 and below 1, not 90"),
+        (
+            {"train_fraction": float("nan")},
+            "--data.train_fraction must be above 0 and below 1, not nan",
+        ),
+    ],
+)
+def test_values_out_of_range(options, message, module):
+    with pytest.raises(UserError) as error:
+        module("some text", **options)
+    assert str(error.value) == message

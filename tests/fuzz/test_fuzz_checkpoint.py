@@ -1,0 +1,125 @@
+"""Odd checkpoints: loaded as they are, or refused in one line. More with `pytest -m fuzz`."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lit_gpt.checkpoint import load_checkpoint, read_checkpoint
+from lit_gpt.errors import UserError
+from lit_gpt.training.resume import open_checkpoint
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([10**18, -1, 1 << 40, "rotary", "x" * 1000, b"\0"])
+    | st.sampled_from([torch.zeros(0), torch.ones(3), torch.zeros(2, 2, dtype=torch.bool)]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A checkpoint of a run, made once."""
+    import subprocess
+    import sys
+
+    from conftest import ROOT, SMALL
+
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "text.txt").write_text("the cat sat on a mat. 一只猫\n" * 60, encoding="utf-8")
+    options = SMALL | {"data.path": folder / "text.txt", "data.cache": folder / "cache"}
+    options |= {"trainer.default_root_dir": folder / "logs", "trainer.max_steps": 2}
+    words = [f"--{name}={value}" for name, value in options.items()]
+    subprocess.run([sys.executable, ROOT / "scripts" / "train.py", *words], check=True)
+    return folder / "logs" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+def places_in(content: Any, path: tuple = ()) -> list[tuple]:
+    """The keys that lead to each part of a nested dict or list."""
+    keys = content if isinstance(content, dict) else range(len(content))
+    found = []
+    for key in keys:
+        found.append((*path, key))
+        if isinstance(content[key], dict | list) and content[key]:
+            found += places_in(content[key], (*path, key))
+    return found
+
+
+def replaced(content: Any, path: tuple, value: Any) -> Any:
+    """A copy with another value at that place; the rest is shared."""
+    if not path:
+        return value
+    copy = dict(content) if isinstance(content, dict) else list(content)
+    copy[path[0]] = replaced(content[path[0]], path[1:], value)
+    return copy
+
+
+def check(path: Path) -> None:
+    """Both ways to read a checkpoint succeed, or raise a UserError that names the file."""
+    for read in (load_checkpoint, open_checkpoint):
+        try:
+            read(path)
+        except UserError as error:
+            assert path.name in str(error)  # noqa: PT017
+            assert len(str(error)) < 2000  # noqa: PT017
+
+
+def numbers(few: int, many: int):
+    slow = pytest.param(many, marks=pytest.mark.fuzz)
+    return pytest.mark.parametrize("number", [few, slow])
+
+
+def examples(number: int) -> settings:
+    return settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@numbers(60, 1500)
+def test_any_part_may_be_anything(whole, tmp_path, number):
+    content, path = read_checkpoint(whole), tmp_path / "odd.ckpt"
+    places = places_in(content)
+
+    @examples(number)
+    @given(st.lists(st.tuples(st.sampled_from(places), plain), min_size=1, max_size=2))
+    def try_changes(changes: list[tuple[tuple, Any]]) -> None:
+        changed = content
+        for place, value in changes:
+            try:
+                changed = replaced(changed, place, value)
+            except (KeyError, IndexError, TypeError, ValueError):
+                continue  # an earlier change took the place away
+        torch.save(changed, path)
+        check(path)
+
+    try_changes()
+
+
+@numbers(60, 1500)
+def test_bytes_may_be_anything(whole, tmp_path, number):
+    """Stretches of the file overwritten, left out, doubled or moved."""
+    content, path = whole.read_bytes(), tmp_path / "odd.ckpt"
+    expected = load_checkpoint(whole)[0].state_dict()
+    for seed in range(number):
+        rng, changed = random.Random(seed), bytearray(content)
+        for _ in range(rng.randint(1, 3)):
+            start, length = rng.randrange(len(changed)), rng.choice([1, 2, 8, 64, 4096])
+            part = bytes(changed[start : start + length])
+            replacement = rng.choice([b"", part * 2, rng.randbytes(len(part)), bytes(len(part))])
+            changed[start : start + length] = replacement
+        path.write_bytes(changed)
+        check(path)
+        try:
+            weights = load_checkpoint(path)[0].state_dict()
+        except UserError:
+            continue
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)

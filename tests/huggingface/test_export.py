@@ -1,0 +1,570 @@
+"""Exports: train.py, export.py and generate.py as processes, and transformers that loads them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from argparse import Namespace
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_gpt.checkpoint import load_checkpoint
+from lit_gpt.command import run
+from lit_gpt.errors import UserError
+from lit_gpt.generation.sampling import Sampling
+from lit_gpt.huggingface import export
+from lit_gpt.huggingface.architectures import hf_weights
+from lit_gpt.huggingface.export_check import compare_greedy, spread_windows
+from lit_gpt.huggingface.importing import load_folder
+from lit_gpt.huggingface.model_card import describe_model, describe_results, describe_training
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.reports.history import read_history
+from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.vocabularies import load_tokenizer
+from lit_gpt.training import init_from
+from tests.conftest import ROOT, SMALL
+
+LINES = [f"The {animal} sat on {n} mats. 猫坐在垫子上，不是吗？\n" for animal in ("cat", "dog")
+         for n in range(1990, 2050)]  # fmt: skip
+PROMPT = "The cat"
+# Of each kind a text, and options of train.py.
+KINDS = {
+    "qwen3": {"style": "modern", "num_kv_heads": 1},
+    "gpt2": {"style": "classic", "tokenizer": "bpe:300", "documents": True},
+}
+
+
+def script(name: str, *args: object, **env: str) -> subprocess.Popen:
+    words = [sys.executable, str(ROOT / "scripts" / name), *map(str, args)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, **pipes, text=True, env={**os.environ, **env})
+
+
+def all_of(processes: dict[str, subprocess.Popen]) -> dict[str, str]:
+    """What each printed; they run side by side."""
+    outputs = {}
+    for kind, process in processes.items():
+        outputs[kind], errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def runs(base) -> dict[str, Path]:
+    """The checkpoints of two short trainings."""
+    processes = {}
+    for kind, choices in KINDS.items():
+        text = base / f"{kind}.txt"
+        text.write_text("".join(LINES), encoding="utf-8")
+        options = {"data.context_length": 32, "trainer.max_steps": 60, "data.batch_size": 8}
+        options |= {"trainer.val_check_interval": 30, "model.learning_rate": 1e-2}
+        if choices.get("documents"):
+            text = base / "documents.jsonl"
+            rows = (json.dumps({"text": line}) for line in [*LINES, "<|endoftext|> as text"])
+            text.write_text("\n".join(rows))
+            options["data.tokenizer"] = choices["tokenizer"]
+        if "num_kv_heads" in choices:
+            options["model.num_kv_heads"] = choices["num_kv_heads"]
+        options |= {
+            "model.style": choices["style"],
+            "data.path": text,
+            "data.cache": base / "cache",
+        }
+        options["trainer.default_root_dir"] = base / kind
+        words = [f"--{name}={value}" for name, value in (SMALL | options).items()]
+        processes[kind] = script("train.py", *words)
+    all_of(processes)
+    return {kind: base / kind / "version_0" / "checkpoints" / "last.ckpt" for kind in KINDS}
+
+
+NO_NETWORK = """
+import os, socket
+
+def refuse(*args):
+    open(os.environ["DIALLED"], "a").write(f"{args}")
+    raise OSError("no network here")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+"""
+
+
+@pytest.fixture(scope="module")
+def exports(runs, base) -> dict[str, tuple[Path, list[str]]]:
+    """Of each kind the folder that export.py makes, and what it prints."""
+    (base / "sitecustomize.py").write_text(NO_NETWORK)
+    paths = os.pathsep.join([str(base), os.environ.get("PYTHONPATH", "")])
+    env = {"PYTHONPATH": paths, "DIALLED": str(base / "dialled")}
+    processes = {
+        kind: script("export.py", "--ckpt_path", path, "--out", base / f"{kind}-folder", **env)
+        for kind, path in runs.items()
+    }
+    printed = all_of(processes)
+    return {kind: (base / f"{kind}-folder", printed[kind].splitlines()) for kind in runs}
+
+
+@pytest.fixture(scope="module")
+def greedy(runs) -> dict[str, str]:
+    """What generate.py writes without chance."""
+    words = ("--prompt", PROMPT, "--temperature", 0, "--max_new_tokens", 24)
+    return all_of(
+        {kind: script("generate.py", "--ckpt_path", path, *words) for kind, path in runs.items()}
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_writes_what_generate_writes(kind, exports, greedy):
+    folder, _ = exports[kind]
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    assert model.config.model_type == kind
+    prompt = tokenizer(PROMPT, return_tensors="pt")
+    written = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0]
+    text = tokenizer.decode(written, skip_special_tokens=True)
+    assert len(text) > len(PROMPT) + 20
+    assert greedy[kind] == text + "\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_says_what_it_compared(kind, exports, base):
+    folder, lines = exports[kind]
+    tokens, logits, text, made, use = lines
+    assert re.fullmatch(r"Tokens: [\d,]+ identical", tokens)
+    corpus = torch.load(base / kind / "version_0" / "checkpoints" / "last.ckpt")["corpus"]
+    assert tokens == f"Tokens: {corpus['num_tokens']:,} identical"
+    found = re.fullmatch(
+        r"Logits on 8 windows of 32 tokens: largest difference (\S+), below 1e-04", logits
+    )
+    assert float(found[1]) < 1e-4
+    assert re.fullmatch(r"Greedy text: \d+ tokens identical", text)
+    assert made == f"Exported as {'Qwen3' if kind == 'qwen3' else 'GPT-2'}: {folder}"
+    assert use.startswith("Use it:  python -c ")
+    assert not (base / "dialled").exists()  # nothing was looked for in the network
+
+
+def test_the_last_line_can_be_pasted(exports, capsys):
+    _, lines = exports["gpt2"]
+    python, option, code = shlex.split(lines[-1].removeprefix("Use it:  "))
+    assert (python, option) == ("python", "-c")
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("[{'generated_text': 'The ")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_folder_is_whole(kind, exports, base):
+    folder, _ = exports[kind]
+    assert {path.name for path in folder.iterdir()} == {
+        *("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"),
+        *("generation_config.json", "README.md"),
+    }
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+    assert not list(base.glob(".*"))  # nothing half-made is left
+    generation = json.loads((folder / "generation_config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    end = None if kind == "qwen3" else len(tokenizer) - 1
+    assert (generation["eos_token_id"], tokenizer.eos_token_id) == (end, end)
+    assert (generation["temperature"], generation["max_length"]) == (Sampling().temperature, 32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_card_says_what_is_known(kind, exports, base):
+    card = (exports[kind][0] / "README.md").read_text(encoding="utf-8")
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["lit_gpt"],
+    }
+    history = read_history(base / kind / "version_0")
+    loss = dict(history.curves["val/loss"])[60]
+    assert f"| {loss:.4f} | {np.exp(loss):.2f} |" in card
+    assert f"{history.final['loss']:.4f}" in card
+    assert f"{history.final['bits_per_byte']:.4f}" in card
+    assert "Of step 60." in card
+    assert {"gpt2": "`documents.jsonl`", "qwen3": "`qwen3.txt`"}[kind] in card
+    assert str(base) not in card
+    assert exports[kind][1][0] in card
+    assert "the text that it was trained on" in card
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_exported_can_be_started_from(kind, exports, runs):
+    folder, model = str(exports[kind][0]), load_checkpoint(runs[kind])[0]
+    again = load_folder(folder, 32)
+    tokenizer = init_from.load_tokenizer_of(folder)
+    assert tokenizer.tokens == load_checkpoint(runs[kind])[1].tokens
+    ids = torch.randint(tokenizer.vocab_size, (2, 32), generator=torch.Generator().manual_seed(1))
+    assert (again(ids) - model(ids)).abs().max() < 1e-5
+
+
+def test_the_code_of_the_model_card_runs(exports, monkeypatch, capsys):
+    folder, _ = exports["qwen3"]
+    monkeypatch.chdir(folder.parent)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
+    assert capsys.readouterr().out.startswith("The ")
+
+
+# Checkpoints without a training, exported in this process
+
+
+def write_checkpoint(folder: Path, tokenizer: Tokenizer, text: Path, **choices) -> Path:
+    """A checkpoint of a model with random weights."""
+    torch.manual_seed(0)
+    sizes = {"context_length": 16, "d_model": 16, "num_blocks": 2, "num_heads": 2}
+    config = GPTConfig(tokenizer.vocab_size, **sizes | choices)
+    model = GPT(config)
+    for weight in model.parameters():
+        nn.init.normal_(weight, std=0.3)
+    content = {
+        "gpt": asdict(config),
+        "tokenizer": tokenizer.to_dict(),
+        "state_dict": {f"gpt.{name}": weight for name, weight in model.state_dict().items()},
+        "datamodule_hyper_parameters": {"path": str(text), "train_fraction": 0.5},
+        "global_step": 3,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(content, folder / "some.ckpt")
+    return folder / "some.ckpt"
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(LINES[:9]) + "It's 12345 <|endoftext|>\r\n\t 🦊 é\n", encoding="utf-8")
+    return path
+
+
+def compact(text: Path) -> Tokenizer:
+    full = load_tokenizer("cl100k_base")
+    return full.compact(full.encode(text.read_text()).tolist())[0]
+
+
+def run_export(capsys, **options) -> tuple[int, str, str]:
+    defaults = dict.fromkeys(("ckpt_path", "data_path", "encoding", "text_field"))
+    given = defaults | {"logs": "logs"} | {name: str(value) for name, value in options.items()}
+    status = run(lambda: export.export(Namespace(**given)))
+    return status, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", ["bytes", "cl100k_base, compact", "o200k_base, compact"])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"bias": False, "tie_embeddings": True},
+        {"position": "learned", "activation": "gelu"},
+        {"style": "modern", "tie_embeddings": False, "num_kv_heads": 1, "head_size": 10},
+    ],
+)
+def test_any_model_with_any_tokenizer(name, choices, text, tmp_path, capsys):
+    tokenizer = load_tokenizer(name.split(",")[0])
+    if "compact" in name:
+        tokenizer = tokenizer.compact(tokenizer.encode(text.read_text()).tolist())[0]
+    path = write_checkpoint(tmp_path, tokenizer, text, **choices)
+    status, out, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
+    assert (status, err) == (0, "")
+    count = len(tokenizer.encode(text.read_bytes().decode()))
+    assert out.startswith(f"Tokens: {count:,} identical\nLogits on 8 windows of 16 tokens")
+    assert "Of step 3." not in (tmp_path / "folder" / "README.md").read_text()
+    assert "None are known of step 3." in (tmp_path / "folder" / "README.md").read_text()
+
+
+def test_another_text_will_do(text, tmp_path, capsys):
+    path = write_checkpoint(tmp_path, compact(text), text)
+    text.unlink()
+    status, _, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: no such file or folder: '{text}' (--data_path)")
+    assert err.endswith("the export is compared on a text: name any with --data_path\n")
+    assert not (tmp_path / "folder").exists()
+    other = tmp_path / "other.txt"
+    other.write_text("Grüße, 猫! " * 3, encoding="latin-1", errors="replace")
+    status, out, err = run_export(
+        capsys, ckpt_path=path, out=tmp_path / "folder", data_path=other, encoding="latin-1"
+    )
+    assert (status, err) == (0, "")
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "another text than its own" in card
+    assert out.splitlines()[0] in card
+
+
+def test_another_text_is_read_as_itself_is(text, tmp_path, capsys):
+    """Whatever the encoding and the field of the run's own text were."""
+    path = write_checkpoint(tmp_path, compact(text), text)
+    content = torch.load(path)
+    content["datamodule_hyper_parameters"] |= {"encoding": "gb18030", "text_field": "body"}
+    torch.save(content, path)
+    other = tmp_path / "other.txt"
+    other.write_text("猫坐在垫子上", encoding="utf-8")
+    status, out, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder", data_path=other)
+    assert (status, err) == (0, "")
+    count = len(compact(text).encode("猫坐在垫子上"))
+    assert out.startswith(f"Tokens: {count} identical\n")
+
+
+def test_of_a_file_that_a_checkpoint_names_nothing_is_shown(text, tmp_path, capsys):
+    """It may come from a stranger, and the card may be published."""
+    path = write_checkpoint(tmp_path, compact(text), text)
+    _, out, _ = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
+    assert "The" not in out
+    assert '"The' not in (tmp_path / "folder" / "README.md").read_text()
+
+
+@torch.no_grad()
+def test_large_logits_may_differ_as_float32_does(text, tmp_path, capsys):
+    path = write_checkpoint(
+        tmp_path, compact(text), text, style="modern", d_model=256, num_blocks=4
+    )
+    content = torch.load(path)
+    content["state_dict"]["gpt.norm.weight"] *= 1e3
+    torch.save(content, path)
+    status, out, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
+    assert (status, err) == (0, "")
+    difference, allowed = re.search(r"difference (\S+), below (\S+)", out).groups()
+    assert 1e-4 < float(difference) < float(allowed)
+
+
+def test_the_smallest_context_and_text(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("a")
+    path = write_checkpoint(tmp_path, load_tokenizer("bytes"), text, context_length=1)
+    status, out, _ = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
+    assert status == 0
+    assert "Logits on 1 windows of 1 tokens" in out
+    assert "Greedy text: 1 tokens identical" in out
+
+
+# What is not the same is found, and then there is no folder
+
+
+def change_a_weight(weights: dict) -> dict:
+    name = next(name for name in weights if "ln_1.weight" in name)
+    weights[name][0] += 0.01
+    return weights
+
+
+def lose_a_merge(tokenizer):
+    state = json.loads(tokenizer.to_str())
+    state["model"]["merges"].pop()
+    state["model"]["ignore_merges"] = False
+    return type(tokenizer).from_str(json.dumps(state))
+
+
+SABOTAGE = {
+    "a weight": ("hf_weights", change_a_weight, "our logits and transformers' differ by up to"),
+    "a token": ("to_hf", lose_a_merge, "splits the text otherwise: token"),
+    "the activation": (
+        "hf_config",
+        lambda config: config | {"activation_function": "gelu"},
+        "our logits and transformers' differ by up to",
+    ),
+    "the sampling": (
+        "asdict",
+        lambda sampling: sampling | {"repetition_penalty": 30.0},
+        "greedy text is another from token",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SABOTAGE)
+def test_each_comparison_can_fail(what, text, tmp_path, capsys, monkeypatch):
+    name, change, message = SABOTAGE[what]
+    original = getattr(export, name)
+    monkeypatch.setattr(export, name, lambda *args: change(original(*args)))
+    path = write_checkpoint(tmp_path, compact(text), text)
+    before = sorted(tmp_path.iterdir())
+    status, out, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_wrong_end_of_text_is_found(tmp_path, capsys, monkeypatch):
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "one"}\n{"text": "two"}\n')
+    path = write_checkpoint(tmp_path, load_tokenizer("bytes").with_end_of_text(), text)
+    original = export.tokenizer_config
+    monkeypatch.setattr(
+        export, "tokenizer_config", lambda *args: original(*args) | {"eos_token": "!"}
+    )
+    status, _, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
+    assert status == 2
+    assert "token 3 is 33, not 256" in err
+    monkeypatch.undo()
+    status, out, _ = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
+    assert (status, out.splitlines()[0]) == (0, "Tokens: 8 identical")
+
+
+def transformers_of(model: GPT) -> nn.Module:
+    from transformers import AutoConfig
+
+    from lit_gpt.huggingface.config import hf_config
+
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**hf_config(model.config)))
+    theirs.load_state_dict(hf_weights(model))
+    return theirs.eval()
+
+
+@pytest.mark.parametrize(("here", "expected"), [(1.0, (0, True)), (0.9, None)])
+def test_a_tie_is_no_difference_and_a_difference_no_tie(here, expected):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(20, context_length=8, d_model=16, num_blocks=1, num_heads=2)).eval()
+    prompt = torch.tensor([[1, 2, 3]])
+    theirs = transformers_of(model)
+    assert compare_greedy(theirs, model, prompt, None) == (6, False)
+    likeliest = int(model(prompt)[0, -1].argmax())
+    other = (likeliest + 1) % 20
+    with torch.no_grad():  # there the other is a little likelier, here a little less so
+        best = model.head.weight[likeliest].clone()
+        model.head.weight[other], model.head.weight[likeliest] = here * best, (1 + 1e-6) * best
+        theirs.lm_head.weight[other] = (1 + 1e-6) * best
+    refused = nullcontext() if expected else pytest.raises(UserError, match="from token 1 of 6")
+    with refused:
+        assert compare_greedy(theirs, model, prompt, None) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "length", "expected"),
+    [
+        (100, 2, [50, 56, 63, 70, 77, 84, 91, 98]),  # of the later half
+        (20, 10, [10]),
+        (20, 12, [0, 1, 2, 3, 4, 5, 6, 8]),  # of all: half is too short
+        (5, 10, [0]),
+    ],
+)
+def test_windows_are_spread_over_what_validates(num_tokens, length, expected):
+    windows = spread_windows(np.arange(num_tokens, dtype=np.uint16), 0.5, length)
+    assert windows[:, 0].tolist() == expected
+    assert windows.size(1) == min(length, num_tokens)
+    assert windows[0].tolist() == list(range(expected[0], expected[0] + windows.size(1)))
+
+
+# Wrong input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out": "taken"}, "--out '{here}/taken' is there already: name a new folder, or an empty"),
+        ({"out": "text.txt"}, "--out '{here}/text.txt' is there already"),
+        ({"out": "text.txt/folder"}, "cannot write {here}/text.txt/folder: "),
+        ({"ckpt_path": "none.ckpt"}, "no checkpoint at '{here}/none.ckpt'"),
+        ({"ckpt_path": "taken"}, "no checkpoint at '{here}/taken'"),
+        ({"ckpt_path": "text.txt"}, "{here}/text.txt is no checkpoint that can be loaded"),
+        ({"data_path": "none"}, "no such file or folder: '{here}/none' (--data_path)"),
+        ({"data_path": "empty.txt"}, "no text in {here}/empty.txt: give --data_path a file"),
+        ({"data_path": "rows.jsonl"}, "--data_path has documents, and the tokenizer"),
+        ({"data_path": "some.ckpt"}, "looks like a binary file"),
+        ({"encoding": "utf-99"}, "utf-99"),
+        ({"out": "link"}, "--out '{here}/link' is a link or a mounted disk: name a folder in it"),
+    ],
+)
+def test_wrong_input_is_one_line(options, message, text, tmp_path, capsys):
+    right = {"ckpt_path": write_checkpoint(tmp_path, compact(text), text), "out": "folder"}
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "precious").write_text("kept")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n')
+    before = sorted(tmp_path.rglob("*"))
+    given = {n: v if n == "encoding" else tmp_path / v for n, v in (right | options).items()}
+    status, out, err = run_export(capsys, **given)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert message.format(here=tmp_path) in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_may_be_there(text, tmp_path, capsys):
+    path = write_checkpoint(tmp_path, compact(text), text)
+    (tmp_path / "folder").mkdir()
+    assert run_export(capsys, ckpt_path=path, out=tmp_path / "folder")[0] == 0
+    assert (tmp_path / "folder" / "model.safetensors").is_file()
+
+
+def test_a_model_of_neither_architecture_is_refused(text, tmp_path, capsys):
+    path = write_checkpoint(tmp_path, compact(text), text, norm="rms")
+    status, _, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
+    assert status == 2
+    assert "GPT-2 would need norm layer, not rms" in err
+    assert not (tmp_path / "folder").exists()
+
+
+def test_without_a_run_or_a_checkpoint_it_says_so(tmp_path, capsys):
+    status, _, err = run_export(capsys, out=tmp_path / "folder", logs=tmp_path)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "name one with --ckpt_path" in err
+
+
+def test_without_transformers_it_says_what_to_install(tmp_path):
+    (tmp_path / "transformers.py").write_text("raise ImportError('none')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = script("export.py", "--out", tmp_path / "folder", PYTHONPATH=path)
+    _, err = process.communicate(timeout=100)
+    assert (process.returncode, err.count("\n")) == (2, 1)
+    assert 'pip install -e ".[hf]"' in err
+    process = script("export.py")
+    assert "--out" in process.communicate(timeout=100)[1]
+    assert process.returncode == 2
+
+
+@pytest.mark.parametrize("rubbish", [None, 3, "x", [1], {"path": 3, "val": "x"}, {"StepLines": 1}])
+def test_what_a_checkpoint_says_of_itself_may_be_anything(rubbish, tmp_path):
+    names = ("corpus", "callbacks", "hyper_parameters", "datamodule_hyper_parameters", "trainer")
+    content = dict.fromkeys(names, rubbish) | {"global_step": rubbish}
+    assert describe_results(content, tmp_path / "a.ckpt").startswith("None are known of step")
+    assert "| Text |" in describe_training(content)
+
+
+def test_results_are_of_the_weights_and_no_others(base, runs):
+    path = runs["qwen3"]
+    content = torch.load(path)
+    assert describe_results(content, path).count("validation split") == 2
+    earlier = content | {"global_step": 30, "callbacks": {}}
+    assert describe_results(earlier, path).count("validation split") == 1  # no final loss
+    assert describe_results(earlier | {"global_step": 31}, path) == "None are known of step 31."
+    alone = describe_results(content, base / "elsewhere.ckpt")  # only what is in the file
+    best = content["callbacks"]["StepLines"]["best"]
+    assert best["step"] == 60
+    assert f"| {best['val']:.4f} |" in alone
+    assert alone.count("validation split") == 1
+
+
+def test_names_in_the_card_can_not_break_it(base, runs):
+    model, tokenizer = load_checkpoint(runs["qwen3"])
+    tokenizer.name = "x|y\n\n# Injected\n<script>"
+    assert "tokens (`x y # Injected <script>`) |" in describe_model(model, tokenizer)
+    content = {"global_step": "3 |\n\n## Injected", "hyper_parameters": {"init_from": "/a/b|c"}}
+    assert "| Steps | not known |" in describe_training(content)
+    assert "| Started from the weights of | `b c` |" in describe_training(content)
+    assert "Injected" not in describe_results(content, base / "x.ckpt")
+    rows = describe_training({"datamodule_hyper_parameters": {"path": ["/home/me/a`|\nb", "c"]}})
+    assert "| Text | `a b`, `c` |" in rows
+    assert "home" not in rows
+
+
+@pytest.mark.parametrize("kilobytes", [4, 24, 72, 120])
+def test_a_full_disk_is_one_line(kilobytes, small_disk, text, tmp_path, capsys):
+    path = write_checkpoint(tmp_path, compact(text), text, d_model=32)
+    disk = small_disk(kilobytes)
+    status, out, err = run_export(capsys, ckpt_path=path, out=disk / "folder")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "No space left on device" in err
+    assert "another --out" in err or "folder with --out" in err
+    assert list(disk.iterdir()) == []

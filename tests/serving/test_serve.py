@@ -1,0 +1,633 @@
+"""The server: the official openai client, curl, raw sockets and Chromium talk to a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+
+from lit_gpt.checkpoint import load_checkpoint, save_atomically
+from lit_gpt.errors import UserError
+from lit_gpt.generation.completion import Request, complete
+from lit_gpt.generation.sampling import Sampling
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.serving.batching import Batcher, Failure
+from lit_gpt.serving.serve import listen
+from lit_gpt.text.vocabularies import load_tokenizer
+from tests.conftest import ROOT
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+CONTEXT = 64
+LONG = 50_000  # tokens: a minute or more
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A model of bytes whose logits differ, so that no text hangs on rounding."""
+    torch.manual_seed(3)
+    model, tokenizer = (
+        GPT(GPTConfig(256, CONTEXT, 16, 2, 2, style="modern")),
+        load_tokenizer("bytes"),
+    )
+    for weight in model.parameters():
+        weight.data *= 4
+    path = tmp_path_factory.mktemp("logs") / "version_7" / "checkpoints" / "best.ckpt"
+    weights = {f"gpt.{name}": value for name, value in model.state_dict().items()}
+    content = {"gpt": asdict(model.config), "tokenizer": tokenizer.to_dict()}
+    save_atomically({**content, "state_dict": weights}, path)
+    return path
+
+
+class Server:
+    """serve.py as a process."""
+
+    def __init__(self, *words: str, folder: Path) -> None:
+        script = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--port=0"]
+        self.process = subprocess.Popen(
+            [*script, *words],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        self.line = self.process.stdout.readline()
+        assert self.line, self.process.stderr.read()
+        self.url = self.line.split(" at ")[1].split()[0]
+        self.port = int(self.url.rpartition(":")[2])
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, **options)
+
+    def post(self, body: Any, **headers: str) -> httpx.Response:
+        content = body if isinstance(body, bytes | str) else json.dumps(body)
+        return httpx.post(
+            f"{self.url}/v1/completions", content=content, headers=headers, timeout=60
+        )
+
+    def counts(self) -> tuple[int, int]:
+        health = httpx.get(f"{self.url}/health").json()
+        assert health.pop("status") == "ok"
+        return health["running"], health["waiting"]
+
+    def wait_for(self, counts: tuple[int, int]) -> None:
+        end = time.monotonic() + 20
+        while self.counts() != counts:
+            assert time.monotonic() < end, self.counts()
+            time.sleep(0.02)
+
+    def hang_up(self, body: dict[str, Any], window: int = 1 << 16) -> socket.socket:
+        """The connection on which that was asked; closing it is for the caller."""
+        content = json.dumps(body).encode()
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        connection.connect(("127.0.0.1", self.port))
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}"
+        connection.sendall(head.encode() + b"\r\n\r\n" + content)
+        return connection
+
+    def stop(self, number: int) -> tuple[int, str]:
+        """Exit status, and stderr; nothing of it may be left."""
+        self.process.send_signal(number)
+        _, err = self.process.communicate(timeout=60)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(self.process.pid, 0)
+        return self.process.returncode, err
+
+
+@contextmanager
+def serving(*words: str, folder: Path) -> Iterator[Server]:
+    server = Server(*words, folder=folder)
+    try:
+        yield server
+        if server.process.poll() is None:
+            assert server.stop(signal.SIGTERM) == (143, "")
+        assert list(folder.iterdir()) == []
+    finally:
+        server.process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint, tmp_path_factory) -> Iterator[Server]:
+    words = f"--ckpt_path={checkpoint}", f"--max_tokens={LONG}", "--max_batch_size=32"
+    with serving(*words, folder=tmp_path_factory.mktemp("here")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server) -> openai.OpenAI:
+    return server.client()
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint) -> Callable[..., str]:
+    """`expected("a prompt", 20, Sampling(1), seed)`: what the model writes alone."""
+    model, tokenizer = load_checkpoint(checkpoint)
+
+    def write(*args: Any) -> str:
+        return "".join(piece.text for piece in complete(model, tokenizer, [Request(*args)]))
+
+    return write
+
+
+def test_it_says_what_it_serves_and_where(server, client, checkpoint):
+    assert server.line == f"Serving {checkpoint} at http://127.0.0.1:{server.port} (Ctrl-C stops)\n"
+    assert [model.id for model in client.models.list()] == ["version_7/best"]
+    assert client.models.retrieve("version_7/best").owned_by == "lit_gpt"
+    with pytest.raises(openai.NotFoundError, match="no 'gpt-4' here, only 'version_7/best'"):
+        client.models.retrieve("gpt-4")
+
+
+def test_the_text_is_what_generate_writes(client, checkpoint):
+    words = [sys.executable, str(ROOT / "scripts" / "generate.py"), f"--ckpt_path={checkpoint}"]
+    options = ["--prompt=猫 sat", "--max_new_tokens=40", "--temperature=0.9", "--seed=5", "--json"]
+    printed = subprocess.run([*words, *options], capture_output=True, text=True, timeout=120)
+    answer = client.completions.create(
+        model="version_7/best", prompt="猫 sat", max_tokens=40, temperature=0.9, seed=5
+    )
+    assert answer.choices[0].text == json.loads(printed.stdout)["text"]
+    assert answer.choices[0].finish_reason == "length"
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (7, 40)
+    assert answer.usage.total_tokens == 47
+    assert (answer.object, answer.model) == ("text_completion", "version_7/best")
+
+
+def test_without_options_it_is_as_openai_has_it(client, expected):
+    """16 tokens at temperature 1, with another seed each time."""
+    answer = client.completions.create(model="version_7/best", prompt="ab", seed=1)
+    assert answer.choices[0].text == expected("ab", 16, Sampling(1.0), 1)
+    prompts = ["ab"] * 6
+    answer = client.completions.create(model="version_7/best", prompt=prompts, max_tokens=30)
+    assert len({choice.text for choice in answer.choices}) == 6
+
+
+def test_a_stream_is_the_same_text_in_parts(client, expected):
+    options = {"prompt": "the 猫", "max_tokens": 60, "seed": 8, "n": 2}
+    parts, texts, reasons = [], ["", ""], [None, None]
+    with client.completions.create(
+        model="version_7/best", stream=True, stream_options={"include_usage": True}, **options
+    ) as stream:
+        for chunk in stream:
+            parts.append(chunk)
+            for choice in chunk.choices:
+                assert reasons[choice.index] is None
+                texts[choice.index] += choice.text
+                reasons[choice.index] = choice.finish_reason
+    assert texts == [expected("the 猫", 60, Sampling(1.0), seed) for seed in (8, 9)]
+    assert reasons == ["length", "length"]
+    assert len(parts) > 40
+    assert len({part.id for part in parts}) == 1
+    assert parts[-1].choices == []
+    assert parts[-1].usage.completion_tokens == 120
+    assert {part.usage for part in parts[:-1]} == {None}
+
+
+def test_several_prompts_with_several_choices_each(client, expected):
+    answer = client.completions.create(
+        model="version_7/best", prompt=["a", "", "甲乙"], n=2, seed=3, max_tokens=20
+    )
+    assert [choice.index for choice in answer.choices] == list(range(6))
+    assert [choice.text for choice in answer.choices] == [
+        expected(prompt, 20, Sampling(1.0), seed) for prompt in ("a", "", "甲乙") for seed in (3, 4)
+    ]
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (1 + 1 + 6, 120)
+
+
+def test_stops_and_echo(client, expected):
+    text = expected("ab", 40, Sampling(1.0), 2)
+    stop = text[10:12]
+    for stream in (False, True):
+        answer = client.completions.create(
+            model="version_7/best", prompt="ab", max_tokens=40, seed=2, stream=stream,
+            stop=[stop, "never"], echo=True,
+        )  # fmt: skip
+        choices = [part.choices[0] for part in answer] if stream else answer.choices
+        assert "".join(choice.text for choice in choices) == "ab" + text[: text.index(stop)]
+        assert choices[-1].finish_reason == "stop"
+
+
+def test_a_top_p_next_to_nothing_takes_the_likeliest(client, expected):
+    answer = client.completions.create(model="version_7/best", prompt="ab", top_p=1e-50)
+    assert answer.choices[0].text == expected("ab", 16, Sampling(0), 1)
+
+
+def test_options_beyond_openais(client, expected):
+    extra = {"top_k": 5, "min_p": 0.2, "repetition_penalty": 1.5}
+    answer = client.completions.create(
+        model="version_7/best", prompt="ab", max_tokens=30, seed=2, temperature=1.5, top_p=0.9,
+        extra_body=extra,
+    )  # fmt: skip
+    assert answer.choices[0].text == expected("ab", 30, Sampling(1.5, 5, 0.9, 1.5, 0.2), 2)
+    assert answer.choices[0].text != expected("ab", 30, Sampling(1.5, None, 0.9), 2)
+    plain = {"logprobs": None, "best_of": 1, "logit_bias": {}, "suffix": None, "user": "me"}
+    answer = client.completions.create(
+        model="version_7/best", prompt="ab", seed=1, presence_penalty=0, **plain
+    )
+    assert answer.choices[0].text == expected("ab", 16, Sampling(1.0), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "message"),
+    [
+        ({"logprobs": 1}, "logprobs", "logprobs: is not supported by this server: leave it out"),
+        ({"logprobs": 0}, "logprobs", "logprobs: is not supported by this server: leave it out"),
+        ({"suffix": "x"}, "suffix", "suffix: is not supported"),
+        ({"best_of": 2}, "best_of", "best_of: is not supported"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "logit_bias: is not supported"),
+        ({"presence_penalty": 0.1}, "presence_penalty", "presence_penalty: is not supported"),
+        ({"frequency_penalty": -1}, "frequency_penalty", "frequency_penalty: is not supported"),
+        ({"extra_body": {"tpo_p": 1}}, "tpo_p", "tpo_p: is no parameter of this server"),
+        ({"temperature": -1}, "temperature", r"temperature must be in \[0, 1e6\], not -1"),
+        ({"temperature": 1e39}, "temperature", r"temperature must be in \[0, 1e6\], not 1e\+39"),
+        ({"temperature": "hot"}, "temperature", "temperature: input should be a valid number"),
+        ({"top_p": 0}, "top_p", r"top_p must be in \(0, 1\], not 0"),
+        ({"extra_body": {"min_p": 2}}, "min_p", r"min_p must be in \[0, 1\], not 2"),
+        ({"extra_body": {"top_k": 0}}, "top_k", "top_k must be at least 1, not 0"),
+        ({"extra_body": {"top_k": 1.5}}, "top_k", "top_k: input should be a valid integer"),
+        ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty", "must be in"),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens must be at least 1, not 0"),
+        ({"max_tokens": True}, "max_tokens", "max_tokens: input should be a valid integer"),
+        ({"max_tokens": LONG + 1}, "max_tokens", f"{LONG + 1} are too many, .* at most {LONG}"),
+        ({"n": 0}, "n", "n: input should be greater than or equal to 1"),
+        ({"n": 65}, "n", "n: 65 completions at a time are too many, at most 64"),
+        ({"prompt": ["a"] * 65}, "prompt", "prompt: 65 completions at a time are too many"),
+        ({"prompt": ["a"] * 2048, "n": 128}, "n", "n: 262144 completions at a time are too many"),
+        ({"prompt": ["a"] * 2049}, "prompt", "prompt: has 2049 texts, at most 2048 may be"),
+        ({"seed": -1}, "seed", "seed must be 0 or more and below"),
+        ({"seed": 2**63 - 1, "n": 2}, "seed", "seed must be 0 or more and below"),
+        ({"stop": ""}, "stop", "stop must not be empty"),
+        ({"stop": list("abcde")}, "stop", "at most 4 items"),
+        ({"stream_options": {"what": 1}}, "stream_options", "stream_options.what: is no parameter"),
+        ({"prompt": []}, "prompt", "at least 1 item"),
+        ({"prompt": [1, 2]}, "prompt", "must be text: token ids are not supported"),
+        ({"prompt": [[1, 2]]}, "prompt", "must be text: token ids are not supported"),
+        ({"prompt": None}, "prompt", "prompt: is required"),
+        ({"prompt": {"a": 1}}, "prompt", "prompt: input should be a valid "),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(client, options, param, message):
+    with pytest.raises(openai.BadRequestError, match=message) as refused:
+        client.completions.create(**{"model": "version_7/best", "prompt": "a"} | options)
+    assert (refused.value.param, refused.value.type) == (param, "invalid_request_error")
+
+
+def test_a_prompt_that_is_too_long(client, expected):
+    long = "猫" * 21 + "a"  # 64 bytes
+    answer = client.completions.create(model="version_7/best", prompt=long, seed=1)
+    assert answer.choices[0].text == expected(long, 16, Sampling(1.0), 1)
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="has 65 tokens, at most 64") as refused:
+            client.completions.create(
+                model="version_7/best", prompt=["a", long + "b"], stream=stream
+            )
+        assert refused.value.code == "context_length_exceeded"
+        assert refused.value.param == "prompt"
+
+
+def test_an_unknown_model(client):
+    with pytest.raises(openai.NotFoundError, match="only 'version_7/best'") as refused:
+        client.completions.create(model="gpt-3.5-turbo-instruct", prompt="a")
+    assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ("{", 400, "The body is no JSON object that can be read: Invalid JSON: EOF"),
+        ("", 400, "Invalid JSON"),
+        ("[1]", 400, "The body is no JSON object"),
+        (b'{"prompt": "\xff"}', 400, "Invalid JSON"),
+        ('{"prompt": "a\\ud800"}', 400, "Invalid JSON"),
+        ('{"prompt": "a", "temperature": NaN}', 400, "temperature"),
+        ('{"prompt": "a", "temperature": 1e999}', 400, "temperature must be in [0, 1e6], not inf"),
+        ('{"prompt": ' + "[" * 100_000, 400, "Invalid JSON: recursion limit"),
+        ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", 400, "number out of range"),
+        ('{"prompt": "' + "a" * (1 << 20) + '"}', 413, "more than 1,048,576 bytes"),
+        ('{"prompt": "' + "a" * (1 << 23) + '"}', 413, "more than 1,048,576 bytes"),
+    ],
+)  # fmt: skip
+def test_bodies_of_all_kinds(server, body, status, message):
+    response = server.post(body)
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert message in response.json()["error"]["message"]
+
+
+def test_other_paths_and_methods(server):
+    response = httpx.get(f"{server.url}/v1/chat/completions")
+    assert response.status_code == 404
+    assert response.json()["error"]["message"].startswith("GET /v1/chat/completions is not served")
+    response = httpx.get(f"{server.url}/v1/completions")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_curl_gets_the_text_exactly(server, expected):
+    """Of a prompt in many writings, with what JSON and HTML write otherwise."""
+    prompt = 'naïve "猫" \\ <b>&\t\x00 🙂\n'
+    body = json.dumps({"prompt": prompt, "seed": 4, "max_tokens": 50, "echo": True})
+    command = ["curl", "-sS", f"{server.url}/v1/completions", "-d", body]
+    answer = json.loads(subprocess.run(command, capture_output=True, timeout=60).stdout)
+    text = prompt + expected(prompt, 50, Sampling(1.0), 4)
+    assert answer["choices"][0]["text"] == text
+    body = json.dumps({**json.loads(body), "stream": True})
+    streamed = subprocess.run([*command[:-1], body], capture_output=True, timeout=60).stdout
+    lines = streamed.decode().split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    parts = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+    assert "".join(part["choices"][0]["text"] for part in parts) == text
+
+
+def test_50_at_once_are_each_as_alone(server, client, expected):
+    def ask(i: int) -> str:
+        options = {"prompt": f"{i}: " + "ab" * (i % 9), "max_tokens": 20 + i % 30, "seed": i}
+        options |= {"temperature": 0.5 + i % 3 / 2, "stream": i % 2 == 1}
+        answer = client.completions.create(model="version_7/best", **options)
+        parts = answer if i % 2 else [answer]
+        return "".join(part.choices[0].text for part in parts)
+
+    with ThreadPoolExecutor(50) as pool:
+        texts = list(pool.map(ask, range(50)))
+    assert texts == [
+        expected(f"{i}: " + "ab" * (i % 9), 20 + i % 30, Sampling(0.5 + i % 3 / 2), i)
+        for i in range(50)
+    ]
+    assert server.counts() == (0, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_leaves_its_place(server, expected, stream):
+    """While others are served; and those who wait, too, before their turn has come."""
+    body = {"prompt": "a", "max_tokens": LONG, "stream": stream}
+    with closing(server.hang_up({**body, "n": 40})) as many, closing(server.hang_up(body)) as one:
+        server.wait_for((32, 9))
+        one.close()
+        server.wait_for((32, 8))
+        many.close()
+        server.wait_for((0, 0))
+    answer = server.post({"prompt": "ab", "seed": 1}).json()
+    assert answer["choices"][0]["text"] == expected("ab", 16, Sampling(1.0), 1)
+
+
+def test_one_beside_a_hang_up_goes_on(server, client, expected):
+    with client.completions.create(
+        model="version_7/best", prompt="ab", max_tokens=1000, seed=1, stream=True
+    ) as stream:
+        text = next(stream).choices[0].text
+        with closing(server.hang_up({"prompt": "a", "max_tokens": LONG, "n": 3})):
+            server.wait_for((4, 0))
+        text += "".join(part.choices[0].text for part in stream)
+    assert text == expected("ab", 1000, Sampling(1.0), 1)
+
+
+def test_a_short_request_does_not_wait_for_a_long_one(server, expected):
+    with closing(server.hang_up({"prompt": "a", "max_tokens": LONG})):
+        server.wait_for((1, 0))
+        answer = server.post({"prompt": "ab", "seed": 1}).json()
+        assert answer["choices"][0]["text"] == expected("ab", 16, Sampling(1.0), 1)
+        assert server.counts() == (1, 0)
+    server.wait_for((0, 0))
+
+
+def test_one_that_leaves_while_it_sends(server):
+    """Nothing is said of it, as the end of this module's server shows."""
+    with closing(socket.create_connection(("127.0.0.1", server.port))) as connection:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n"
+        connection.sendall(head + b'{"prompt')
+        time.sleep(0.1)
+    assert server.counts() == (0, 0)
+
+
+def test_more_than_may_be_are_told_to_come_again(checkpoint, tmp_path, expected):
+    words = "--max_concurrent=3", "--max_batch_size=2", "--max_prompt_tokens=4"
+    with serving(f"--ckpt_path={checkpoint}", *words, folder=tmp_path) as server:
+        ask = {"prompt": "ab", "max_tokens": 2048, "seed": 1}
+        with closing(server.hang_up({**ask, "n": 3})):
+            server.wait_for((2, 1))
+            with pytest.raises(openai.RateLimitError, match="3 requests are under way") as refused:
+                server.client().completions.create(model="version_7/best", prompt="a")
+            assert refused.value.response.headers["retry-after"] == "1"
+        server.wait_for((0, 0))
+        ask["max_tokens"] = 200
+        with ThreadPoolExecutor(12) as pool:
+            answers = list(pool.map(lambda _: server.post(ask), range(12)))
+        right = [answer.json() for answer in answers if answer.status_code == 200]
+        text = expected("ab", 200, Sampling(1.0), 1)
+        assert [answer["choices"][0]["text"] for answer in right] == [text] * len(right)
+        assert {answer.status_code for answer in answers} <= {200, 429}
+        assert len(right) >= 3
+        # The client's own way: it comes again until there is room.
+        patient = server.client().with_options(max_retries=20)
+        with ThreadPoolExecutor(6) as pool:
+            asked = [pool.submit(patient.completions.create, model="version_7/best", **ask)] * 6
+            assert {answer.result().choices[0].text for answer in asked} == {text}
+        assert "has 5 tokens, at most 4" in server.post({"prompt": "abcde"}).text
+        assert "2049 are too many" in server.post({"prompt": "a", "max_tokens": 2049}).text
+
+
+def test_pages_of_other_sites_are_kept_out(server):
+    body = {"prompt": "a", "max_tokens": 1}
+    assert server.post(body, Origin=server.url).status_code == 200
+    for own in ("localhost", f"LOCALHOST:{server.port}", "[::1]:80"):
+        assert server.post(body, Host=own).status_code == 200
+    for origin in ("http://evil.example", "null", "http://[", f"http://127.0.0.1:{server.port}1"):
+        response = server.post(body, Origin=origin)
+        assert response.status_code == 403
+        assert response.json()["error"]["type"] == "permission_error"
+    for host in ("evil.example", f"evil.example:{server.port}", "[", "", "127.0.0.1.evil.example"):
+        assert server.post(body, Host=host).status_code in (400, 403)
+    assert "access-control-allow-origin" not in server.post(body).headers
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_with_all_that_is_under_way(checkpoint, tmp_path, number, status):
+    """Open to other machines, with the newest checkpoint."""
+    words = f"--logs={checkpoint.parents[2]}", "--host=0.0.0.0", f"--max_tokens={LONG}"
+    with serving(*words, folder=tmp_path) as server:
+        url = f"http://127.0.0.1:{server.port}/v1/completions"
+        with ThreadPoolExecutor() as pool, httpx.Client() as idle:
+            idle.get(url)  # a connection that stays open
+            ask = {"prompt": "a", "max_tokens": LONG, "n": 20}
+            whole = pool.submit(httpx.post, url, json=ask, timeout=60)
+            stream = pool.submit(httpx.post, url, json={**ask, "stream": True}, timeout=60)
+            server.url = f"http://127.0.0.1:{server.port}"
+            server.wait_for((40, 0))
+            half = socket.create_connection(("127.0.0.1", server.port))  # of what it says it sends
+            half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{")
+            deaf = server.hang_up({**ask, "stream": True}, window=4096)  # it never reads
+            server.wait_for((60, 0))
+            assert httpx.get(server.url, headers={"Host": "any.example"}).status_code == 200
+            assert server.stop(number) == (
+                status,
+                f"Using {checkpoint}\n"
+                "Warning: --host 0.0.0.0 lets other machines use this server\n",
+            )
+            assert whole.result().status_code == 500
+            assert whole.result().json()["error"]["message"] == "the server stops"
+            assert '"message": "the server stops"' in stream.result().text
+            assert "[DONE]" not in stream.result().text
+            half.close()
+            deaf.close()
+
+
+def run(*words: str, code: str | None = None) -> tuple[int, str]:
+    """Exit status and stderr of serve.py, or of some code before it."""
+    script = ["-c", code] if code else [str(ROOT / "scripts" / "serve.py")]
+    result = subprocess.run(
+        [sys.executable, *script, *words], capture_output=True, text=True, timeout=120
+    )
+    return result.returncode, result.stderr
+
+
+def test_what_keeps_it_from_starting_is_one_line(server, checkpoint, tmp_path):
+    own = f"--ckpt_path={checkpoint}"
+    port = str(server.port)
+    assert run(own, "--port", port) == (
+        2,
+        f"error: cannot listen at 127.0.0.1, port {port} (Address already in use): give another "
+        "--port (0: any that is free), or --host\n",
+    )
+    for host, number in (
+        ("127.0.0.1", 70000),
+        ("not.a.host.invalid", 0),
+        ("a" * 80, 0),
+        ("::g", 0),
+    ):
+        with pytest.raises(UserError, match=f"cannot listen at {host}, port {number} "):
+            listen(host, number)
+    status, err = run("--port=0", f"--logs={tmp_path}")
+    assert (status, err.startswith("error: no checkpoint below")) == (2, True)
+    assert run("--max_batch_size=0")[1].startswith("error: argument --max_batch_size: must be at")
+
+
+@pytest.mark.parametrize("package", ["uvicorn", "starlette", "pydantic"])
+def test_without_the_packages_it_says_how_to_get_them(checkpoint, package):
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        f"sys.path[:0] = [{str(ROOT / 'scripts')!r}]\n"
+        "import serve\nfrom lit_gpt import errors\nsys.exit(errors.run(serve.main))"
+    )
+    assert run(f"--ckpt_path={checkpoint}", "--port=0", code=code) == (
+        2,
+        f'error: {package} is missing, which serving needs: pip install -e ".[serve]"\n',
+    )
+
+
+def test_a_batch_that_fails_leaves_the_others_alone(checkpoint, capfd):
+    """Of whatever reason; here a device is too small for all but small batches."""
+    model, tokenizer = load_checkpoint(checkpoint)
+
+    def too_small(module: Any, args: Any) -> None:
+        if len(args[0]) > 2:
+            raise torch.OutOfMemoryError("no room")
+
+    model.embedding.register_forward_pre_hook(too_small)
+    batcher = Batcher(model, tokenizer, max_concurrent=9, max_batch_size=9)
+
+    async def ask(n: int) -> list[str]:
+        call = batcher.submit([Request("ab", 5)] * n)
+        return [piece.text async for piece in call.pieces()]
+
+    async def ask_both() -> None:
+        with pytest.raises(Failure, match=r"the model failed \(OutOfMemoryError\)"):
+            await ask(3)
+        assert len(await ask(2)) == 10
+        assert batcher.counts() == (0, 0)
+
+    batcher.start()
+    try:
+        asyncio.run(ask_both())
+    finally:
+        batcher.stop()
+        batcher.join()
+    assert "no room" in capfd.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as running:
+        yield running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+def until(page: Any, selector: str, text: Any) -> None:
+    from playwright.sync_api import expect
+
+    expect(page.locator(selector)).to_have_text(text, timeout=20_000)
+
+
+def test_the_page_writes_what_the_model_writes(server, browser, expected, tmp_path):
+    page = browser.new_page(color_scheme="dark")
+    problems, asked = [], []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server.url)
+    assert page.title() == "version_7/best - lit_gpt"
+    assert "a context of 64 tokens, a vocabulary of 256 (bytes)" in page.inner_text("header")
+    page.fill("#prompt", "<b>猫</b> ")
+    page.fill("[name=temperature]", "1.5")
+    page.fill("[name=max_tokens]", "40")
+    page.fill("[name=top_k]", "20")
+    page.fill("#seed", "4")
+    assert page.inner_text("label:has([name=temperature]) span") == "1.5"
+    assert page.inner_text("label:has([name=min_p]) span") == "off"
+    page.keyboard.press("Control+Enter")
+    until(page, "#status", re.compile(" in "))
+    text = expected("<b>猫</b> ", 40, Sampling(1.5, 20), 4)
+    assert page.text_content("#answer") == "<b>猫</b> " + text
+    assert page.text_content("#status").startswith("40 tokens in ")
+    assert page.locator("#answer b").count() == 0
+    page.screenshot(path=tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+    # The text has the ink of the dark scheme on its card.
+    assert (
+        page.eval_on_selector("#answer", "e => getComputedStyle(e).color") == "rgb(242, 241, 236)"
+    )
+    assert asked == [f"{server.url}/", f"{server.url}/v1/completions"]
+    assert problems == []
+
+
+def test_the_page_stops_and_says_what_is_wrong(server, browser):
+    page = browser.new_page(viewport={"width": 360, "height": 800})
+    page.goto(server.url)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.fill("[name=max_tokens]", str(LONG))
+    page.click("#go")
+    server.wait_for((1, 0))
+    until(page, "#answer", re.compile(".{20}"))
+    page.click("#halt")
+    server.wait_for((0, 0))
+    until(page, "#status", "stopped")
+    page.fill("#prompt", "a" * 65)
+    page.click("#go")
+    until(page, "#status.error", "prompt: it has 65 tokens, at most 64 may be")
+    page.fill("#prompt", "a")
+    page.fill("#stop", r"\n")
+    page.fill("[name=max_tokens]", "30")
+    with page.expect_request("**/v1/completions") as request:
+        page.click("#go")
+    assert request.value.post_data_json["stop"] == "\n"
+    until(page, "#status", re.compile(" in "))

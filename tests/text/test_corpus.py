@@ -1,0 +1,598 @@
+"""Text files to one token array: exactly the text, encoded piece by piece, cached by content."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_gpt.command import run
+from lit_gpt.errors import UserError
+from lit_gpt.text import corpus as corpus_module
+from lit_gpt.text import files as files_module
+from lit_gpt.text.corpus import Corpus, cut_safely, load_corpus
+from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.vocabularies import load_tokenizer
+
+CHUNK = 1 << 20  # bytes that are read at a time, unless a test says otherwise
+BOM = "\ufeff".encode()
+LINE = "It's 12.5 °C, “fine”!\r\n农夫山泉 天然水，550ml*24瓶。\n\n  été 👩‍👩‍👧 <|endoftext|> word1;"
+MIXED = LINE * 3
+
+load_once = cache(load_tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def tokenizers_built_once(monkeypatch):
+    """Building cl100k_base takes half a second: enough to do it once."""
+    monkeypatch.setattr(corpus_module, "load_tokenizer", load_once)
+
+
+@pytest.fixture
+def cache_folder(tmp_path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def load(cache_folder):
+    def load(path, tokenizer="bytes", compact=True, encoding="utf-8") -> Corpus:
+        return load_corpus(str(path), tokenizer, compact, encoding, str(cache_folder))
+
+    return load
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def text_of(corpus: Corpus) -> str:
+    """The text of all tokens, byte for byte."""
+    return corpus.tokenizer.decode_bytes(corpus.tokens.tolist()).decode()
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*"))
+
+
+# The text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a\r\nb\rc\n", "👩‍👩‍👧 e\u0301", "<|endoftext|>", "农夫山泉", "  \t a  ", "a\ufeffb", MIXED],
+    ids=["CRLF", "emoji", "endoftext", "Chinese", "white space", "BOM inside", "mixed"],
+)
+@pytest.mark.parametrize(
+    ("tokenizer", "compact"),
+    [("bytes", True), ("cl100k_base", True), ("cl100k_base", False), ("o200k_base", True)],
+)
+def test_tokens_decode_to_exactly_the_text(text, tokenizer, compact, load, tmp_path):
+    corpus = load(write(tmp_path / "x.txt", text.encode()), tokenizer, compact)
+    assert text_of(corpus) == text
+    assert corpus.info.removed_boms == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "characters", "num_bytes", "tokens"),
+    [
+        ("hello world", 11, 11, 2),
+        ("农夫", 2, 6, 4),
+        ("<|endoftext|>", 13, 13, 7),
+        ("I'm 1234567", 11, 11, 6),
+        ("hello\r\nworld", 12, 12, 3),
+    ],
+)
+def test_counts(text, characters, num_bytes, tokens, load, tmp_path):
+    info = load(write(tmp_path / "x.txt", text.encode()), "cl100k_base").info
+    counts = info.num_characters, info.num_bytes, info.num_tokens, info.removed_boms
+    assert counts == (characters, num_bytes, tokens, 0)
+    assert info.added_line_ends == 0
+
+
+def test_byte_order_mark_is_removed_and_counted(load, tmp_path):
+    corpus = load(write(tmp_path / "x.txt", BOM + b"hello"))
+    assert text_of(corpus) == "hello"
+    assert (corpus.info.removed_boms, corpus.info.num_bytes) == (1, 5)
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-16-le", "latin-1"])
+def test_other_encodings(encoding, load, tmp_path):
+    text = "été\r\n" if encoding == "latin-1" else MIXED
+    path = write(tmp_path / "x.txt", text.encode(encoding))
+    assert text_of(load(path, encoding=encoding)) == text
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        ({"b.txt": b"two", "a.txt": b"one"}, "one\ntwo"),
+        ({"a": b"one\n", "b": b"two\r\n", "c": b"three"}, "one\ntwo\r\nthree"),
+        ({"a": BOM + b"one", "b": b"", "c": BOM + b"two"}, "one\ntwo"),
+        ({"2.txt": b"two", "10.txt": b"ten"}, "ten\ntwo"),
+        ({"b.txt": b"1", "a/z.txt": b"0", "c/d/e.txt": b"2"}, "0\n1\n2"),
+        ({"a": b"one", ".hidden": b"\0", ".git/config": b"\0", "b/.x/y": b"\0"}, "one"),
+    ],
+)
+def test_folder_is_read_in_name_order_one_file_a_line(files, text, load, tmp_path):
+    for name, content in files.items():
+        write(tmp_path / "texts" / name, content)
+    corpus = load(tmp_path / "texts")
+    assert text_of(corpus) == text
+    assert corpus.info.num_characters == len(text)
+    assert corpus.info.removed_boms == sum(content.startswith(BOM) for content in files.values())
+    kept = sum(c.removeprefix(BOM).count(b"\n") for name, c in files.items() if b"\0" not in c)
+    assert corpus.info.added_line_ends == text.count("\n") - kept
+
+
+def test_folder_inside_a_hidden_folder_is_read(load, tmp_path):
+    write(tmp_path / ".hidden" / "texts" / "a", b"one")
+    assert text_of(load(tmp_path / ".hidden" / "texts")) == "one"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "compact", "vocab_size", "dtype"),
+    [
+        ("cl100k_base", True, 265, np.uint16),
+        ("cl100k_base", False, 100_256, np.uint32),
+        ("bytes", True, 256, np.uint16),
+        ("bytes", False, 256, np.uint16),
+    ],
+)
+def test_array_is_as_narrow_as_the_vocabulary_allows(
+    tokenizer, compact, vocab_size, dtype, load, tmp_path
+):
+    corpus = load(write(tmp_path / "x.txt", b"hello world"), tokenizer, compact)
+    assert (corpus.tokenizer.vocab_size, corpus.tokens.dtype) == (vocab_size, dtype)
+    assert corpus.tokens.tolist() == corpus.tokenizer.encode("hello world").tolist()
+
+
+# Piece by piece
+
+
+@pytest.mark.parametrize(
+    ("texts", "parts"),
+    [
+        (["hello world, again"], ["hello world", ", again"]),
+        (["hel", "lo wor", "ld."], ["hello", " world", "."]),
+        (["it's"], ["it's"]),
+        (["a_b c-d"], ["a_b", " c-d"]),
+        (["农夫，山泉。"], ["农夫，山泉", "。"]),
+        (["...", "  ", "\n"], ["...  \n"]),
+        ([], []),
+    ],
+)
+def test_text_is_cut_after_a_letter_or_digit(texts, parts):
+    assert list(cut_safely(texts)) == parts
+
+
+CHARACTERS = "ab S1٣é农夫.,'’!，\r\n\t\x1c\u3000\u0301_ªⅧ²👩\u200d"
+WORDS = ["it", "'s", "'LL", "don", "'t", " the", "农夫", "1234", ", ", ". ", "  ", "\r\n", "\ufeff"]
+
+
+@pytest.mark.parametrize("name", ["cl100k_base", "o200k_base"])
+@given(texts=st.lists(st.text() | st.text(alphabet=CHARACTERS) | st.sampled_from(WORDS)))
+@settings(max_examples=200, deadline=None)
+def test_parts_encode_to_the_tokens_of_the_whole(name, texts):
+    tokenizer, parts = load_once(name), list(cut_safely(texts))
+    assert "".join(parts) == "".join(texts)
+    piecewise = [i for part in parts for i in tokenizer.encode(part)]
+    assert piecewise == tokenizer.encode("".join(texts)).tolist()
+
+
+@pytest.mark.parametrize("chunk", [4, 5, 7, 64])  # bytes: 4 is the longest character
+@pytest.mark.parametrize("compact", [True, False])
+def test_corpus_read_in_small_chunks_has_the_tokens_of_the_whole(
+    chunk, compact, load, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files_module, "CHUNK", chunk)
+    text = MIXED + "\ufeff" * 9  # inside a text it is kept, also where a chunk begins
+    corpus = load(write(tmp_path / "x.txt", BOM + text.encode()), "cl100k_base", compact)
+    full = load_once("cl100k_base")
+    split = [corpus.tokenizer.tokens[i] for i in corpus.tokens]
+    assert split == [full.tokens[i] for i in full.encode(text)]
+    assert corpus.tokens.tolist() == corpus.tokenizer.encode(text).tolist()
+    assert corpus.info.num_bytes == len(text.encode())
+    assert corpus.info.num_characters == len(text)
+    assert corpus.info.removed_boms == 1
+
+
+@pytest.mark.parametrize(
+    ("piece", "megabytes"),
+    [
+        ("aé=1中😀", 10),
+        ("x", 2),  # one word: byte-pair encoding of 10 MB of it alone takes 8 s
+        *(
+            pytest.param(x, 10, marks=pytest.mark.slow)
+            for x in ("x", "=", " ", "😀", "👩‍👩‍👧", "\u0301")
+        ),
+    ],
+)
+def test_one_long_line_without_white_space(piece, megabytes, load, tmp_path):
+    text = piece * (megabytes * 1_000_000 // len(piece.encode()))
+    corpus = load(write(tmp_path / "x.txt", text.encode()), "cl100k_base")
+    assert text_of(corpus) == text
+    assert corpus.info.num_characters == len(text)
+
+
+def test_one_million_spaces(load, tmp_path):
+    text = "a" + " " * 1_000_000 + "b"
+    assert text_of(load(write(tmp_path / "x.txt", text.encode()), "cl100k_base")) == text
+
+
+# The cache
+
+
+def test_second_time_the_cache_is_used(load, tmp_path, monkeypatch):
+    path = write(tmp_path / "x.txt", MIXED.encode())
+    first = load(path, "cl100k_base")
+
+    def refuse(*args):
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(corpus_module, "load_tokenizer", refuse)
+    monkeypatch.setattr(Tokenizer, "encode", refuse)
+    again = load(path, "cl100k_base")
+    renamed = load(path.rename(tmp_path / "y.txt"), "cl100k_base")
+    for second in (again, renamed):
+        assert second.tokens.tolist() == first.tokens.tolist()
+        assert (second.tokenizer, second.info) == (first.tokenizer, first.info)
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        ({}, "hello there"),
+        ({"tokenizer": "o200k_base"}, "hello world"),
+        ({"compact": False}, "hello world"),
+        ({"encoding": "latin-1"}, "hello world"),
+    ],
+    ids=["content", "tokenizer", "compactness", "encoding"],
+)
+def test_cache_is_keyed_by(other, text, load, tmp_path, cache_folder):
+    options = {"tokenizer": "cl100k_base", "compact": True, "encoding": "utf-8"}
+    path = write(tmp_path / "x.txt", b"hello world")
+    stat, first = path.stat(), load(path, **options)
+    write(path, text.encode())  # as long as before, and as old
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    second = load(path, **options | other)
+    assert len(entries(cache_folder)) == 2
+    assert (text_of(first), text_of(second)) == ("hello world", text)
+
+
+def test_two_texts_of_one_name_have_two_caches(load, tmp_path):
+    paths = [write(tmp_path / folder / "x.txt", folder.encode()) for folder in ("one", "two")]
+    for _ in range(2):
+        assert [text_of(load(path)) for path in paths] == ["one", "two"]
+
+
+def test_the_same_bytes_in_other_files_are_another_text(load, tmp_path):
+    for folder, contents in {"one": [b"ab", b"c"], "two": [b"a", b"bc"]}.items():
+        for i, content in enumerate(contents):
+            write(tmp_path / folder / f"{i}.txt", content)
+    assert text_of(load(tmp_path / "one")) == "ab\nc"
+    assert text_of(load(tmp_path / "two")) == "a\nbc"
+
+
+def without_rank_0(meta: bytes) -> bytes:
+    return meta.replace(b"AA== 0", b"")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("meta.json", None),  # what is left when writing stops halfway
+        ("meta.json", lambda content: b""),
+        ("meta.json", lambda content: content[:100]),
+        ("meta.json", lambda content: b"[]"),
+        ("meta.json", lambda content: b"\xff"),
+        ("meta.json", without_rank_0),
+        ("tokens.bin", None),
+        ("tokens.bin", lambda content: b""),
+        ("tokens.bin", lambda content: content[:-2]),
+        ("tokens.bin", lambda content: content[:-1]),
+        ("tokens.bin", lambda content: content + b"\0\0"),
+    ],
+)
+def test_damaged_cache_is_built_again(file, damage, load, tmp_path, cache_folder):
+    path = write(tmp_path / "x.txt", b"hello world")
+    load(path)
+    (folder,) = cache_folder.iterdir()
+    content = (folder / file).read_bytes()
+    (folder / file).unlink()
+    if damage:
+        (folder / file).write_bytes(damage(content))
+    assert text_of(load(path)) == "hello world"
+    assert (folder / file).read_bytes() == content
+    assert entries(cache_folder) == [folder.name]
+
+
+@pytest.fixture
+def tokenizing(tmp_path, cache_folder):
+    """A process that is in the midst of tokenizing a text, stopped there, and its folder."""
+    code = (
+        "import sys; from lit_gpt import corpus, files\nfiles.CHUNK = 4096\n"
+        "corpus.load_corpus(sys.argv[1], 'bytes', True, 'utf-8', sys.argv[2])"
+    )
+    path = write(tmp_path / "long.txt", MIXED.encode() * 20_000)
+    process = subprocess.Popen([sys.executable, "-c", code, path, cache_folder])
+    while process.poll() is None:
+        if any(p.stat().st_size for p in cache_folder.glob("unfinished-*/ids.bin")):
+            break
+        time.sleep(0.001)
+    process.send_signal(signal.SIGSTOP)
+    (work,) = cache_folder.glob("unfinished-*")
+    yield process, path, work
+    process.kill()
+    process.wait()
+
+
+def age(folder: Path, seconds: float) -> None:
+    os.utime(folder, (time.time() - seconds,) * 2)
+
+
+@pytest.mark.parametrize("seconds", [0, 120])
+def test_what_a_killed_process_left_is_removed_a_minute_later(
+    seconds, tokenizing, load, tmp_path, cache_folder
+):
+    process, _, work = tokenizing
+    process.kill()
+    process.wait()
+    assert sorted(entries(work)) == ["ids.bin", "lock"]
+    age(work, seconds)
+    assert text_of(load(write(tmp_path / "x.txt", b"hello world"))) == "hello world"
+    assert work.exists() == (seconds == 0)
+    assert len(entries(cache_folder)) == 1 + (seconds == 0)
+
+
+def test_the_folder_of_a_process_at_work_is_left_alone_however_old(
+    tokenizing, load, tmp_path, cache_folder
+):
+    process, path, work = tokenizing
+    age(work, 3600)
+    load(write(tmp_path / "x.txt", b"hello world"))
+    assert sorted(entries(work)) == ["ids.bin", "lock"]
+    process.send_signal(signal.SIGCONT)
+    assert process.wait() == 0
+    assert not work.exists()
+    assert [entries(folder) for folder in cache_folder.iterdir()] == [
+        ["meta.json", "tokens.bin"]
+    ] * 2
+    assert text_of(load(path)) == path.read_bytes().decode()
+
+
+def test_a_folder_without_a_lock_is_removed_a_minute_later(load, tmp_path, cache_folder):
+    """As that of a process that was killed before it could lock it: only seen, then removed."""
+    for name, seconds in {"unfinished-old": 120, "unfinished-new": 0, "other": 120}.items():
+        write(cache_folder / name / "ids.bin", b"\0")
+        age(cache_folder / name, seconds)
+    load(write(tmp_path / "x.txt", b"hello world"))
+    assert set(entries(cache_folder)) >= {"unfinished-old", "unfinished-new", "other"}
+    age(cache_folder / "unfinished-old", 120)
+    load(write(tmp_path / "x.txt", b"hello there"))
+    assert set(entries(cache_folder)) >= {"unfinished-new", "other"}
+    assert len(entries(cache_folder)) == 4
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError()])
+def test_without_locks_corpora_are_built_and_nothing_is_removed(
+    error, load, tmp_path, cache_folder, monkeypatch
+):
+    def refuse(*args):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock._acquire", refuse)
+    write(cache_folder / "unfinished-old" / "ids.bin", b"\0")
+    age(cache_folder / "unfinished-old", 120)
+    assert text_of(load(write(tmp_path / "x.txt", b"hello"))) == "hello"
+    assert "unfinished-old" in entries(cache_folder)
+    assert len(entries(cache_folder)) == 2
+
+
+def raise_on_second_call(error: BaseException):
+    """An `encode` that works once."""
+    encode, calls = Tokenizer.encode, []
+
+    def encode_once(self, text):
+        calls.append(text)
+        if len(calls) > 1:
+            raise error
+        return encode(self, text)
+
+    return encode_once
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()])
+def test_interrupted_run_leaves_nothing_half_made(error, load, tmp_path, cache_folder, monkeypatch):
+    path = write(tmp_path / "x.txt", MIXED.encode())
+    with monkeypatch.context() as patch:
+        patch.setattr(files_module, "CHUNK", 8)
+        patch.setattr(Tokenizer, "encode", raise_on_second_call(error))
+        with pytest.raises(type(error)):
+            load(path)
+    assert entries(cache_folder) == []
+    assert text_of(load(path)) == MIXED
+
+
+def test_the_slower_of_two_processes_keeps_the_folder_of_the_quicker_one(
+    load, tmp_path, cache_folder, monkeypatch
+):
+    path, build, inodes = write(tmp_path / "x.txt", b"hello world"), corpus_module._build, []
+
+    def inode() -> int:
+        (tokens,) = cache_folder.glob("*/tokens.bin")
+        return tokens.stat().st_ino
+
+    def build_while_another_process_finishes(*args):
+        monkeypatch.setattr(corpus_module, "_build", build)
+        load(path)
+        inodes.append(inode())
+        build(*args)
+
+    monkeypatch.setattr(corpus_module, "_build", build_while_another_process_finishes)
+    assert text_of(load(path)) == "hello world"
+    assert [inode()] == inodes
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding", "message"),
+    [
+        (b"", "utf-8", "no text in {}: give --data.path a file that has some"),
+        (BOM, "utf-8", "no text in {}: give --data.path a file that has some"),
+        (b"caf\xe9 au lait", "utf-8", "{} is not utf-8 text (byte 0xe9 at offset 3): name its enc"),
+        (b"abc\xe5\x86", "utf-8", "{} is not utf-8 text (byte 0xe5 at offset 3): name its enc"),
+        (BOM + b"a\xff", "utf-8", "{} is not utf-8 text (byte 0xff at offset 4): name its enc"),
+        (
+            b"a" * 1_500_000 + b"\xff" + b"a" * CHUNK,
+            "utf-8",
+            "{} is not utf-8 text (byte 0xff at offset 1,500,000): name its encoding",
+        ),
+        (
+            b"a" * (CHUNK - 1) + b"\xe5\x86x",  # cut by the border of two chunks
+            "utf-8",
+            "{} is not utf-8 text (byte 0xe5 at offset 1,048,575): name its encoding",
+        ),
+        (
+            b"a" * (2 * CHUNK - 2) + b"\xe5\x86",
+            "utf-8",
+            "{} is not utf-8 text (byte 0xe5 at offset 2,097,150): name its encoding",
+        ),
+        (
+            "农夫".encode("gb18030") + b"\xff",
+            "gb18030",
+            "{} is not gb18030 text (byte 0xff at offset 4): name its encoding",
+        ),
+        ("农夫".encode(), "ascii", "{} is not ascii text (byte 0xe5 at offset 0): name its enc"),
+        (
+            "odd".encode("utf-16") + b"!",
+            "utf-16",
+            "{} is not utf-16 text (byte 0x21 at offset 8): name its encoding",
+        ),
+        (b"hello", "utf-16", "{} is not utf-16 text"),
+        (b"\x7fELF\2\1\1\0", "utf-8", "{} looks like a binary file (NUL byte at offset 7)"),
+        (b"hello", "utf-9", "unknown --data.encoding 'utf-9': try utf-8 or gb18030"),
+        (b"hello", "rot13", "unknown --data.encoding 'rot13': try utf-8 or gb18030"),
+        (b"hello", "base64", "unknown --data.encoding 'base64': try utf-8 or gb18030"),
+    ],
+)
+def test_text_that_cannot_be_used(content, encoding, message, load, tmp_path, cache_folder):
+    load(write(tmp_path / "good.txt", b"hello"))
+    before, path = entries(cache_folder), write(tmp_path / "bad.txt", content)
+    with pytest.raises(UserError, match=re.escape(message.format(path))):
+        load(path, encoding=encoding)
+    assert entries(cache_folder) == before
+
+
+def test_error_names_the_file_of_a_folder_and_the_offset_in_it(load, tmp_path):
+    write(tmp_path / "texts" / "a.txt", b"good")
+    bad = write(tmp_path / "texts" / "b.txt", b"bad \xff")
+    with pytest.raises(
+        UserError, match=re.escape(f"{bad} is not utf-8 text (byte 0xff at offset 4)")
+    ):
+        load(tmp_path / "texts")
+
+
+def test_folders_without_text(load, tmp_path):
+    write(tmp_path / "hidden" / ".a.txt", b"hidden")
+    write(tmp_path / "empty" / "a.txt", b"")
+    with pytest.raises(
+        UserError, match=f"^no files in the folder '{tmp_path}/hidden': give --data"
+    ):
+        load(tmp_path / "hidden")
+    with pytest.raises(UserError, match=f"^no text in {tmp_path}/empty/a.txt: give --data.path"):
+        load(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "missing.csv",
+        "missing/folder",
+        "x" * 300,
+    ],
+    ids=["file", "folder", "too long"],
+)
+def test_missing_path(name, load, tmp_path):
+    path = str(tmp_path / name)
+    with pytest.raises(
+        UserError, match=re.escape(f"no such file or folder: '{path}' (--data.path)")
+    ):
+        load(path)
+
+
+def test_a_text_that_is_changed_while_it_is_encoded_leaves_nothing(
+    load, tmp_path, cache_folder, monkeypatch
+):
+    path = write(tmp_path / "x.txt", MIXED.encode() * 1000)
+    monkeypatch.setattr(files_module, "CHUNK", 10_000)
+
+    def cut_and_truncate(texts):
+        parts = cut_safely(texts)
+        yield next(parts)
+        os.truncate(path, 50_000)
+        yield from parts
+
+    monkeypatch.setattr(corpus_module, "cut_safely", cut_and_truncate)
+    with pytest.raises(UserError, match=f"^{path} was changed while it was read: start again$"):
+        load(path)
+    assert entries(cache_folder) == []
+
+
+@pytest.mark.parametrize(
+    ("cache_name", "reason"), [("a file", "File exists"), ("a file/folder", "Not a directory")]
+)
+def test_cache_that_cannot_be_written(cache_name, reason, tmp_path):
+    path, _ = write(tmp_path / "x.txt", b"hello"), write(tmp_path / "a file", b"in the way")
+    where = tmp_path / cache_name
+    with pytest.raises(UserError) as error:
+        load_corpus(str(path), "bytes", True, "utf-8", str(where))
+    assert str(error.value) == (
+        f"cannot keep the tokens in {where}: {reason}; name another folder with --data.cache"
+    )
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "~nobody_at_all/x"])
+def test_cache_that_is_no_name(name, tmp_path):
+    path = write(tmp_path / "x.txt", b"hello")
+    with pytest.raises(UserError, match=re.escape(f"--data.cache {name!r} can't be the name of")):
+        load_corpus(str(path), "bytes", True, "utf-8", name)
+
+
+@pytest.mark.parametrize("megabytes", [0.2, 1.0], ids=["while renumbering", "while encoding"])
+@pytest.mark.parametrize("damaged_before", [False, True])
+def test_full_disk_is_one_line_and_leaves_nothing(
+    damaged_before, megabytes, load, tmp_path, small_disk, capfd
+):
+    """4 bytes a token are written first, then 2 more."""
+    small_disk = small_disk(1024)
+    small, path = (
+        write(tmp_path / "small", b"x"),
+        write(tmp_path / "x", b"x" * int(megabytes * 1e6)),
+    )
+    load_corpus(str(small), "bytes", True, "utf-8", str(small_disk))
+    if damaged_before:
+        for meta in small_disk.glob("*/meta.json"):
+            meta.unlink()
+    before = [(p, p.read_bytes()) for p in small_disk.rglob("*") if p.is_file()]
+    status = run(lambda: load_corpus(str(path), "bytes", True, "utf-8", str(small_disk)))
+    assert (status, capfd.readouterr().err) == (
+        2,
+        f"error: cannot keep the tokens in {small_disk}: No space left on device; "
+        "name another folder with --data.cache\n",
+    )
+    assert [(p, p.read_bytes()) for p in small_disk.rglob("*") if p.is_file()] == before
+    again = load_corpus(str(small), "bytes", True, "utf-8", str(small_disk))
+    assert text_of(again) == "x"
+    assert len(entries(small_disk)) == 1

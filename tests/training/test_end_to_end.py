@@ -1,0 +1,209 @@
+"""The commands of the README, as processes, on the sample corpus."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_gpt.command import run as run_command
+from tests.conftest import ROOT
+
+
+def script(name: str, *args: object, status: int = 0, **options: object):
+    """Runs scripts/NAME; gives what it printed."""
+    words = [sys.executable, str(ROOT / "scripts" / name), *map(str, args)]
+    words += [f"--{key}={value}" for key, value in options.items()]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("end_to_end")
+    return {"trainer.default_root_dir": base / "logs", "data.cache": base / "cache"}
+
+
+@pytest.fixture(scope="module")
+def run(places):
+    """The default job, but for 150 steps instead of 500."""
+    options = {**places, "trainer.max_steps": 150, "trainer.accelerator": "cpu"}
+    return script("train.py", **options)
+
+
+def test_the_default_job_learns_the_sample_corpus(run):
+    lines = run.stdout.splitlines()
+    assert "Text length: 324,006 characters" in lines
+    steps = [line for line in lines if line.startswith("Step: ")]
+    assert [int(line.split()[1].rstrip(",")) for line in steps] == [0, 50, 100, 150]
+    first, last = (float(line.rpartition(" ")[2]) for line in (steps[0], steps[-1]))
+    assert 7.0 < first < 7.3
+    assert last < first - 2
+    assert run.stderr == ""
+
+
+def test_it_writes_from_the_checkpoint(run, places):
+    logs = places["trainer.default_root_dir"]
+    done = script("generate.py", "--prompt", "农夫山泉 ", logs=logs, max_new_tokens=40)
+    assert done.stdout.startswith("农夫山泉 ")
+    assert len(done.stdout) > len("农夫山泉 ") + 10
+    assert "\ufffd" not in done.stdout
+    best = logs / "version_0" / "checkpoints" / "best.ckpt"
+    assert done.stderr == f"Using {best}\n"
+    named = script("generate.py", "--prompt", "农夫山泉 ", ckpt_path=best, max_new_tokens=40)
+    assert (named.stdout, named.stderr) == (done.stdout, "")
+
+
+@pytest.fixture
+def write(run, places, capsys, monkeypatch):
+    """`write(top_k=1)`: generate.py in this process; its status, output and errors."""
+    generate = runpy.run_path(str(ROOT / "scripts" / "generate.py"))["main"]
+
+    def call(**options: object) -> tuple[int, str, str]:
+        options = {"logs": places["trainer.default_root_dir"], **options}
+        words = [
+            f"--{name}" if value is None else f"--{name}={value}" for name, value in options.items()
+        ]
+        monkeypatch.setattr("sys.argv", ["generate.py", *words])
+        status = run_command(generate)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_each_option_changes_the_text(write):
+    plain = {"prompt": "维达", "max_new_tokens": 30}
+    texts = {write(**plain)[1]}
+    for number, options in enumerate(
+        [
+            {"temperature": 0},
+            {"temperature": 2.0},
+            {"top_k": 3},
+            {"top_p": 0.3},
+            {"repetition_penalty": 3.0},
+            {"min_p": 0.5},
+            {"stop": "\\n"},
+            {"trace": None},
+            {"json": None},
+            {"seed": 5},
+            {"max_new_tokens": 9},
+            {"num_samples": 2},
+            {"prompt": "🦆 zß"},
+        ],
+        start=2,
+    ):
+        status, text, _ = write(**{**plain, **options})
+        assert status == 0
+        assert write(**{**plain, **options})[1] == text
+        texts.add(text)
+        assert len(texts) == number, options
+
+
+def test_several_samples_are_numbered_and_differ(write):
+    _, out, _ = write(num_samples=2, max_new_tokens=30, prompt="蒙牛")
+    first, second = re.fullmatch(
+        "--- sample 1, seed 1337\n(蒙牛.*)--- sample 2, seed 1338\n(蒙牛.*)", out, re.DOTALL
+    ).groups()
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ckpt_path": "nowhere.ckpt"}, "no checkpoint at 'nowhere.ckpt'"),
+        ({"ckpt_path": ROOT / "README.md"}, "README.md is no checkpoint that can be loaded"),
+        ({"logs": "nowhere"}, "no checkpoint below 'nowhere'"),
+        ({"temperature": -1}, "--temperature must be in [0, 1e6], not -1.0"),
+        ({"temperature": "hot"}, "invalid float value: 'hot'"),
+        ({"top_k": 0}, "--top_k must be at least 1, not 0"),
+        ({"top_p": 0}, "--top_p must be in (0, 1], not 0.0"),
+        ({"repetition_penalty": 0}, "--repetition_penalty must be in [0.01, 100], not 0.0"),
+        ({"min_p": 2}, "--min_p must be in [0, 1], not 2.0"),
+        ({"stop": ""}, "--stop must not be empty"),
+        ({"prompt_file": "nowhere.txt"}, "--prompt_file nowhere.txt can't be read (No such file"),
+        ({"prompt_file": ROOT / "docs/report.png"}, "report.png can't be read (it is not UTF-8)"),
+        ({"prompt_file": "/dev/null"}, "--prompt_file /dev/null has no line with a prompt"),
+        (
+            {"interactive": None, "json": None},
+            "--interactive asks for prompts and answers each once: leave out",
+        ),
+        ({"max_new_tokens": 0}, "--max_new_tokens must be at least 1, not 0"),
+        ({"num_samples": -2}, "--num_samples must be at least 1, not -2"),
+        ({"seed": 2**64}, "--seed must be 0 or more and below 2**63"),
+        ({"prompt": "\udcff"}, "--prompt is not valid Unicode text"),
+        ({"size": 3}, "unrecognized arguments: --size=3"),
+    ],
+    ids=str,
+)
+def test_generate_names_mistakes_in_one_line(write, options, message):
+    status, out, err = write(**options)
+    assert (status, out) == (2, "")
+    error = err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_the_sample_corpus_is_what_its_generator_writes(tmp_path):
+    script("make_sample_corpus.py", out=tmp_path / "again.csv")
+    written = (tmp_path / "again.csv").read_bytes()
+    assert written == (ROOT / "data" / "订单商品名称.csv").read_bytes()
+
+
+def test_the_end_of_the_sample_corpus_is_like_the_rest():
+    """Characters of the last tenth are spread as those of any tenth: total variation < 0.07."""
+    from collections import Counter
+
+    text = (ROOT / "data" / "订单商品名称.csv").read_text(encoding="utf-8")
+    cut = len(text) * 9 // 10
+    rest, end = Counter(text[:cut]), Counter(text[cut:])
+    distance = sum(abs(rest[c] / cut - end[c] / (len(text) - cut)) for c in rest | end) / 2
+    assert distance < 0.07
+
+
+def test_the_modern_config_ends_lower_than_the_default(run, places):
+    config = ROOT / "configs" / "modern.yaml"
+    options = {**places, "trainer.max_steps": 150, "trainer.accelerator": "cpu"}
+    modern = script("train.py", config=config, **options)
+    losses = [
+        float(re.search(r"Final validation loss: ([\d.]+)", done.stdout)[1])
+        for done in (run, modern)
+    ]
+    assert losses[1] < losses[0] - 0.5
+
+
+def test_weights_and_biases_offline(places, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for folder in ("CACHE", "DATA", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{folder}_DIR", str(tmp_path))
+    options = {**places, "trainer.max_steps": 4, "trainer.val_check_interval": 2}
+    options |= {"trainer.log_every_n_steps": 1}
+    options |= {"trainer.accelerator": "cpu", "trainer.logger.init_args.save_dir": tmp_path}
+    script("train.py", f"--config={ROOT / 'configs' / 'wandb.yaml'}", **options)
+    (log,) = tmp_path.rglob("*.wandb")
+    content = log.read_bytes()
+    for name in (b"val/loss", b"val/bits_per_byte", b"tokens_per_second", b"samples", b"d_model"):
+        assert name in content
+
+
+def test_the_python_of_the_readme_runs(places, text_file, tmp_path):
+    """Both blocks, one after the other, in a folder that holds only my.txt."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("\n## From Python\n")[2].partition("\n## ")[0]
+    blocks = re.findall("```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 2
+    code = "\n".join(blocks).replace("max_steps=200", "max_steps=20")
+    code = code.replace('"my.txt"', f'"my.txt", cache={str(places["data.cache"])!r}')
+    text_file.rename(tmp_path / "my.txt")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1]
+    assert (tmp_path / "my.ckpt").exists()
