@@ -56,11 +56,15 @@ def plan(options: Namespace) -> None:
         same = [f"--config={options.config}"] if options.config else []
         same += [f"--data.path={options.path}", *places]
         same += [f"--trainer.max_steps={options.steps}"] if options.steps else []
-        sides = {s: (lambda s=s: run_measured(s, *same)) for s in ("scripts/plan.py", "scripts/train.py")}
+        sides = {
+            s: (lambda s=s: run_measured(s, *same)) for s in ("scripts/plan.py", "scripts/train.py")
+        }
         results = in_turn(sides, options.repeats)
     planned = [estimates(output) for _, _, output in results["scripts/plan.py"]]
     estimated, estimated_mb = (median(values) for values in zip(*planned, strict=True))
-    real, real_mb = (median(values) for values in list(zip(*results["scripts/train.py"], strict=True))[:2])
+    real, real_mb = (
+        median(values) for values in list(zip(*results["scripts/train.py"], strict=True))[:2]
+    )
     rows = [
         Side("train.py, as it was", real, "seconds", peak_mb=real_mb),
         Side(

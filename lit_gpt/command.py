@@ -1,8 +1,7 @@
-"""Owns how a command runs: its options, Ctrl-C, one-line errors and exit status."""
+"""How a command runs: options, Ctrl-C, one-line errors, exit status."""
 
 from __future__ import annotations
 
-import argparse
 import errno
 import re
 import signal
@@ -10,47 +9,91 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import fields
+from typing import Any, NoReturn, get_type_hints
+
+import jsonargparse
 
 from lit_gpt.errors import UserError
 
 
-class Parser(argparse.ArgumentParser):
-    """Options of a script; wrong ones are a UserError."""
+class OneLineErrors:
+    """For argument parsers: wrong options are a UserError."""
 
-    def error(self, message: str) -> None:
-        raise UserError(f"{message} (--help lists all options)")
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = re.sub('Parser key "(.+?)"', r"--\1", message)  # as it was typed
+        raise UserError(message, hint="--help lists all options")
 
 
-def shortage(error: Exception) -> str | None:
-    """What a disk or a device had too little of, and what to do; None where it is another error."""
+class Parser(OneLineErrors, jsonargparse.ArgumentParser):
+    """Options of a command, made from the signature of the function that it calls."""
+
+
+def parser_of(function: Callable[..., Any], *settings: type, **kwargs: Any) -> Parser:
+    """The options of a command: its function's parameters, with their types and defaults.
+
+    Descriptions are those of the docstrings. `--config FILE` reads options from YAML.
+
+    Args:
+        function: called by the command; a parameter annotated with one of `settings` is left out.
+        settings: dataclasses whose fields are options too, side by side with the function's.
+        kwargs: of the parser, such as `prog`.
+    """
+    parser = Parser(default_env=False, **kwargs)
+    parser.add_argument("--config", action="config", help="YAML file of options")
+    hints = get_type_hints(function)
+    owned = {name for name, hint in hints.items() if hint in settings}
+    parser.add_function_arguments(function, skip=owned)
+    for setting in settings:
+        parser.add_class_arguments(setting)
+    return parser
+
+
+def call(function: Callable[..., Any], argv: list[str], *settings: type, **kwargs: Any) -> Any:
+    """Calls `function` with what the command line says; arguments as for `parser_of`."""
+    options = dict(parser_of(function, *settings, **kwargs).parse_args(argv))
+    options.pop("config")
+    for name, hint in get_type_hints(function).items():
+        if hint in settings:
+            names = [field.name for field in fields(hint)]
+            options[name] = hint(**{field: options.pop(field) for field in names})
+    return function(**options)
+
+
+def option(field: str) -> str:
+    """A field as most commands spell it: `seed` is `--seed`."""
+    return f"--{field}"
+
+
+def shortage(error: BaseException) -> UserError | None:
+    """What a disk or a device ran out of, and what to do; None for any other error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
-        return f"no space left on the disk{where}: make room, or name other folders"
+        return UserError(
+            f"no space left on the disk{where}", hint="free some, or use other folders"
+        )
     # The words of torch on CUDA, MPS and the CPU, and of numpy.
     asked = re.search(r"(?i)(?:tried|unable) to allocate ([\d.,]+ ?\w+)", str(error))
     too_large = "Storage size calculation overflowed" in str(error)  # no number for so many bytes
     if asked or too_large or isinstance(error, MemoryError):
         amount = f" (asked for {asked[1]})" if asked else ""
-        return (
-            f"out of memory{amount}: lower --data.batch_size (--trainer.accumulate_grad_batches "
-            "makes up for it), --data.context_length, --model.d_model or --model.num_blocks, or "
-            "compute in less with --trainer.precision=bf16-mixed"
+        return UserError(
+            f"out of memory{amount}",
+            hint="lower `batch_size` (`accumulate_grad_batches` makes up for it), "
+            "`context_length`, `d_model` or `num_blocks`, or use `precision`=bf16-mixed",
         )
     return None
 
 
-def of_thread(error: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread of its own; what it runs short of, `run` will say."""
-    if shortage(error.exc_value) is None:
+def as_user_error(error: BaseException) -> UserError | None:
+    """The UserError that an exception is or amounts to; None: it is a bug."""
+    return error if isinstance(error, UserError) else shortage(error)
+
+
+def _thread_hook(error: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread of its own; what it runs short of, `run` reports."""
+    if error.exc_value is None or shortage(error.exc_value) is None:
         threading.__excepthook__(error)
-
-
-def at_least_one(text: str) -> int:
-    """The `type` of a script's option that counts something."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
 
 
 @contextmanager
@@ -68,12 +111,16 @@ def stop_at_once() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run(main: Callable[[], int | None]) -> int:
-    """Runs a script's `main`; a UserError or shortage is one `error: ...` line, exit status 2."""
+def run(main: Callable[[], int | None], name_of: Callable[[str], str] = option) -> int:
+    """Runs a command's `main`; a UserError or a shortage is one `error: ...` line and status 2.
+
+    Args:
+        name_of: how the command line spells a field of a UserError.
+    """
     # Like Ctrl-C an exception, until training handles it, so that no temporary file stays behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a character shows "?"
-    threading.excepthook = of_thread
+    threading.excepthook = _thread_hook
     try:
         return main() or 0
     except KeyboardInterrupt:  # before training handles it, or while generating
@@ -82,8 +129,8 @@ def run(main: Callable[[], int | None]) -> int:
         sys.stderr.close()
         return 141
     except Exception as error:
-        message = str(error) if isinstance(error, UserError) else shortage(error)
-        if message is None:
+        told = as_user_error(error)
+        if told is None:
             raise
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {told.render(name_of)}", file=sys.stderr)
         return 2

@@ -1,7 +1,55 @@
-"""Owns UserError: what a user did wrong, said in one line; the scripts' options and exit status."""
+"""UserError: what the user did wrong, as data that each front end words its own way."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
+FIELD = re.compile(r"`(\w[\w.]*)`")  # a field named inside a problem or a hint
+
 
 class UserError(Exception):
-    """Something the user can mend: names the file or option, its value and what to do next."""
+    """Something the user can fix.
+
+    The layer that raises it names plain fields (`context_length`); the command line renders them as
+    `--data.context_length`, the chat as `/temperature`, the server as a JSON parameter.
+
+    Args:
+        problem: what is wrong, in one sentence without a full stop: "must be at least 1". Other
+            fields stand in backquotes: "must be divisible by `num_heads` (4)".
+        field: the setting at fault; None where no single one is.
+        value: what that setting was given; None: not worth showing.
+        hint: what to do next; fields in backquotes as above.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        field: str | None = None,
+        value: Any = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.field = field
+        self.value = value
+        self.hint = hint
+
+    def render(self, name_of: Callable[[str], str] = str) -> str:
+        """One line, `FIELD VALUE: PROBLEM; HINT`, with each field as `name_of` calls it."""
+
+        def with_names(text: str) -> str:
+            return FIELD.sub(lambda match: name_of(match[1]), text)
+
+        message = with_names(self.problem)
+        if self.field is not None:
+            value = "" if self.value is None else f" {self.value!r}"
+            message = f"{name_of(self.field)}{value}: {message}"
+        if self.hint is not None:
+            message = f"{message}; {with_names(self.hint)}"
+        return " ".join(message.split())
+
+    def __str__(self) -> str:
+        return self.render()

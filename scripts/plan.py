@@ -1,20 +1,8 @@
-"""Says what a run would be, before it trains: takes train.py's options, writes no run."""
+"""Predict a run's time and memory before it starts. Same as `lit-gpt plan`; --help lists the options."""
 
 import sys
-import time
 
-from lit_gpt import lean
-from lit_gpt.command import run
-
-BEGIN = time.perf_counter()
-
-
-def main() -> int:
-    with lean.without_unused():
-        from lit_gpt.planning import plan
-
-    return plan.main(BEGIN)
-
+from lit_gpt.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(main(["plan", *sys.argv[1:]]))

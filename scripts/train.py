@@ -1,17 +1,8 @@
-"""Trains a GPT: `python scripts/train.py --help` lists the options."""
+"""Train a GPT on a text. Same as `lit-gpt train`; --help lists the options."""
 
 import sys
 
-from lit_gpt import lean
-from lit_gpt.command import run
-
-
-def main() -> int:
-    with lean.without_unused():
-        from lit_gpt.training import train
-
-    return train.main()
-
+from lit_gpt.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(main(["train", *sys.argv[1:]]))
