@@ -1,4 +1,7 @@
-"""Write a folder that transformers loads. Same as `lit-gpt export`; --help lists the options."""
+"""Write a folder that transformers loads.
+
+Same as `lit-gpt export`; --help lists the options.
+"""
 
 import sys
 

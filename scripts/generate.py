@@ -1,4 +1,7 @@
-"""Write text with a trained model. Same as `lit-gpt generate`; --help lists the options."""
+"""Write text with a trained model.
+
+Same as `lit-gpt generate`; --help lists the options.
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Predict a run's time and memory before it starts. Same as `lit-gpt plan`; --help lists the options."""
+"""Predict a run's time and memory before it starts.
+
+Same as `lit-gpt plan`; --help lists the options.
+"""
 
 import sys
 

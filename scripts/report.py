@@ -1,4 +1,7 @@
-"""Write a page about one run, or compare several. Same as `lit-gpt report`; --help lists the options."""
+"""Write a page about one run, or compare several.
+
+Same as `lit-gpt report`; --help lists the options.
+"""
 
 import sys
 

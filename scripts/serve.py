@@ -1,4 +1,7 @@
-"""Answer OpenAI's completions API with a trained model. Same as `lit-gpt serve`; --help lists the options."""
+"""Answer OpenAI's completions API with a trained model.
+
+Same as `lit-gpt serve`; --help lists the options.
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Search for good settings. Same as `lit-gpt sweep`; --help lists the options."""
+"""Search for good settings.
+
+Same as `lit-gpt sweep`; --help lists the options.
+"""
 
 import sys
 

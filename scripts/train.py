@@ -1,4 +1,7 @@
-"""Train a GPT on a text. Same as `lit-gpt train`; --help lists the options."""
+"""Train a GPT on a text.
+
+Same as `lit-gpt train`; --help lists the options.
+"""
 
 import sys
 
