@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-from argparse import Namespace
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lit_gpt.checkpoint import build_model, find_newest, read_checkpoint
+from lit_gpt.command import call, option
 from lit_gpt.errors import UserError
 from lit_gpt.generation.sampling import Sampling
 from lit_gpt.huggingface.architectures import hf_weights, layout_of
@@ -27,64 +27,44 @@ from lit_gpt.text.corpus import Corpus, TextSource
 from lit_gpt.text.tokenizer import Tokenizer
 
 DATA = "datamodule_hyper_parameters"
-NAMES = {"--data.path": "--data_path", "--data.encoding": "--encoding"}  # here, of what they say
-NAMES |= {"--data.text_field": "--text_field", "--data.cache": "--out"}
-
-
-def export(options: Namespace) -> None:
-    """Writes the folder, checks it, and only then gives it its name; options of export.py.
-
-    Raises:
-        UserError: a checkpoint, a text or a folder that can't be used, or a check that failed.
-    """
-    import_transformers()
-    out = Path(os.path.expanduser(options.out))
-    refuse_taken(out)
-    path = Path(os.path.expanduser(options.ckpt_path or find_newest(options.logs)))
-    content = read_checkpoint(path)
-    model, tokenizer = build_model(content, path)
-    layout_of(model.config)
-    source = find_text(content, options)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(UNFINISHED, f".{out.name}-", out.parent) as work:
-            lines = fill(Path(work), out, path, content, model, tokenizer, source)
-    except Exception as error:
-        told = re.search(r"([^:]+) \(os error \d+\)", str(error))  # by safetensors and tokenizers
-        reason = getattr(error, "strerror", None) or (told and told[1].strip())
-        if not reason:
-            raise
-        raise UserError(f"cannot write {out}: {reason}; name another --out") from error
-    print(*lines, sep="\n")
 
 
 def refuse_taken(out: Path) -> None:
     if out.is_symlink() or os.path.ismount(out):
-        raise UserError(f"--out {str(out)!r} is a link or a mounted disk: name a folder in it")
+        raise UserError(
+            "is a link or a mounted disk", field="out", value=str(out), hint="name a folder in it"
+        )
     with suppress(OSError):
         if out.name and out.is_dir() and not any(out.iterdir()):
             return
     if os.path.lexists(out):
-        raise UserError(f"--out {str(out)!r} is there already: name a new folder, or an empty one")
+        raise UserError(
+            "already exists", field="out", value=str(out), hint="name a new or an empty folder"
+        )
 
 
-def find_text(content: dict[str, Any], options: Namespace) -> TextSource:
+def find_text(
+    content: dict[str, Any],
+    data_path: str | None,
+    data_encoding: str | None,
+    data_field: str | None,
+) -> TextSource:
     """The text to compare on: the one that is named, or that of the run."""
     path, encoding, field = (dig(content, DATA, n) for n in ("path", "encoding", "text_field"))
     named = isinstance(path, str) or (
         isinstance(path, list) and all(isinstance(part, str) for part in path)
     )
-    if not (options.data_path or named):
+    if not (data_path or named):
         raise UserError(
-            "the checkpoint doesn't say which text it was trained on: name any text with "
-            "--data_path, to compare the export on"
+            "the checkpoint does not name the text it was trained on",
+            hint="name any text to compare on with `path`",
         )
-    if options.data_path:  # it is read as itself is, whatever the run's text was
-        path, encoding, field = options.data_path, None, None
+    if data_path:  # it is read as itself is, whatever the run's text was
+        path, encoding, field = data_path, None, None
     return TextSource(
         path,
-        options.encoding or (encoding if isinstance(encoding, str) else "utf-8"),
-        options.text_field or (field if isinstance(field, str) else None),
+        data_encoding or (encoding if isinstance(encoding, str) else "utf-8"),
+        data_field or (field if isinstance(field, str) else None),
     )
 
 
@@ -92,11 +72,11 @@ def open_text(source: TextSource, tokenizer: Tokenizer, cache: Path) -> Corpus:
     try:
         return source.load(tokenizer, str(cache))
     except UserError as error:
-        message = str(error)
-        for theirs, ours in NAMES.items():
-            message = message.replace(theirs, ours)
         raise UserError(
-            f"{message}; the export is compared on a text: name any with --data_path"
+            error.problem,
+            field=error.field,
+            value=error.value,
+            hint="the export is compared on a text: name any with `path`",
         ) from error
 
 
@@ -158,3 +138,55 @@ def write_folder(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
         text = json.dumps(values, indent=2, ensure_ascii=False)
         (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     weights.chmod((folder / "config.json").stat().st_mode)  # safetensors writes for its user only
+
+
+def export(
+    out: str,
+    ckpt_path: str | None = None,
+    logs: str = "logs",
+    data_path: str | None = None,
+    encoding: str | None = None,
+    text_field: str | None = None,
+) -> None:
+    """Write a folder that transformers loads, after checking that it computes the same.
+
+    Args:
+        out: the folder to create; an existing one must be empty.
+        ckpt_path: the checkpoint to export; default: the newest run's best.
+        logs: where to look for the newest run.
+        data_path: text to compare on; default: the one the model was trained on.
+        encoding: of that text; default: utf-8, or for the run's own text what the run used.
+        text_field: of that text's documents; default: none, or what the run used.
+
+    Raises:
+        UserError: a checkpoint, text or folder that can't be used, or a comparison that failed.
+    """
+    import_transformers()
+    folder = Path(os.path.expanduser(out))
+    refuse_taken(folder)
+    path = Path(os.path.expanduser(ckpt_path or find_newest(logs)))
+    content = read_checkpoint(path)
+    model, tokenizer = build_model(content, path)
+    layout_of(model.config)
+    source = find_text(content, data_path, encoding, text_field)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(UNFINISHED, f".{folder.name}-", folder.parent) as work:
+            lines = fill(Path(work), folder, path, content, model, tokenizer, source)
+    except Exception as error:
+        told = re.search(r"([^:]+) \(os error \d+\)", str(error))  # by safetensors and tokenizers
+        reason = getattr(error, "strerror", None) or (told and told[1].strip())
+        if not reason:
+            raise
+        raise UserError(f"cannot write {folder}: {reason}", hint="choose another `out`") from error
+    print(*lines, sep="\n")
+
+
+def option_name(field: str) -> str:
+    """A field as the command line spells it; the text's fields are those of the data module."""
+    return option({"path": "data_path", "cache": "out"}.get(field, field))
+
+
+def main(argv: list[str]) -> int:
+    call(export, argv)
+    return 0

@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-from argparse import Namespace
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -257,9 +256,8 @@ def compact(text: Path) -> Tokenizer:
 
 
 def run_export(capsys, **options) -> tuple[int, str, str]:
-    defaults = dict.fromkeys(("ckpt_path", "data_path", "encoding", "text_field"))
-    given = defaults | {"logs": "logs"} | {name: str(value) for name, value in options.items()}
-    status = run(lambda: export.export(Namespace(**given)))
+    argv = [f"--{name}={value}" for name, value in options.items()]
+    status = run(lambda: export.main(argv), export.option_name)
     return status, *capsys.readouterr()
 
 
@@ -461,8 +459,8 @@ def test_windows_are_spread_over_what_validates(num_tokens, length, expected):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"out": "taken"}, "--out '{here}/taken' is there already: name a new folder, or an empty"),
-        ({"out": "text.txt"}, "--out '{here}/text.txt' is there already"),
+        ({"out": "taken"}, "--out '{here}/taken': already exists; name a new or an empty folder"),
+        ({"out": "text.txt"}, "--out '{here}/text.txt': already exists"),
         ({"out": "text.txt/folder"}, "cannot write {here}/text.txt/folder: "),
         ({"ckpt_path": "none.ckpt"}, "no checkpoint at '{here}/none.ckpt'"),
         ({"ckpt_path": "taken"}, "no checkpoint at '{here}/taken'"),
@@ -472,7 +470,7 @@ def test_windows_are_spread_over_what_validates(num_tokens, length, expected):
         ({"data_path": "rows.jsonl"}, "--data_path has documents, and the tokenizer"),
         ({"data_path": "some.ckpt"}, "looks like a binary file"),
         ({"encoding": "utf-99"}, "utf-99"),
-        ({"out": "link"}, "--out '{here}/link' is a link or a mounted disk: name a folder in it"),
+        ({"out": "link"}, "--out '{here}/link': is a link or a mounted disk; name a folder in it"),
     ],
 )
 def test_wrong_input_is_one_line(options, message, text, tmp_path, capsys):
