@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, NoReturn, get_type_hints
 
+import docstring_parser
 import jsonargparse
 
 from lit_gpt.errors import UserError
@@ -29,7 +30,9 @@ class Parser(OneLineErrors, jsonargparse.ArgumentParser):
     """Options of a command, made from the signature of the function that it calls."""
 
 
-def parser_of(function: Callable[..., Any], *settings: type, **kwargs: Any) -> Parser:
+def parser_of(
+    function: Callable[..., Any], *settings: type, positional: str | None = None, **kwargs: Any
+) -> Parser:
     """The options of a command: its function's parameters, with their types and defaults.
 
     Descriptions are those of the docstrings. `--config FILE` reads options from YAML.
@@ -37,12 +40,20 @@ def parser_of(function: Callable[..., Any], *settings: type, **kwargs: Any) -> P
     Args:
         function: called by the command; a parameter annotated with one of `settings` is left out.
         settings: dataclasses whose fields are options too, side by side with the function's.
+        positional: a parameter whose values, one or more, stand without an option's name.
         kwargs: of the parser, such as `prog`.
     """
     parser = Parser(default_env=False, **kwargs)
     parser.add_argument("--config", action="config", help="YAML file of options")
     hints = get_type_hints(function)
     owned = {name for name, hint in hints.items() if hint in settings}
+    if positional is not None:
+        owned.add(positional)
+        described = {
+            p.arg_name: p.description for p in docstring_parser.parse_from_object(function).params
+        }
+        metavar = positional.upper().removesuffix("S")
+        parser.add_argument(positional, nargs="+", metavar=metavar, help=described[positional])
     parser.add_function_arguments(function, skip=owned)
     for setting in settings:
         parser.add_class_arguments(setting)

@@ -7,12 +7,12 @@ import math
 import os
 import shlex
 import time
-from argparse import Namespace
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.command import call
 from lit_gpt.errors import UserError
 from lit_gpt.reports import html
 from lit_gpt.reports.charts import Line, chart
@@ -272,35 +272,50 @@ def differences(runs: list[Run]) -> str:
     return html.table(("Option", *(run.name for run in runs)), rows)
 
 
-def write_reports(options: Namespace) -> None:
-    """Writes one page of all runs; options of report.py.
-
-    Raises:
-        UserError: no such run, or the page can't be written.
-    """
-    folders = [find_run(name, Path(options.logs)) for name in options.runs]
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):  # of several folders of logs
-        names = [os.path.relpath(folder) for folder in folders]
-    runs = [read(folder, name) for folder, name in zip(folders, names, strict=True)]
-    alone = len(runs) == 1
-    out = Path(options.out or (folders[0] if alone else Path(options.logs)) / REPORT)
-    try:
-        write_whole(out, run_page(runs[0]) if alone else comparison_page(runs))
-    except OSError as error:
-        raise UserError(
-            f"cannot write {out}: {error.strerror}; name another file with --out"
-        ) from error
-    print(f"Report: {shlex.quote(str(out))}")
-
-
 def find_run(name: str, logs: Path) -> Path:
-    """The folder that is meant by a path, by version_3 or by 3."""
+    """The folder that a path, `version_3` or `3` stands for."""
     places = [Path(name), logs / name, logs / f"version_{name}"]
     for place in places[::-1] if name.isdecimal() else places:
         if place.is_dir():
             return place
     raise UserError(
-        f"no run {name!r}: name a folder such as {logs / 'version_0'}, or its number there "
-        "(--logs names another place)"
+        f"no run {name!r}",
+        hint=f"name a folder such as {logs / 'version_0'}, or its number there "
+        "(`logs` names another place)",
     )
+
+
+def write_report(runs: list[str], logs: str = "logs", out: str | None = None) -> None:
+    """Write a page about one run, or one that compares several.
+
+    Args:
+        runs: a run's folder, or its number below --logs.
+        logs: where numbered runs are.
+        out: the page to write; default: report.html in the run's folder, or in --logs.
+
+    Raises:
+        UserError: no such run, a damaged one, or a page that can't be written.
+    """
+    folders = [find_run(name, Path(logs)) for name in runs]
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):  # they lie in different folders
+        names = [os.path.relpath(folder) for folder in folders]
+    loaded = [read(folder, name) for folder, name in zip(folders, names, strict=True)]
+    if len(loaded) == 1:
+        path = Path(out or folders[0] / REPORT)
+        page = run_page(loaded[0])
+    else:
+        path = Path(out or Path(logs) / REPORT)
+        page = comparison_page(loaded)
+    try:
+        write_whole(path, page)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}", hint="choose another file with `out`"
+        ) from error
+    print(f"Report: {shlex.quote(str(path))}")
+
+
+def main(argv: list[str]) -> int:
+    call(write_report, argv, positional="runs")
+    return 0
