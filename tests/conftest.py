@@ -1,4 +1,4 @@
-"""Shared fixtures: small texts, and the training command run in this process."""
+"""Shared fixtures: a small text, and the training command in this process or as one of its own."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from lit_gpt.command import run as run_command
-from lit_gpt.training import train as train_command
 
-# A shell that starts pytest in the background has it ignore Ctrl-C, and so all that it starts.
+if TYPE_CHECKING:
+    from lit_gpt.training.train import TrainingCLI
+
+# A shell that starts pytest in the background makes it, and all it starts, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)  # models as small as these are faster so, and suites can run side by side
+# Small models are faster on one thread, and several suites can run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
-SMALL = {  # a model and windows that take a hundredth of a second a step
+SMALL = {  # a step takes a hundredth of a second
     "model.d_model": 16,
     "model.num_blocks": 2,
     "model.num_heads": 2,
@@ -36,76 +38,81 @@ SMALL = {  # a model and windows that take a hundredth of a second a step
     "trainer.limit_val_batches": 2,
     "trainer.log_every_n_steps": 1,
 }
+WORDS = "the cat sat on a mat and 一只 猫 坐在 垫子 上 while it rained"
+
+
+def command_line(options: dict[str, Any]) -> list[str]:
+    """`{"model.d_model": 16}` as `["--model.d_model=16"]`."""
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def write_text(path: Path) -> Path:
+    """Writes a text of about 6,000 characters that has something to learn in it."""
+    rng = random.Random(0)
+    lines = (" ".join(rng.choices(WORDS.split(), k=8)) + "." for _ in range(200))
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
 
 
 @dataclass
 class Result:
-    """What a command left behind."""
+    """What a training command printed and made."""
 
     status: int
     out: str
     err: str
-    cli: train_command.TrainingCLI | None
+    cli: TrainingCLI | None
 
     @property
     def steps(self) -> list[str]:
+        """Its lines of the evaluations."""
         return [line for line in self.out.splitlines() if line.startswith("Step: ")]
 
     @property
     def evaluated(self) -> list[int]:
-        """The steps after which there was an evaluation."""
+        """The steps after which it evaluated."""
         return [int(line.split()[1].rstrip(",")) for line in self.steps]
 
 
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
-    """A text of about 6,000 characters with something to learn in it."""
-    words = [
-        "the",
-        "cat",
-        "sat",
-        "on",
-        "a",
-        "mat",
-        "and",
-        "一只",
-        "猫",
-        "坐在",
-        "垫子",
-        "上",
-        "while",
-        "it",
-        "rained",
-    ]
-    rng = random.Random(0)
-    lines = (" ".join(rng.choices(words, k=8)) + "." for _ in range(200))
-    path = tmp_path / "text.txt"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
+    return write_text(tmp_path / "text.txt")
 
 
 @pytest.fixture
-def train(text_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: Any):
-    """`train("--model.d_model=32", **{"data.path": ...})`: train.py on the small text, in here."""
-    monkeypatch.setattr("sys.argv", ["train.py"])  # LightningCLI warns of arguments given twice
-    seen: list[train_command.TrainingCLI] = []
+def places(text_file: Path, tmp_path: Path) -> dict[str, Path]:
+    """Options of the training command that keep it to this test's text and folder."""
+    return {
+        "data.path": text_file,
+        "data.cache": tmp_path / "cache",
+        "trainer.default_root_dir": tmp_path / "logs",
+    }
+
+
+@pytest.fixture
+def train(places: dict, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """`train("--find_lr", **{"model.d_model": 32})`: train.py on the small text, in this process.
+
+    `defaults={}` leaves out what is otherwise set: the small model and the places.
+    """
+    from lit_gpt.training import train as train_command
+
+    monkeypatch.setattr("sys.argv", ["train.py"])  # LightningCLI warns if options come twice
+    seen: list[TrainingCLI] = []
     init = train_command.TrainingCLI.__init__
 
-    def remember(self: train_command.TrainingCLI, args: list[str] | None = None) -> None:
+    def remember(self: TrainingCLI, *args: Any, **kwargs: Any) -> None:
         seen.append(self)
-        init(self, args)
+        init(self, *args, **kwargs)
 
     monkeypatch.setattr(train_command.TrainingCLI, "__init__", remember)
 
-    places = {"data.path": text_file, "data.cache": tmp_path / "cache"}
-    places["trainer.default_root_dir"] = tmp_path / "logs"
-
     def run(*args: str, defaults: dict[str, Any] = places | SMALL, **options: Any) -> Result:
-        options = {**defaults, **options}
-        words = [f"--{name}={value}" for name, value in options.items()]
+        argv = [*command_line({**defaults, **options}), *args]
+        seen.clear()
         capfd.readouterr()
         try:
-            status = run_command(lambda: train_command.main([*words, *args]))
+            status = run_command(lambda: train_command.main(argv))
         except SystemExit as stop:  # --help, --print_config
             status = stop.code or 0
         return Result(status, *capfd.readouterr(), seen[-1] if seen else None)
@@ -114,30 +121,30 @@ def train(text_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture, monkeyp
 
 
 class Running:
-    """train.py as a process of its own, in a session of its own."""
+    """train.py as a process and a session of its own."""
 
-    def __init__(self, words: list[str], env: dict[str, str]) -> None:
+    def __init__(self, argv: list[str], env: dict[str, str]) -> None:
         self.out: list[str] = []
-        script = [sys.executable, "-u", str(ROOT / "scripts" / "train.py")]
         self.process = subprocess.Popen(
-            [*script, *words],
+            [sys.executable, "-u", str(ROOT / "scripts" / "train.py"), *argv],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+            env={**os.environ, **env},
         )
 
     def until(self, beginning: str) -> None:
-        """Reads on to a line that begins so."""
+        """Reads until a line begins with this."""
         for line in self.process.stdout:
             self.out.append(line.rstrip("\n"))
             if line.startswith(beginning):
                 return
         raise AssertionError(f"{beginning!r} never came: {self.out} {self.process.stderr.read()}")
 
-    def send(self, *numbers: int) -> None:
-        for number in numbers:
+    def send(self, *signals: int) -> None:
+        for number in signals:
             os.kill(self.process.pid, number)
 
     def end(self) -> tuple[int, list[str], str]:
@@ -147,15 +154,12 @@ class Running:
 
 
 @pytest.fixture
-def start(text_file: Path, tmp_path: Path) -> Iterator[Any]:
+def start(places: dict) -> Iterator[Callable[..., Running]]:
     """`start(env={...}, **{"trainer.max_steps": 9})`: train.py on the small text, as a process."""
     started: list[Running] = []
 
     def begin(*args: str, env: dict[str, str] | None = None, **options: Any) -> Running:
-        places = {"data.path": text_file, "data.cache": tmp_path / "cache"}
-        places["trainer.default_root_dir"] = tmp_path / "logs"
-        words = [f"--{name}={value}" for name, value in (places | SMALL | options).items()]
-        started.append(Running([*words, *args], env or {}))
+        started.append(Running([*command_line(places | SMALL | options), *args], env or {}))
         return started[-1]
 
     yield begin
@@ -164,16 +168,17 @@ def start(text_file: Path, tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
-def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """`small_disk(100)`: a file system of its own with room for 100 KB."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
     def mount(kilobytes: int) -> Path:
-        words = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-        if not shutil.which("mount") or subprocess.run(words, capture_output=True).returncode:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
             pytest.skip("mounting a small file system needs root")
         return folder
 
     yield mount
-    subprocess.run(["umount", str(folder)], capture_output=True)
+    if shutil.which("umount"):
+        subprocess.run(["umount", "--lazy", str(folder)], capture_output=True)

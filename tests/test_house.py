@@ -1,0 +1,108 @@
+"""The rules of the house: what an import does, who imports whom, and how much there is to read."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import lit_gpt
+from tests.conftest import ROOT
+
+PACKAGE = Path(lit_gpt.__file__).parent
+MODULES = [m.name for m in pkgutil.walk_packages([str(PACKAGE)], "lit_gpt.") if "__" not in m.name]
+
+
+def run_python(code: str, folder: Path) -> subprocess.CompletedProcess:
+    """Runs code in an empty folder that is its home too."""
+    env = {"HOME": str(folder), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def loaded(modules: list[str], candidates: set[str], folder: Path) -> set[str]:
+    """Which of the candidates are loaded once these modules have been imported."""
+    code = f"import sys, {', '.join(modules)}; print(*({candidates!r} & set(sys.modules)))"
+    done = run_python(code, folder)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+IMPORT_EVERYTHING = """
+import builtins, importlib, os, random, signal
+import lightning.pytorch, numpy, torch
+
+OPTIONAL = {
+    *("matplotlib", "openai", "optuna", "plotly", "pyarrow", "pydantic", "rustbpe", "safetensors"),
+    *("splintr", "starlette", "tokenizers", "transformers", "uvicorn", "wandb", "zstandard"),
+}
+
+def state():
+    rng = (random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist())
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    return rng, handlers, torch.get_num_threads(), dict(os.environ), os.getcwd()
+
+def importing(name, globals=None, *args, **kwargs):
+    importer = (globals or {}).get("__name__", "")
+    if importer.startswith("lit_gpt") and name.split(".")[0] in OPTIONAL:
+        # Only `serve` imports this one, after it has checked that the web framework is there.
+        assert importer == "lit_gpt.serving.app", f"{importer} imports {name}"
+    return original(name, globals, *args, **kwargs)
+
+original, builtins.__import__ = builtins.__import__, importing
+before = state()
+for module in MODULES:
+    importlib.import_module(module)
+assert state() == before
+"""
+
+
+def test_nothing_happens_on_import(tmp_path):
+    """No output, file, signal handler, random number or thread count; no optional package."""
+    done = run_python(f"MODULES = {MODULES!r}\n{IMPORT_EVERYTHING}", tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_package_and_its_help_load_next_to_nothing(tmp_path):
+    heavy = {"torch", "numpy", "lightning", "rich", "tiktoken"}
+    assert loaded(["lit_gpt"], heavy | {"jsonargparse"}, tmp_path) == set()
+    assert loaded(["lit_gpt.__main__"], heavy, tmp_path) == set()
+
+
+def test_generating_does_not_load_lightning(tmp_path):
+    modules = ["lit_gpt.generation.generate", "lit_gpt.generation.interactive"]
+    heavy = {"lightning", "torchmetrics", "rich", "transformers"}
+    assert loaded(modules, heavy, tmp_path) == set()
+
+
+def test_the_import_contract_holds(tmp_path):
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", code, "--cache-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_package_shows_ten_files_and_nine_folders():
+    shown = [path for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")]
+    core = "__init__ __main__ checkpoint command data errors model module optim storage"
+    assert sorted(path.stem for path in shown if path.is_file()) == core.split()
+    wings = "callbacks generation huggingface planning reports serving text training tuning"
+    assert sorted(path.name for path in shown if path.is_dir()) == wings.split()
+
+
+def test_the_core_is_read_in_an_evening():
+    files = "text/tokenizer text/corpus data model optim module checkpoint generation/sampling"
+    texts = [
+        (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+        for name in [*files.split(), "training/train"]
+    ]
+    assert sum(len(text.splitlines()) for text in texts) <= 2100
