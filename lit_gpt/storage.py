@@ -1,85 +1,144 @@
-"""Owns files on disk: written whole or not at all, locks, and what killed processes left."""
+"""Files on disk: written whole or not at all, locks, and what killed processes left behind."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+import platformdirs
 from filelock import FileLock, Timeout
 
 from lit_gpt.errors import UserError
 
 UNFINISHED = ".unfinished"  # ends the name of a file that is being written
-ABANDONED = 60.0  # seconds: what nobody works on for that long may be removed
-NO_LOCK = (OSError, NotImplementedError)  # what filelock raises where a file system has no locks
+TEMPORARY = "unfinished-"  # begins the name of a folder for unfinished work
+ABANDONED = 60.0  # seconds: an unlocked temporary folder that has not changed for longer may go
 
 
 def unfinished(path: str | Path) -> Path:
-    """What is written before it becomes `path`."""
-    return Path(path).with_name(f".{Path(path).name}{UNFINISHED}")
+    """What this process writes before it becomes `path`."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a temporary file beside `path` and renames it: a reader never sees half of it."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a temporary file beside `path`, then flushes it to disk and renames it.
+
+    So `path` always names a complete file: the earlier one until the new one is safe. If the block
+    raises, nothing is left of the temporary file.
+
+    Raises:
+        OSError: with a file name, which a full disk doesn't give by itself.
+    """
     temporary = unfinished(path)
     try:
-        temporary.write_bytes(text.encode("utf-8", errors="replace"))
+        with temporary.open("wb") as file:
+            yield file
+            flush(file)
         temporary.replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk doesn't say of which file
+        error.filename = error.filename or str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def cache_folder(cache: str) -> Path:
-    """The folder of that name, there or not.
+def write_whole(path: Path, text: str) -> None:
+    """Writes UTF-8, through `written_whole`; what can't be encoded becomes a question mark."""
+    with written_whole(path) as file:
+        file.write(text.encode("utf-8", errors="replace"))
 
-    Raises:
-        UserError: it can't be one.
-    """
-    try:
-        folder = Path(cache).expanduser()
-        with suppress(OSError):
-            folder.stat()
-    except (RuntimeError, ValueError) as error:  # ~ of nobody; no name of a folder
-        raise UserError(f"--data.cache {cache!r} can't be the name of a folder") from error
-    return folder
+
+def flush(file: IO[bytes]) -> None:
+    """Writes to the disk itself: a renamed file is whole even after a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """So that a new name, too, survives a power cut; only POSIX can and must do this."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes files in `folder` that killed processes left half-written; its lock must be held."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
-def locked(work: Path) -> Iterator[None]:
-    """Shows other processes that somebody works there; the lock goes when the process does."""
-    lock = FileLock(work / "lock")
-    with suppress(*NO_LOCK):
-        lock.acquire()
+def locked(folder: Path, hint: str | None = None) -> Iterator[bool]:
+    """Holds `folder` for this process; yields False where the file system has no locks.
+
+    The lock goes with the process, however that ends.
+
+    Raises:
+        UserError: another process holds it; `hint` says what to do.
+    """
+    lock = FileLock(folder / "lock")
     try:
-        yield
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(f"another process is using {folder}", hint=hint) from error
+    except (OSError, NotImplementedError):
+        pass  # no locks here
+    try:
+        yield lock.is_locked
     finally:
         lock.release()
-        (work / "lock").unlink(missing_ok=True)
 
 
-def remove_abandoned(cache: Path) -> None:
-    """Removes what killed processes left: old, and nobody holds its lock."""
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A locked folder for unfinished work; whatever is still in it at the end is removed."""
+    work = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
+    try:
+        with locked(work):
+            yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Removes temporary folders of killed processes: old, and nobody holds their lock."""
 
     def is_old(work: Path) -> bool:
         return time.time() - work.stat().st_mtime > ABANDONED
 
-    for work in cache.glob("unfinished-*"):
-        with suppress(Timeout, *NO_LOCK):
-            if is_old(work):  # the lock is not even touched where somebody has just begun
-                with FileLock(work / "lock", timeout=0):
-                    if is_old(work):  # not renamed, nor finished, since
-                        shutil.rmtree(work)
+    for work in parent.glob(f"{TEMPORARY}*"):
+        with suppress(OSError, UserError):
+            if is_old(work):  # one that has just been made isn't locked yet: don't touch it
+                with locked(work) as is_held:
+                    is_abandoned = is_held and is_old(work)  # it may have changed since
+                if is_abandoned:
+                    shutil.rmtree(work)
 
 
-def flush(file: IO) -> None:
-    """To the disk itself: a power cut after the rename finds whole files."""
-    file.flush()
-    os.fsync(file.fileno())
+def cache_folder(cache: str | None) -> Path:
+    """The folder for encoded texts, which need not exist; None: the platform's place for caches.
+
+    Raises:
+        UserError: no folder can have this name.
+    """
+    if cache is None:
+        return platformdirs.user_cache_path("lit_gpt", appauthor=False)
+    try:
+        folder = Path(cache).expanduser()
+        with suppress(OSError):
+            folder.stat()
+    except (RuntimeError, ValueError) as error:  # the home of an unknown user; a NUL character
+        raise UserError("no folder can have this name", field="cache", value=cache) from error
+    return folder

@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt.callbacks import checkpoints
+from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.callbacks.progress import Throughput
 from lit_gpt.callbacks.samples import Samples
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.planning.dry_run import Trial, peak_memory
 from lit_gpt.planning.suggestions import Suggestion, suggest_dropout, suggest_model, suggest_steps
+from lit_gpt.storage import temporary_folder
 from lit_gpt.text.overlap import SharedLines
 from lit_gpt.text.vocabularies import SUFFIX, full_size
 from lit_gpt.training import summary
-from lit_gpt.training.run_folder import keep_others_out, run_of_last
+from lit_gpt.training.init_from import set_tokenizer
+from lit_gpt.training.run_folder import run_of_last
 from lit_gpt.training.train import TrainingCLI, quieten
 
 MANY_SHARED = 0.1  # of the validation lines
@@ -46,7 +48,7 @@ class PlanCLI(TrainingCLI):
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
         start = time.perf_counter()
-        TextDataModule(**self.config.data.as_dict()).vocab_size  # noqa: B018, fills the cache
+        set_tokenizer(TextDataModule(**self.config.data.as_dict()))  # fills the cache
         self.encoding = time.perf_counter() - start  # the run itself will find it there
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -55,26 +57,21 @@ class PlanCLI(TrainingCLI):
         trainer = super().instantiate_trainer(**kwargs)
         by_type = {type(callback): callback for callback in trainer.callbacks}
         self.trial = Trial(by_type[Samples], self.folder)
-        trainer.callbacks = [by_type[Throughput], self.trial]
+        trainer.callbacks = [by_type[NonFiniteGuard], by_type[Throughput], self.trial]
         trainer._signal_connector.register_signal_handlers = lambda: None  # as GracefulStop does
         return trainer
 
     def place_of_run(self) -> dict[str, Any]:
         """A folder beside the cached corpus: should it outlive us, `corpus` will remove it."""
         cache = self.datamodule.corpus.folder.parent
-        make = partial(
-            tempfile.TemporaryDirectory, prefix="unfinished-", ignore_cleanup_errors=True
-        )
         try:
-            folder = self.exits.enter_context(make(dir=cache))
-        except OSError:  # a cache that others have filled
-            folder = self.exits.enter_context(make())
-        self.folder = Path(folder)
-        self.exits.enter_context(keep_others_out(self.folder))
+            self.folder = self.exits.enter_context(temporary_folder(cache))
+        except OSError:  # the cache's disk is full or read-only
+            self.folder = self.exits.enter_context(temporary_folder(Path(tempfile.gettempdir())))
         logger = self.config_init.trainer.logger is not False
         return {
-            "default_root_dir": folder,
-            "logger": TensorBoardLogger(folder, name="", version="") if logger else False,
+            "default_root_dir": str(self.folder),
+            "logger": TensorBoardLogger(self.folder, name="", version="") if logger else False,
         }
 
     @property
@@ -90,7 +87,7 @@ class PlanCLI(TrainingCLI):
     @property
     def done(self) -> int:
         """Steps of the checkpoint that the run goes on from."""
-        return self.checkpoint["global_step"] if self.checkpoint else 0
+        return self.checkpoint.global_step if self.checkpoint else 0
 
 
 def print_text(data: TextDataModule) -> None:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from copy import copy
@@ -21,7 +19,13 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.errors import UserError
-from lit_gpt.storage import cache_folder, flush, locked, remove_abandoned
+from lit_gpt.storage import (
+    cache_folder,
+    flush,
+    remove_abandoned,
+    temporary_folder,
+    write_whole,
+)
 from lit_gpt.text import bpe
 from lit_gpt.text.bpe import Train
 from lit_gpt.text.files import Reader, find_files, hash_files
@@ -67,9 +71,7 @@ class Corpus:
             return json.loads(path.read_text(encoding="utf-8"))
         value = compute()
         with suppress(OSError):  # where it can't be kept, it is computed again next time
-            unfinished = path.with_suffix(f".{os.getpid()}")
-            unfinished.write_text(json.dumps(value), encoding="utf-8")
-            unfinished.replace(path)
+            write_whole(path, json.dumps(value))
         return value
 
 
@@ -124,25 +126,22 @@ def _with_end_of_text(full: Tokenizer, reader: Reader, is_given: bool = False) -
 
 def _encode_into(folder: Path, reader: Reader, build: Callable, *options: Any) -> None:
     """Makes the folder, whole or not at all."""
-    work = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder.parent)
-        work = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
-        with locked(work):
-            build(work, reader, *options)
-        if folder.exists() and not _open(folder):
-            shutil.rmtree(folder, ignore_errors=True)  # damaged
-        work.rename(folder)  # fails where another process was quicker
+        with temporary_folder(folder.parent) as work:
+            new = work / "corpus"
+            new.mkdir(mode=0o700)  # a text may be private
+            build(new, reader, *options)
+            if folder.exists() and not _open(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # damaged
+            new.rename(folder)  # fails if another process was quicker
     except OSError as error:
         if not _open(folder):
             raise UserError(
                 f"cannot keep the tokens in {folder.parent}: {error.strerror}; "
                 "name another folder with --data.cache"
             ) from error
-    finally:
-        if work:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 def cut_safely(texts: Iterable[str | None]) -> Iterator[str | None]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 from lit_gpt.errors import UserError
-from lit_gpt.storage import UNFINISHED
+from lit_gpt.storage import locked, remove_unfinished
 
 
 class RunLogger(TensorBoardLogger):
@@ -64,23 +63,12 @@ def keep_others_out(folder: Path) -> Iterator[None]:
     if rank_zero_only.rank != 0:
         yield
         return
-    lock = FileLock(folder / "lock")
-    try:
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise UserError(
-            f"another process is training in {folder}: wait for its end, or start a new run "
-            "without --ckpt_path"
-        ) from error
-    except (OSError, NotImplementedError):
-        pass
-    for path in folder.glob(f"checkpoints/.*{UNFINISHED}"):
-        path.unlink()
-    try:
+    with locked(folder, hint="wait until it ends, or start a new run without `ckpt_path`"):
+        remove_unfinished(folder)
+        remove_unfinished(folder / "checkpoints")
         yield
-    finally:
-        lock.release()
 
 
 def run_of_last(ckpt_path: str | None, root: str) -> str | None:

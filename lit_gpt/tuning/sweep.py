@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from lit_gpt.command import stop_at_once
 from lit_gpt.errors import UserError
+from lit_gpt.storage import locked
 from lit_gpt.tuning.results import complete, counted, print_table, save_plot, values_of
 from lit_gpt.tuning.search_space import Sweep, read_sweep
 
@@ -129,29 +129,24 @@ def study_of(plan: Sweep) -> Iterator[optuna.Study]:
     other = "name another folder with --study"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise UserError(f"another sweep runs in {folder}: wait for its end, or {other}") from error
     except OSError as error:
         raise UserError(f"can't use the folder {folder}: {error.strerror}; {other}") from error
     url = URL.create("sqlite", database=str(path)).render_as_string()
     errors = (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError)
-    try:
+    with locked(folder, hint="wait until it ends, or name another `study` folder"):
         try:
-            pruner = optuna.pruners.MedianPruner(FULL_TRIALS)
-            study = optuna.create_study(
-                storage=url, study_name="sweep", pruner=pruner, load_if_exists=True
-            )
-        except errors as error:
-            problem = str(error).splitlines()[0]
-            raise UserError(f"{path} can't be used as a study: {problem}; {other}") from error
-        refuse_other_options(study, plan, path)
-        yield study
-    except optuna.exceptions.StorageInternalError as error:
-        raise UserError(f"can't write to {path}: {error.__cause__ or error}") from error
-    finally:
-        lock.release()
+            try:
+                pruner = optuna.pruners.MedianPruner(FULL_TRIALS)
+                study = optuna.create_study(
+                    storage=url, study_name="sweep", pruner=pruner, load_if_exists=True
+                )
+            except errors as error:
+                problem = str(error).splitlines()[0]
+                raise UserError(f"{path} can't be used as a study: {problem}; {other}") from error
+            refuse_other_options(study, plan, path)
+            yield study
+        except optuna.exceptions.StorageInternalError as error:
+            raise UserError(f"can't write to {path}: {error.__cause__ or error}") from error
 
 
 def refuse_other_options(study: optuna.Study, plan: Sweep, path: Path) -> None:

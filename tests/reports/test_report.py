@@ -22,6 +22,7 @@ from lit_gpt.module import LitGPT
 from lit_gpt.reports import report
 from lit_gpt.reports.charts import Line, drawn, shorten, ticks
 from lit_gpt.reports.history import History, Session, read_history, thin
+from lit_gpt.storage import unfinished
 from tests.conftest import ROOT, SMALL
 
 HOSTILE = "</script><b>&amp; \"quoted' <script>document.title = 'taken'</script>\u202e猫\x00"
@@ -407,7 +408,7 @@ def test_a_report_that_fails_does_not_end_the_run(train):
 
 def test_a_full_disk_is_said_as_for_checkpoints(train):
     folder = folder_of(train())
-    (folder / ".history.json.unfinished").symlink_to("/dev/full")
+    unfinished(folder / "history.json").symlink_to("/dev/full")
     result = train("--ckpt_path=last", **{"trainer.max_steps": 10})
     assert result.status == 2
     assert result.err.startswith("error: no space left on the disk for ")

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +17,15 @@ from lit_gpt.command import run
 from lit_gpt.errors import UserError
 from lit_gpt.text import corpus as corpus_module
 from lit_gpt.text import files as files_module
+from lit_gpt.text import vocabularies
 from lit_gpt.text.corpus import Corpus, cut_safely, load_corpus
 from lit_gpt.text.tokenizer import Tokenizer
-from lit_gpt.text.vocabularies import load_tokenizer
+from tests.text.conftest import load_once
 
 CHUNK = 1 << 20  # bytes that are read at a time, unless a test says otherwise
 BOM = "\ufeff".encode()
 LINE = "It's 12.5 °C, “fine”!\r\n农夫山泉 天然水，550ml*24瓶。\n\n  été 👩‍👩‍👧 <|endoftext|> word1;"
 MIXED = LINE * 3
-
-load_once = cache(load_tokenizer)
-
-
-@pytest.fixture(autouse=True)
-def tokenizers_built_once(monkeypatch):
-    """Building cl100k_base takes half a second: enough to do it once."""
-    monkeypatch.setattr(corpus_module, "load_tokenizer", load_once)
 
 
 @pytest.fixture
@@ -239,7 +231,7 @@ def test_second_time_the_cache_is_used(load, tmp_path, monkeypatch):
     def refuse(*args):
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(corpus_module, "load_tokenizer", refuse)
+    monkeypatch.setattr(vocabularies, "load_tokenizer", refuse)
     monkeypatch.setattr(Tokenizer, "encode", refuse)
     again = load(path, "cl100k_base")
     renamed = load(path.rename(tmp_path / "y.txt"), "cl100k_base")
@@ -320,13 +312,13 @@ def test_damaged_cache_is_built_again(file, damage, load, tmp_path, cache_folder
 def tokenizing(tmp_path, cache_folder):
     """A process that is in the midst of tokenizing a text, stopped there, and its folder."""
     code = (
-        "import sys; from lit_gpt import corpus, files\nfiles.CHUNK = 4096\n"
+        "import sys; from lit_gpt.text import corpus, files\nfiles.CHUNK = 4096\n"
         "corpus.load_corpus(sys.argv[1], 'bytes', True, 'utf-8', sys.argv[2])"
     )
     path = write(tmp_path / "long.txt", MIXED.encode() * 20_000)
     process = subprocess.Popen([sys.executable, "-c", code, path, cache_folder])
     while process.poll() is None:
-        if any(p.stat().st_size for p in cache_folder.glob("unfinished-*/ids.bin")):
+        if any(p.stat().st_size for p in cache_folder.glob("unfinished-*/corpus/ids.bin")):
             break
         time.sleep(0.001)
     process.send_signal(signal.SIGSTOP)
@@ -347,7 +339,7 @@ def test_what_a_killed_process_left_is_removed_a_minute_later(
     process, _, work = tokenizing
     process.kill()
     process.wait()
-    assert sorted(entries(work)) == ["ids.bin", "lock"]
+    assert entries(work) == ["corpus", "lock"]
     age(work, seconds)
     assert text_of(load(write(tmp_path / "x.txt", b"hello world"))) == "hello world"
     assert work.exists() == (seconds == 0)
@@ -360,7 +352,7 @@ def test_the_folder_of_a_process_at_work_is_left_alone_however_old(
     process, path, work = tokenizing
     age(work, 3600)
     load(write(tmp_path / "x.txt", b"hello world"))
-    assert sorted(entries(work)) == ["ids.bin", "lock"]
+    assert entries(work) == ["corpus", "lock"]
     process.send_signal(signal.SIGCONT)
     assert process.wait() == 0
     assert not work.exists()
@@ -566,7 +558,7 @@ def test_cache_that_cannot_be_written(cache_name, reason, tmp_path):
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", "~nobody_at_all/x"])
 def test_cache_that_is_no_name(name, tmp_path):
     path = write(tmp_path / "x.txt", b"hello")
-    with pytest.raises(UserError, match=re.escape(f"--data.cache {name!r} can't be the name of")):
+    with pytest.raises(UserError, match=re.escape(f"cache {name!r}: no folder can have this name")):
         load_corpus(str(path), "bytes", True, "utf-8", name)
 
 

@@ -11,7 +11,6 @@ import runpy
 import subprocess
 import sys
 import tracemalloc
-from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -29,15 +28,14 @@ from lit_gpt.command import run
 from lit_gpt.errors import UserError
 from lit_gpt.generation.sampling import Sampling, generate
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.text import corpus as corpus_module
 from lit_gpt.text import documents as formats_module
 from lit_gpt.text import files as files_module
 from lit_gpt.text.corpus import Corpus, load_corpus
 from lit_gpt.text.documents import unpack
 from lit_gpt.text.files import Reader, find_files, hash_files
 from lit_gpt.text.overlap import SharedLines, shared_lines
-from lit_gpt.text.vocabularies import load_tokenizer
 from tests.conftest import ROOT
+from tests.text.conftest import load_once
 
 DOCUMENTS = [
     "农夫山泉 天然水，550ml*24瓶",
@@ -49,13 +47,6 @@ DOCUMENTS = [
     "last",
 ]  # fmt: skip
 PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
-
-load_once = cache(load_tokenizer)
-
-
-@pytest.fixture(autouse=True)
-def tokenizers_built_once(monkeypatch):
-    monkeypatch.setattr(corpus_module, "load_tokenizer", load_once)
 
 
 @pytest.fixture

@@ -162,8 +162,8 @@ def as_nobody():
 
     def run(code: str, *args: object) -> tuple[int, str]:
         code = (
-            "import os, sys; from lit_gpt import errors, files, corpus\n"
-            f"os.setuid(65534)\nsys.exit(errors.run(lambda: {code}))"
+            "import os, sys; from lit_gpt import command; from lit_gpt.text import files, corpus\n"
+            f"os.setuid(65534)\nsys.exit(command.run(lambda: {code}))"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True

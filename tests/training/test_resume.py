@@ -207,7 +207,7 @@ def test_one_process_at_a_time_goes_on_in_a_run(train, text_file, tmp_path):
     process.kill()
     process.communicate()
     assert refused.status == 2
-    assert f"another process is training in {tmp_path / 'logs' / 'version_0'}" in refused.err
+    assert f"another process is using {tmp_path / 'logs' / 'version_0'}" in refused.err
     assert fresh.status == 0, fresh.err
     (tmp_path / "logs" / "version_1").rename(tmp_path / "elsewhere")
     assert train("--ckpt_path=last", **{"trainer.max_time": "00:00:00:01",

@@ -318,7 +318,7 @@ def test_studies_that_cannot_be_gone_on_with(sweep_file, tmp_path):
     with pytest.raises(UserError, match=words):
         opened(sweep_file(options=SPACES | {"model.d_model": [16]}))
     holder = study_of(read_sweep(str(sweep_file()), None, None, []))
-    with holder, pytest.raises(UserError, match="another sweep runs in"):
+    with holder, pytest.raises(UserError, match="another process is using"):
         opened(path)
     (tmp_path / "study" / "study.db").write_bytes(b"not a database, but long enough to be one")
     with pytest.raises(UserError, match=r"study.db can't be used as a study: .*not a database"):
