@@ -1,31 +1,34 @@
-"""Owns data/订单商品名称.csv, the sample corpus: invented order item names, one a line.
+"""Writes data/订单商品名称.csv, the sample corpus: invented names of ordered goods, one a line.
 
 Every line is an independent seeded draw from the tables in sample_corpus.yaml.
 """
 
+from __future__ import annotations
+
 import argparse
 import random
 from bisect import bisect
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-TABLES = Path(__file__).with_name("sample_corpus.yaml")
-CORPUS = Path(__file__).resolve().parents[1] / "data" / "订单商品名称.csv"
+FOLDER = Path(__file__).resolve().parent
 
 
-def pick(rng, options, flatness):
-    """Draw one option, the n-th with weight 1 / (n + flatness)."""
-    # Only random() is promised to give the same numbers on every Python; choices() is not.
+def pick(rng: random.Random, options: list[Any], flatness: float) -> Any:
+    """Draws one option, the n-th with weight 1 / (n + flatness)."""
+    # Of all draws, only random() is promised to be the same on every Python.
     ends = list(accumulate(1 / (n + flatness) for n in range(1, len(options) + 1)))
     return options[bisect(ends, rng.random() * ends[-1])]
 
 
-def draw_item(rng, categories, flatness):
-    """Draw one item name, level by level from its category down to its packing."""
+def draw_name(rng: random.Random, categories: dict, flatness: dict[str, float]) -> str:
+    """Draws one name, level by level from its category down to its packing."""
 
-    def draw(level, options):
+    def draw(level: str, options: Iterable[Any]) -> Any:
         return pick(rng, list(options), flatness[level])
 
     groups = draw("category", categories.values())
@@ -37,30 +40,32 @@ def draw_item(rng, categories, flatness):
     packing = draw("packing", packings or [""])
 
     if size and packing[:1].isdigit():  # a count: 550ml*24瓶
-        size, packing = f"{size}*{packing}", ""
+        size = f"{size}*{packing}"
+        packing = ""
     return " ".join(filter(None, [brand, product, variety, size, packing]))
 
 
-def draw_corpus(rng, tables, characters):
-    """Draw whole lines until they hold the wanted number of characters."""
-    lines, length = [], 0
+def draw_corpus(seed: int, characters: int) -> str:
+    """Draws whole lines until they have at least that many characters, line ends included."""
+    tables = yaml.safe_load((FOLDER / "sample_corpus.yaml").read_text(encoding="utf-8"))
+    rng = random.Random(seed)
+    lines = []
+    length = 0
     while length < characters:
-        line = draw_item(rng, tables["categories"], tables["flatness"]) + "\n"
-        lines.append(line)
-        length += len(line)
+        lines.append(draw_name(rng, tables["categories"], tables["flatness"]) + "\n")
+        length += len(lines[-1])
     return "".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Write the sample corpus of order item names.")
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the sample corpus.")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--characters", type=int, default=324_000)
-    parser.add_argument("--out", type=Path, default=CORPUS)
+    parser.add_argument("--out", type=Path, default=FOLDER / "订单商品名称.csv")
     args = parser.parse_args()
 
-    tables = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
-    text = draw_corpus(random.Random(args.seed), tables, args.characters)
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    text = draw_corpus(args.seed, args.characters)
     args.out.write_bytes(text.encode("utf-8"))  # bytes, so that Windows keeps LF
 
 
