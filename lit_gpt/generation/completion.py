@@ -20,21 +20,22 @@ NUM_LIKELIEST = 5
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be completed, and how.
+    """What to complete, and how.
 
     Args:
-        prompt: any text; without one a new document begins, or where the training text had no
-            documents a new line.
-        max_new_tokens: the most tokens that are added, at least 1.
-        seed: of the random draws; the text depends on nothing that is completed beside it.
-        stop: texts before which the completion ends.
-        trace: whether each token's `Choice` is reported.
+        prompt: text to continue; without one the model starts a new document, or a new line if it
+            was trained on text without documents.
+        max_new_tokens: the most tokens to add.
+        sampling: how tokens are drawn.
+        seed: of the random draws; further samples use the following seeds.
+        stop: texts to end before.
+        trace: show the likeliest tokens of each step.
 
     Raises:
-        UserError: values out of range.
+        UserError: a value out of range.
     """
 
-    prompt: str
+    prompt: str = ""
     max_new_tokens: int = 100
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 1337
@@ -43,11 +44,12 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise UserError(f"--max_new_tokens must be at least 1, not {self.max_new_tokens}")
+            problem = "must be at least 1"
+            raise UserError(problem, field="max_new_tokens", value=self.max_new_tokens)
         if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed must be 0 or more and below 2**63, not {self.seed}")
+            raise UserError("must be in [0, 2**63)", field="seed", value=self.seed)
         if "" in self.stop:
-            raise UserError("--stop must not be empty: leave it out")
+            raise UserError("must not be empty", field="stop", hint="leave it out")
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,18 @@
-"""Owns the generate command: options in; prompts completed, as streamed text or as JSON lines."""
+"""The generate command: completes prompts and prints them, as streamed text or JSON lines."""
 
 from __future__ import annotations
 
-import json
 import re
 import sys
-from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 from lit_gpt.checkpoint import find_newest, load_checkpoint
+from lit_gpt.command import call
 from lit_gpt.errors import UserError
 from lit_gpt.generation.completion import Piece, Request, complete
 from lit_gpt.generation.sampling import Sampling
@@ -21,65 +21,93 @@ from lit_gpt.model import GPT
 from lit_gpt.text.tokenizer import Tokenizer
 
 ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
-BATCH_SIZE = 32  # completed side by side, of those that are asked for
+BATCH_SIZE = 32  # requests completed side by side
 
 
-def write_samples(options: Namespace) -> None:
-    """Prints prompts and what the model adds to them, as it is written; options of generate.py.
+def print_completions(
+    *,
+    ckpt_path: str | None = None,
+    logs: str = "logs",
+    prompt: tuple[str, ...] = (),
+    prompt_file: str | None = None,
+    num_samples: int = 1,
+    request: Request,
+    stop: tuple[str, ...] = (),
+    interactive: bool = False,
+    json: bool = False,
+) -> None:
+    r"""Write text with a trained model.
+
+    Args:
+        ckpt_path: checkpoint to use; default: the newest run's best.
+        logs: where to look for the newest run.
+        prompt: text to continue, may be repeated; default: a new document or line.
+        prompt_file: a text file with a prompt in each line.
+        num_samples: completions of each prompt.
+        request: how the first sample is drawn.
+        stop: text to end before, may be repeated; \n: the end of the line.
+        interactive: ask for prompts; /help lists the commands.
+        json: print each completion as a line of JSON.
 
     Raises:
-        UserError: no checkpoint, a prompt that can't be read, or options out of range.
+        UserError: no checkpoint, a prompt that can't be read, or a value out of range.
     """
-    first, prompts = first_request(options), read_prompts(options)
-    if options.num_samples < 1:
-        raise UserError(f"--num_samples must be at least 1, not {options.num_samples}")
-    replace(first, seed=options.seed + options.num_samples - 1)  # the last one's, as it is checked
-    model, tokenizer = load_checkpoint(options.ckpt_path or find_newest(options.logs))
+    if num_samples < 1:
+        raise UserError("must be at least 1", field="num_samples", value=num_samples)
+    request = replace(request, stop=tuple(map(unescape, stop)))
+    if interactive:
+        if prompt or prompt_file or num_samples > 1 or json:
+            raise UserError(
+                "asks for prompts and answers each once",
+                field="interactive",
+                hint="leave out `prompt`, `prompt_file`, `num_samples` and `json`",
+            )
+        from lit_gpt.generation.interactive import Session  # it prints with this module
+
+        Session(*load_checkpoint(ckpt_path or find_newest(logs)), request).run()
+        return
+    prompts = read_prompts(prompt, prompt_file)
+    replace(request, seed=request.seed + num_samples - 1)  # checks the last seed
+    model, tokenizer = load_checkpoint(ckpt_path or find_newest(logs))
     requests = (
-        replace(first, prompt=prompt, seed=options.seed + i)
-        for prompt in prompts
-        for i in range(options.num_samples)
+        replace(request, prompt=text, seed=request.seed + sample)
+        for text in prompts
+        for sample in range(num_samples)
     )
-    print_one = print_json if options.json else print_text
-    headed = (len(prompts) > 1 or options.num_samples > 1) and not options.json
-    for number, (request, pieces) in enumerate(complete_all(model, tokenizer, requests)):
-        if headed:
-            prompt, sample = divmod(number, options.num_samples)
-            of_prompt = f"prompt {prompt + 1}, " if len(prompts) > 1 else ""
-            print(f"--- {of_prompt}sample {sample + 1}, seed {request.seed}")
-        print_one(request, pieces, tokenizer)
+    print_one = print_json if json else print_text
+    has_headings = (len(prompts) > 1 or num_samples > 1) and not json
+    for number, (one, pieces) in enumerate(complete_all(model, tokenizer, requests)):
+        if has_headings:
+            index, sample = divmod(number, num_samples)
+            which = f"prompt {index + 1}, " if len(prompts) > 1 else ""
+            print(f"--- {which}sample {sample + 1}, seed {one.seed}")
+        print_one(one, pieces, tokenizer)
 
 
-def first_request(options: Namespace) -> Request:
-    """How the first completion is drawn; its prompt is not there yet."""
-    o = options
-    sampling = Sampling(o.temperature, o.top_k, o.top_p, o.repetition_penalty, o.min_p)
-    stop = tuple(map(unescape, o.stop or []))
-    return Request("", o.max_new_tokens, sampling, o.seed, stop, o.trace)
-
-
-def read_prompts(options: Namespace) -> list[str]:
-    """Those of --prompt and the lines of --prompt_file; one without text where there are none."""
-    prompts = list(options.prompt or [])
-    if options.prompt_file:
+def read_prompts(prompts: tuple[str, ...], file: str | None) -> list[str]:
+    """The prompts and the lines of the file; one empty prompt if there are neither."""
+    found = list(prompts)
+    if file is not None:
         try:
-            lines = Path(options.prompt_file).read_text(encoding="utf-8-sig").split("\n")
+            lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise UserError(
-                f"--prompt_file {options.prompt_file} can't be read ({reason}): give a text file "
-                "in UTF-8 with a prompt in each line"
+                f"can't be read ({reason})",
+                field="prompt_file",
+                value=file,
+                hint="give a UTF-8 text file with a prompt in each line",
             ) from error
-        prompts += [line for line in lines if line.strip()]
-        if not prompts:
-            raise UserError(f"--prompt_file {options.prompt_file} has no line with a prompt")
+        found += [line for line in lines if line.strip()]
+        if not found:
+            raise UserError("has no line with a prompt", field="prompt_file", value=file)
     try:
-        "".join(prompts).encode()
+        "".join(found).encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            "--prompt is not valid Unicode text: check the terminal's encoding"
+            "is not valid Unicode text", field="prompt", hint="check the terminal's encoding"
         ) from error
-    return prompts or [""]
+    return found or [""]
 
 
 def complete_all(
@@ -139,7 +167,7 @@ def print_json(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) 
     if request.trace:
         line["trace"] = [as_dict(piece.choice, tokenizer) for piece in pieces]
     is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    print(json.dumps(line, ensure_ascii=not is_unicode), flush=True)
+    print(dumps(line, ensure_ascii=not is_unicode), flush=True)
 
 
 def unescape(text: str) -> str:
@@ -150,3 +178,8 @@ def unescape(text: str) -> str:
 def escape(text: str) -> str:
     """The text that `unescape` makes this of."""
     return text.translate({ord(value): f"\\{letter}" for letter, value in ESCAPES.items()})
+
+
+def main(argv: list[str]) -> int:
+    call(print_completions, argv, Request, Sampling)
+    return 0

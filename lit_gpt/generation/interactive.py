@@ -1,35 +1,34 @@
-"""Owns the conversation of generate.py --interactive: prompts, answers, commands, history."""
+"""The conversation of `generate --interactive`: prompts, answers, commands, history."""
 
 from __future__ import annotations
 
 import io
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from lit_gpt.checkpoint import find_newest, load_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.generation.completion import Piece, Request, complete
-from lit_gpt.generation.generate import escape, first_request, print_text, unescape
+from lit_gpt.generation.generate import escape, print_text, unescape
 from lit_gpt.generation.sampling import Sampling
 from lit_gpt.model import GPT
 from lit_gpt.text.tokenizer import Tokenizer
 
 HELP = """\
-Type a text, and the model goes on from it. Ctrl-C ends the answer, /quit or Ctrl-D the program.
+Type some text, and the model continues it. Ctrl-C stops the answer, /quit or Ctrl-D the program.
 /temperature 0.5   also /top_k (none: all), /top_p, /min_p, /repetition_penalty
-/max_new_tokens 50 the most tokens of an answer; /seed 7 for the next one
-/stop \\n           end before this text; several may be given, /stop alone forgets them
+/max_new_tokens 50 the most tokens of an answer
+/seed 7            of the next answer; each answer adds 1
+/stop \\n           end before this text; add several, /stop alone removes them
 /trace on          show the likeliest tokens of each step; /trace off
-/more              go on from where the last answer ended
-/options           how answers are drawn now
-/history           what was asked and answered
-//text             a prompt that begins with /"""
+/more              continue the last answer
+/options           show the current options
+/history           show all prompts and answers
+//text             a prompt that starts with /"""
 SAMPLING = {field.name for field in fields(Sampling)}
-OPTIONS: dict[str, Callable[[str], Any]] = {  # what reads the value of each
+OPTIONS: dict[str, Callable[[str], Any]] = {  # how the value of each is parsed
     "temperature": float,
     "top_k": lambda value: None if value == "none" else int(value),
     "top_p": float,
@@ -42,29 +41,19 @@ OPTIONS: dict[str, Callable[[str], Any]] = {  # what reads the value of each
 }
 
 
-def converse(options: Namespace) -> None:
-    """Asks for prompts and completes them, until there are no more; options of generate.py.
-
-    Raises:
-        UserError: no checkpoint, or options out of range.
-    """
-    if options.json or options.prompt or options.prompt_file or options.num_samples > 1:
-        raise UserError(
-            "--interactive asks for prompts and answers each once: leave out --prompt, "
-            "--prompt_file, --num_samples and --json"
-        )
-    request = first_request(options)
-    Session(*load_checkpoint(options.ckpt_path or find_newest(options.logs)), request).run()
+def command_name(field: str) -> str:
+    """A field as the chat spells it."""
+    return f"/{field}"
 
 
 @dataclass
 class Session:
-    """One conversation; each prompt stands for itself, /more goes on.
+    """One conversation; each prompt starts afresh, unless /more continues the last answer.
 
     Args:
         model: in eval mode.
         tokenizer: the model's.
-        request: how the next answer is drawn; after each answer the seed is one higher.
+        request: how the next answer is drawn; each answer adds 1 to the seed.
         history: prompts and answers.
     """
 
@@ -74,19 +63,19 @@ class Session:
     history: list[tuple[str, str]] = field(default_factory=list)
 
     def run(self) -> None:
-        """Reads lines until the end of the input or /quit."""
-        with suppress(ImportError):  # arrow keys edit the line and bring back earlier ones
+        """Reads lines until /quit or the end of the input."""
+        with suppress(ImportError):  # lets arrow keys edit the line and recall earlier ones
             import readline  # noqa: F401
         if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="surrogateescape")  # for `answer` to say what is wrong
-        print("Type a text to go on from; /help lists the commands.")
+            sys.stdin.reconfigure(errors="surrogateescape")  # `answer` reports invalid text
+        print("Type some text to continue; /help lists the commands.")
         while True:
             try:
                 line = input("> ").rstrip("\r")
             except EOFError:
                 print()
                 return
-            except KeyboardInterrupt:  # as in a shell: what was typed is forgotten
+            except KeyboardInterrupt:  # drops the line, as a shell does
                 if not sys.stdin.isatty():
                     raise
                 print()
@@ -96,17 +85,21 @@ class Session:
             try:
                 self.handle(line)
             except UserError as error:
-                print(f"error: {error}")
+                print(f"error: {error.render(command_name)}")
 
     def handle(self, line: str) -> None:
-        """One prompt or command."""
+        """Answers a prompt or executes a command.
+
+        Raises:
+            UserError: an unknown command, or a value that it doesn't take.
+        """
         if line.startswith("/") and not line.startswith("//"):
             name, _, value = line[1:].partition(" ")
-            self.obey(name, value if name == "stop" else value.strip())
+            self.execute(name, value if name == "stop" else value.strip())
         elif line:
             self.answer(line.removeprefix("/"))
 
-    def obey(self, name: str, value: str) -> None:
+    def execute(self, name: str, value: str) -> None:
         if name == "help":
             print(HELP)
         elif name == "options":
@@ -116,31 +109,29 @@ class Session:
                 print(f"> {prompt}\n{text}")
         elif name == "more":
             if not self.history:
-                raise UserError("/more: there is no answer yet to go on from")
+                raise UserError("there is no answer to continue yet", field=name)
             self.answer("".join(self.history[-1]))
         elif name in OPTIONS:
             self.request = self.changed(name, value)
         else:
-            raise UserError(f"/{name} is no command: /help lists them, //{name} is a text")
+            hint = f"/help lists the commands, //{name} is a prompt"
+            raise UserError(f"unknown command /{name}", hint=hint)
 
     def changed(self, name: str, value: str) -> Request:
-        """The options with one of them new."""
+        """The request with one option changed."""
         try:
-            new = {name: OPTIONS[name](value)}
+            new = OPTIONS[name](value)
         except ValueError as error:
-            kind = "on or off" if name == "trace" else "a number"
-            raise UserError(f"/{name} takes {kind}, not {value!r}") from error
+            wanted = "on or off" if name == "trace" else "a number"
+            raise UserError(f"must be {wanted}", field=name, value=value) from error
+        if name in SAMPLING:
+            return replace(self.request, sampling=replace(self.request.sampling, **{name: new}))
         if name == "stop" and value:
-            new["stop"] = self.request.stop + new["stop"]
-        try:
-            if name in SAMPLING:
-                new = {"sampling": replace(self.request.sampling, **new)}
-            return replace(self.request, **new)
-        except UserError as error:
-            raise UserError(str(error).replace("--", "/")) from error
+            new = self.request.stop + new
+        return replace(self.request, **{name: new})
 
     def options(self) -> str:
-        """As commands."""
+        """The current options, as the commands that set them."""
         values = vars(self.request.sampling) | vars(self.request)
         values["top_k"] = values["top_k"] or "none"
         values["stop"] = " ".join(map(escape, values["stop"]))
@@ -148,24 +139,23 @@ class Session:
         return "\n".join(f"/{name} {values[name]}".rstrip() for name in OPTIONS)
 
     def answer(self, prompt: str) -> None:
-        """Prints the prompt and what follows; Ctrl-C ends it, and keeps what there is."""
+        """Prints the prompt and its completion; Ctrl-C ends it and keeps what there is."""
         request = replace(self.request, prompt=prompt)
         self.request = replace(self.request, seed=(request.seed + 1) % 2**63)
         pieces: list[Piece] = []
 
-        def kept() -> Iterator[Piece]:
+        def recorded() -> Iterator[Piece]:
             for piece in complete(self.model, self.tokenizer, [request]):
                 pieces.append(piece)
                 yield piece
 
         try:
             with suppress(KeyboardInterrupt):
-                print_text(request, kept(), self.tokenizer)
+                print_text(request, recorded(), self.tokenizer)
         except UnicodeEncodeError as error:
-            raise UserError(
-                "that is not valid Unicode text: check the terminal's encoding"
-            ) from error
+            hint = "check the terminal's encoding"
+            raise UserError("the prompt is not valid Unicode text", hint=hint) from error
         text = "".join(piece.text for piece in pieces)
         self.history.append((prompt, text))
         if request.stop and not text and pieces and pieces[-1].finish_reason == "stop":
-            print("(A stop ends it at once; /stop forgets the stops.)")
+            print("(The answer starts with a stop; /stop removes all stops.)")

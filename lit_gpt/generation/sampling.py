@@ -1,4 +1,4 @@
-"""Owns generation: logits -> next id, rows of ids that grow with a KV cache, generate()."""
+"""Sampling: logits to the next id, batches of ids that grow with a KV cache, `generate`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ class Sampling:
     """How the next token is drawn from the model's logits.
 
     Args:
-        temperature: divides the logits; 0 (or next to it) always takes the likeliest token.
-        top_k: only the k likeliest tokens; None: all.
-        top_p: only the likeliest tokens that together reach this probability (Holtzman 2019).
-        repetition_penalty: makes tokens that the model sees already less likely when above 1
-            (Keskar et al. 2019), 1 changes nothing; between 0.01 and 100.
-        min_p: only tokens at least this share as likely as the likeliest (Nguyen et al. 2024).
+        temperature: divides the logits; 0 always takes the likeliest token.
+        top_k: draw from the k likeliest tokens only.
+        top_p: draw from the likeliest tokens that together reach this probability
+            (Holtzman et al. 2019).
+        repetition_penalty: above 1, makes tokens that the model already sees less likely
+            (Keskar et al. 2019); 1 changes nothing.
+        min_p: draw from tokens at least this fraction as likely as the likeliest
+            (Nguyen et al. 2024).
 
     Raises:
-        UserError: values out of range.
+        UserError: a value out of range.
     """
 
     temperature: float = 0.8
@@ -38,22 +40,20 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 1e6:
-            raise UserError(f"--temperature must be in [0, 1e6], not {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"--top_k must be at least 1, not {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"--top_p must be in (0, 1], not {self.top_p}")
-        if not 0.01 <= self.repetition_penalty <= 100:
-            raise UserError(
-                f"--repetition_penalty must be in [0.01, 100], not {self.repetition_penalty}"
-            )
-        if not 0 <= self.min_p <= 1:
-            raise UserError(f"--min_p must be in [0, 1], not {self.min_p}")
+        ranges = {
+            "temperature": (0 <= self.temperature <= 1e6, "in [0, 1e6]"),
+            "top_k": (self.top_k is None or self.top_k >= 1, "at least 1"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "repetition_penalty": (0.01 <= self.repetition_penalty <= 100, "in [0.01, 100]"),
+            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
+        }
+        for name, (is_valid, wanted) in ranges.items():
+            if not is_valid:
+                raise UserError(f"must be {wanted}", field=name, value=getattr(self, name))
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature < 1e-4  # where float32 would overflow
+        return self.temperature < 1e-4  # dividing by less can overflow float32
 
     def __call__(
         self,
@@ -61,23 +61,26 @@ class Sampling:
         seen: Tensor,
         generator: torch.Generator | Sequence[torch.Generator],
     ) -> Tensor:
-        """Logits (B, V) and the ids (B, T) that the model saw to the next ids (B,).
+        """Draws the next ids (B,).
 
-        The random draws are of one generator, or of one for each row.
+        Args:
+            logits: of the next ids, (B, V).
+            seen: ids that the model saw, (B, T).
+            generator: one for all rows, or one for each.
         """
         if self.is_greedy:
             return self._penalize(logits, seen).argmax(dim=-1)
-        # On the CPU, so that a seed gives the same random draws on every device.
+        # Drawn on the CPU, so that a seed gives the same text on every device.
         probabilities = self.probabilities(logits, seen).cpu()
         if isinstance(generator, torch.Generator):
             ids = torch.multinomial(probabilities, 1, generator=generator)
         else:
-            pairs = zip(probabilities, generator, strict=True)
-            ids = torch.stack([torch.multinomial(row, 1, generator=own) for row, own in pairs])
+            rows = zip(probabilities, generator, strict=True)
+            ids = torch.stack([torch.multinomial(row, 1, generator=own) for row, own in rows])
         return ids[:, 0].to(seen.device)
 
     def probabilities(self, logits: Tensor, seen: Tensor) -> Tensor:
-        """What the next ids are drawn with, (B, V); arguments as above."""
+        """The probabilities (B, V) to draw the next ids with; arguments as for `__call__`."""
         logits = self._penalize(logits, seen)
         if self.is_greedy:
             return torch.zeros_like(logits).scatter(1, logits.argmax(-1, keepdim=True), 1)
@@ -88,7 +91,7 @@ class Sampling:
         probabilities = logits.softmax(dim=-1)
         if self.top_p < 1:
             ordered, order = probabilities.sort(dim=-1, descending=True)
-            before = ordered.cumsum(dim=-1) - ordered  # what the likelier tokens add up to
+            before = ordered.cumsum(dim=-1) - ordered  # total of the likelier tokens
             ordered = ordered.masked_fill((before >= self.top_p) & (before > 0), 0)
             probabilities = torch.zeros_like(ordered).scatter(1, order, ordered)
         if self.min_p > 0:
@@ -107,86 +110,96 @@ class Sampling:
 
 
 class ValidText:
-    """Rules out tokens whose bytes can't go on as UTF-8, so that what is written is always text.
+    """Rules out tokens whose bytes can't continue the text as UTF-8.
 
-    Vocabularies of bytes (cl100k_base cuts most Chinese characters in two or three) let a model
-    write half a character and then something else.
+    Tokens can be parts of characters (cl100k_base splits most Chinese characters into two or
+    three), so a model could start a character and never finish it.
+
+    Args:
+        tokenizer: the model's.
+        ids: the prompts, (B, T); each may end inside a character.
     """
 
     def __init__(self, tokenizer: Tokenizer, ids: Tensor) -> None:
         self.tokenizer = tokenizer
         ends = (tokenizer.decode_bytes(row)[-3:] for row in ids[:, -3:].tolist())
-        # The bytes of a character that each text has begun.
+        # For each row the bytes of an unfinished character at its end.
         self.unfinished = [
             next((end[-k:] for k in (3, 2, 1) if unfinished_bytes(end[-k:]) == end[-k:]), b"")
             for end in ends
         ]
 
-    def mask(self, of: list[int] | slice) -> Tensor:
-        """Which tokens may come next in those rows, (B, V) bool."""
-        begun = np.array(self.unfinished, dtype=object)[of]
-        rows = [self.tokenizer.may_follow(part) for part in begun]
-        return torch.from_numpy(np.stack(rows))
+    def mask(self, rows: list[int]) -> Tensor:
+        """Which tokens may come next in these rows, (B, V) bool."""
+        allowed = [self.tokenizer.may_follow(self.unfinished[row]) for row in rows]
+        return torch.from_numpy(np.stack(allowed))
 
-    def add(self, ids: Tensor) -> None:
+    def append(self, ids: Tensor) -> None:
         """Takes note of the ids (B,) that were chosen."""
-        pairs = zip(self.unfinished, ids.tolist(), strict=True)
-        texts = (begun + self.tokenizer.tokens[i] for begun, i in pairs)
+        texts = [
+            begun + self.tokenizer.tokens[i]
+            for begun, i in zip(self.unfinished, ids.tolist(), strict=True)
+        ]
         self.unfinished = [unfinished_bytes(text) or b"" for text in texts]
+
+    def keep(self, rows: list[int]) -> None:
+        """Drops all other rows."""
+        self.unfinished = [self.unfinished[row] for row in rows]
 
 
 class Rows:
-    """Ids of a batch of texts that grow together, and what the model says of the next ones.
+    """A batch of texts that grow together, with the model's logits of what comes next.
 
-    The model sees the last context_length tokens at most. When they fill up, the window slides on
-    to its later half, so that the cache is made anew only every context_length / 2 tokens.
+    The model sees at most the last context_length tokens. When that window is full, its earlier
+    half is dropped, so the cache is rebuilt only every context_length / 2 tokens.
 
     Args:
         model: in eval mode.
         ids: the prompts, (B, T), T at least 1.
-        tokenizer: given it, tokens that can't go on as UTF-8 are ruled out.
-        use_cache: False computes the same window at each token (the oracle of the tests).
+        tokenizer: if given, tokens that can't continue the text as UTF-8 are ruled out.
+        use_cache: False recomputes the whole window for each token, as a reference.
     """
 
     def __init__(
         self, model: GPT, ids: Tensor, tokenizer: Tokenizer | None = None, use_cache: bool = True
     ) -> None:
         assert not model.training, "call model.eval() first: dropout would garble the text"
-        self.model, self.use_cache = model, use_cache
+        self.model = model
+        self.use_cache = use_cache
         self.seen = ids[:, -model.config.context_length :]  # (B, T)
         self.cache: KVCache | None = None
         self.valid = ValidText(tokenizer, ids) if tokenizer else None
 
-    def logits(self, of: list[int] | slice = slice(None)) -> Tensor:
-        """Of the next ids of those rows, (B, V); once before each `append`."""
+    def logits(self, rows: list[int] | None = None) -> Tensor:
+        """Logits (B, V) of the next ids of these rows, or of all; call it once per `append`."""
+        rows = list(range(len(self.seen))) if rows is None else rows
         context = self.model.config.context_length
         if self.seen.size(1) > context:
-            self.seen, self.cache = self.seen[:, -max(1, context // 2) :], None
+            self.seen = self.seen[:, -max(1, context // 2) :]
+            self.cache = None
         if self.use_cache and self.cache is None:
             self.cache = KVCache(self.model.config, len(self.seen), self.model.embedding.weight)
-        new = self.seen[:, self.cache.length :] if self.use_cache else self.seen
-        last = self.model.features(new, self.cache)[of, -1]  # (B, C)
+        new = self.seen if self.cache is None else self.seen[:, self.cache.length :]
+        last = self.model.hidden_states(new, self.cache)[rows, -1]  # (B, C)
         logits = self.model.head(last).float()  # (B, V)
         if self.valid:
-            logits = logits.masked_fill(~self.valid.mask(of).to(logits.device), -torch.inf)
+            logits = logits.masked_fill(~self.valid.mask(rows).to(logits.device), -torch.inf)
         return logits
 
     def append(self, ids: Tensor) -> None:
         """Adds the ids (B,) that were chosen."""
         if self.valid:
-            self.valid.add(ids)
+            self.valid.append(ids)
         self.seen = torch.cat([self.seen, ids[:, None]], dim=1)
 
     def keep(self, rows: list[int]) -> None:
-        """Goes on with these rows alone."""
+        """Drops all other rows."""
         self.seen = self.seen[rows]
         if self.cache:
-            self.cache.keys, self.cache.values = (
-                self.cache.keys[:, rows],
-                self.cache.values[:, rows],
-            )
+            self.cache.keys = self.cache.keys[:, rows]
+            self.cache.values = self.cache.values[:, rows]
         if self.valid:
-            self.valid.unfinished = [self.valid.unfinished[row] for row in rows]
+            self.valid.keep(rows)
 
 
 @torch.inference_mode()
@@ -199,8 +212,19 @@ def generate(
     tokenizer: Tokenizer | None = None,
     use_cache: bool = True,
 ) -> Iterator[Tensor]:
-    """Yields the next ids (B,), one at a time, after the prompts `ids`; see `Rows`."""
-    sampling, generator = sampling or Sampling(), torch.Generator().manual_seed(seed)
+    """Yields the ids (B,) that follow the prompts, one step at a time.
+
+    Args:
+        model: in eval mode.
+        ids: the prompts, (B, T), T at least 1; the model sees their last context_length tokens.
+        max_new_tokens: number of steps.
+        sampling: how ids are drawn.
+        seed: of the random draws; the global random state is left alone.
+        tokenizer: if given, the ids always decode to valid text.
+        use_cache: False is slower, and gives the same ids.
+    """
+    sampling = sampling or Sampling()
+    generator = torch.Generator().manual_seed(seed)
     rows = Rows(model, ids, tokenizer, use_cache)
     for _ in range(max_new_tokens):
         next_ids = sampling(rows.logits(), rows.seen, generator)
@@ -209,9 +233,9 @@ def generate(
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Text of the ids as they come; a character of several tokens appears once it is whole.
+    """Yields the text of ids as they come; a character of several tokens once it is complete.
 
-    A character that the last ids begin and don't end is left out.
+    An unfinished character at the end is left out.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for i in ids:

@@ -6,7 +6,6 @@ refused, never ignored. Ours beyond it: top_k, min_p, repetition_penalty.
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from dataclasses import fields
@@ -28,6 +27,11 @@ WITHOUT_EFFECT = {  # values of what is not supported that change nothing
 }
 MOST = 2048  # prompts of a body, as OpenAI has it
 IN_WORDS = {"missing": "is required", "extra_forbidden": "is no parameter of this server"}
+
+
+def parameter_name(field: str) -> str:
+    """A field of Request or Sampling as OpenAI's API spells it."""
+    return "max_tokens" if field == "max_new_tokens" else field
 
 
 class ApiError(Exception):
@@ -125,9 +129,9 @@ class Body(BaseModel):
                 for prompt in self.prompt
                 for seed in self._seeds()
             ]
-        except UserError as error:  # in the words of generate.py's options
-            message = str(error).replace("--max_new_tokens", "--max_tokens").removeprefix("--")
-            raise ApiError(400, message, re.match(r"\w+", message)[0]) from error
+        except UserError as error:
+            param = None if error.field is None else parameter_name(error.field)
+            raise ApiError(400, error.render(parameter_name), param) from error
 
     def _seeds(self) -> list[int]:
         if self.seed is None:

@@ -6,30 +6,58 @@ import ipaddress
 import re
 import socket
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 from lit_gpt.checkpoint import find_newest, load_checkpoint
+from lit_gpt.command import call
 from lit_gpt.errors import UserError
 from lit_gpt.serving.batching import Batcher
 from lit_gpt.serving.page import serve_page
 
 
-def serve(options: Namespace) -> None:
-    """Serves a checkpoint until Ctrl-C or SIGTERM; options of serve.py.
+def serve(
+    ckpt_path: str | None = None,
+    logs: str = "logs",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    max_prompt_tokens: int | None = None,
+    max_tokens: int = 2048,
+    max_concurrent: int = 64,
+    max_batch_size: int = 64,
+) -> None:
+    """Serve a trained model: OpenAI's /v1/completions, and a page to try prompts on.
+
+    Args:
+        ckpt_path: checkpoint to serve; default: the newest run's best.
+        logs: where to look for the newest run.
+        host: address to listen at; 0.0.0.0 lets other machines in.
+        port: 0: any free port.
+        max_prompt_tokens: longest prompt; default: the model's context length.
+        max_tokens: most tokens that a request may ask for.
+        max_concurrent: most requests at a time.
+        max_batch_size: most requests computed side by side.
 
     Raises:
-        UserError: no checkpoint, no port, or a package is missing.
+        UserError: no checkpoint, no port, a value out of range, or a package is missing.
     """
+    counts = {
+        "max_prompt_tokens": max_prompt_tokens,
+        "max_tokens": max_tokens,
+        "max_concurrent": max_concurrent,
+        "max_batch_size": max_batch_size,
+    }
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError("must be at least 1", field=name, value=count)
     try:
-        from lit_gpt.serving import app
+        from lit_gpt.serving.app import Server, Service, application
     except ModuleNotFoundError as error:
-        package = error.name.partition(".")[0]
+        package = (error.name or "").partition(".")[0]
         raise UserError(
-            f'{package} is missing, which serving needs: pip install -e ".[serve]"'
+            f"serving needs {package}", hint='install it with pip install -e ".[serve]"'
         ) from error
-    with listen(options.host, options.port) as listener:
-        path = Path(options.ckpt_path or find_newest(options.logs))
+    with listen(host, port) as listener:
+        path = Path(ckpt_path or find_newest(logs))
         model, tokenizer = load_checkpoint(path)
         context = model.config.context_length
         facts = (
@@ -37,20 +65,20 @@ def serve(options: Namespace) -> None:
             f"{context:,} tokens, a vocabulary of {tokenizer.vocab_size:,} ({tokenizer.name})"
         )
         name = name_of(path)
-        batcher = Batcher(model, tokenizer, options.max_concurrent, options.max_batch_size)
-        service = app.Service(
+        batcher = Batcher(model, tokenizer, max_concurrent, max_batch_size)
+        service = Service(
             batcher,
             name,
             int(path.expanduser().stat().st_mtime),
-            serve_page(name, facts, options.max_tokens, tokenizer.vocab_size),
-            options.max_prompt_tokens or context,
-            options.max_tokens,
+            serve_page(name, facts, max_tokens, tokenizer.vocab_size),
+            max_prompt_tokens or context,
+            max_tokens,
         )
-        url, hosts = reach(listener, options.host)
-        app, line = app.application(service, hosts), f"Serving {path} at {url} (Ctrl-C stops)"
+        url, hosts = reach(listener, host)
+        line = f"Serving {path} at {url} (Ctrl-C stops)"
         batcher.start()
         try:
-            app.Server(app, batcher, line).run(sockets=[listener])
+            Server(application(service, hosts), batcher, line).run(sockets=[listener])
         finally:
             batcher.stop()
             batcher.join()
@@ -67,8 +95,8 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         reason = re.sub(r"^\[.*?\] | \(while .*", "", str(error))
         raise UserError(
-            f"cannot listen at {host}, port {port} ({reason}): give another --port (0: any that "
-            "is free), or --host"
+            f"cannot listen at {host}, port {port} ({reason})",
+            hint="choose another `port` (0: any free one) or `host`",
         ) from error
 
 
@@ -87,3 +115,8 @@ def name_of(path: Path) -> str:
     folder = path.absolute().parent
     name = f"{folder.parent.name}/{path.stem}" if folder.name == "checkpoints" else path.stem
     return name.encode(errors="replace").decode()  # a path need not be text
+
+
+def main(argv: list[str]) -> int:
+    call(serve, argv)
+    return 0
