@@ -31,7 +31,7 @@ def recompute(model: GPT, ids: Tensor, max_new_tokens: int) -> None:
     draw, generator = Sampling(), torch.Generator().manual_seed(1337)
     for _ in range(max_new_tokens):
         window = ids[:, -model.config.context_length :]
-        logits = model.head(model.features(window)[:, -1])  # (B, V)
+        logits = model.head(model.hidden_states(window)[:, -1])  # (B, V)
         ids = torch.cat([ids, draw(logits, window, generator)[:, None]], dim=1)
 
 

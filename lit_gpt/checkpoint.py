@@ -1,8 +1,8 @@
-"""Owns checkpoint files: written whole or not at all, checked when read, one -> (GPT, Tokenizer).
+"""Checkpoint files: what they hold, written whole or not at all, one -> (GPT, Tokenizer).
 
 A file may come from a stranger: nothing in it is run, nothing in it can take more memory than the
-file has bytes, and a flipped bit in what is read is found by the archive's own CRC-32 of each part
-(PyTorch writes them and never looks at them).
+file has bytes, and the archive's own CRC-32 of each part, which PyTorch writes and never checks,
+reveals flipped bits.
 """
 
 from __future__ import annotations
@@ -11,59 +11,200 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.storage import unfinished
+from lit_gpt.storage import written_whole
 from lit_gpt.text.tokenizer import Tokenizer
 
-MAX_TABLES = 1 << 30  # bytes of a model's tables of positions, which no weights vouch for
-TO_WRITE = {"gpt", "tokenizer", "state_dict"}
-TO_CONTINUE = {
-    *("corpus", "hyper_parameters", "datamodule_hyper_parameters", "global_step"),
-    *("optimizer_states", "lr_schedulers", "loops", "callbacks", "pytorch-lightning_version"),
+Contents = TypedDict(  # the keys of a file; everything in it is of plain types
+    "Contents",
+    {
+        # What is needed to generate text.
+        "gpt": dict[str, Any],  # all fields of GPTConfig
+        "tokenizer": dict[str, Any],  # Tokenizer.to_dict()
+        "state_dict": dict[str, Tensor],  # weights of LitGPT: those of its GPT begin with "gpt."
+        # What the run was.
+        "hyper_parameters": dict[str, Any],  # arguments of LitGPT
+        "datamodule_hyper_parameters": dict[str, Any],  # arguments of TextDataModule
+        "corpus": dict[str, Any],  # fields of text.corpus.CorpusInfo, the text's fingerprint too
+        "trainer": dict[str, Any],  # accumulate_grad_batches, gradient_clip_val, precision
+        # How far it is.
+        "global_step": int,  # optimizer steps done, skipped ones included
+        "skipped_steps": int,  # by the NonFiniteGuard; absent without one
+        "optimizer_states": list[dict[str, Any]],  # of the one optimizer
+        "lr_schedulers": list[dict[str, Any]],  # none with a constant learning rate
+        "callbacks": dict[str, Any],  # of each callback by its state_key
+        # Lightning's own: where its loops are, versions, names.
+        "loops": dict[str, Any],
+        "epoch": int,
+        "pytorch-lightning_version": str,
+        "hparams_name": str,
+        "datamodule_hparams_name": str,
+    },
+    total=False,
+)
+TO_GENERATE: dict[str, type] = {"gpt": dict, "tokenizer": dict, "state_dict": dict}
+TO_CONTINUE: dict[str, type] = {
+    **TO_GENERATE,
+    **dict.fromkeys(("corpus", "hyper_parameters", "datamodule_hyper_parameters"), dict),
+    **dict.fromkeys(("loops", "callbacks"), dict),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
+    "global_step": int,
+    "pytorch-lightning_version": str,
 }
+STATE_KEYS = ("BestCheckpoint", "LastCheckpoint")  # 0.1.0 had their arguments after the name
+MAX_TABLES = 1 << 30  # bytes of a model's position tables, whose size no weights confirm
 
 
-def save_atomically(content: dict[str, Any], path: str | Path) -> None:
-    """Writes a temporary file beside `path`, flushes it to disk and renames it.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file that was read. What an old or odd file lacks is empty or None here."""
 
-    So `path` always names a complete file, the earlier one until the new one is safe. What a
-    killed process left half-written, is written over by the next.
+    path: Path
+    contents: Contents
+
+    @classmethod
+    def read(cls, path: str | Path, needed: Mapping[str, type] = TO_GENERATE) -> Checkpoint:
+        """Reads a file as `read_checkpoint` does."""
+        return cls(Path(os.path.expanduser(path)), read_checkpoint(path, needed))
+
+    @property
+    def gpt_config(self) -> GPTConfig:
+        """Fields that are younger than the file have their defaults."""
+        return GPTConfig(**self.contents["gpt"])
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_dict(self.contents["tokenizer"])
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Those of the GPT, by their names in it."""
+        weights = self.contents["state_dict"].items()
+        return {name[4:]: weight for name, weight in weights if name.startswith("gpt.")}
+
+    @property
+    def optimizer_state(self) -> dict[str, Any]:
+        (state,) = self.contents["optimizer_states"]
+        return state
+
+    @property
+    def schedule_states(self) -> list[dict[str, Any]]:
+        """Of the learning-rate schedule; none with a constant rate."""
+        return self.contents["lr_schedulers"]
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The arguments of LitGPT."""
+        return self._dict("hyper_parameters")
+
+    @property
+    def data_hyperparameters(self) -> dict[str, Any]:
+        """The arguments of TextDataModule."""
+        return self._dict("datamodule_hyper_parameters")
+
+    @property
+    def trainer_settings(self) -> dict[str, Any]:
+        return self._dict("trainer")
+
+    @property
+    def corpus_info(self) -> dict[str, Any]:
+        """The fields of CorpusInfo."""
+        return self._dict("corpus")
+
+    @property
+    def global_step(self) -> int | None:
+        step = self.contents.get("global_step")
+        return step if isinstance(step, int) else None
+
+    @property
+    def skipped_steps(self) -> int:
+        return skipped_steps(self.contents)
+
+    @property
+    def best_evaluation(self) -> dict[str, Any]:
+        """`step`, `val` and `train` (nats/token) of the evaluation with the lowest `val`."""
+        best = self._dict("callbacks").get("StepLines")
+        best = best.get("best") if isinstance(best, dict) else None
+        return best if isinstance(best, dict) else {}
+
+    def _dict(self, key: str) -> dict[str, Any]:
+        part = self.contents.get(key)
+        return part if isinstance(part, dict) else {}
+
+    def has_tokenizer(self, tokenizer: Tokenizer) -> bool:
+        return self.contents["tokenizer"] == tokenizer.to_dict()
+
+    def without_tensors(self) -> Checkpoint:
+        """The same without weights and optimizer state, to be held for the length of a run."""
+        large = ("state_dict", "optimizer_states")
+        rest = {key: part for key, part in self.contents.items() if key not in large}
+        return replace(self, contents=cast(Contents, rest))
+
+    def build(self) -> tuple[GPT, Tokenizer]:
+        """The model, in eval mode on the CPU, and its tokenizer.
+
+        Raises:
+            UserError: parts that do not fit together; no memory was allocated for them.
+        """
+        try:
+            config = self.gpt_config
+            tokenizer = self.tokenizer
+            weights = self.weights
+            if config.num_blocks > len(weights):
+                raise ValueError(f"{config.num_blocks} blocks, {len(weights)} weights")
+            if config.vocab_size != tokenizer.vocab_size:
+                raise ValueError(f"{config.vocab_size} rows, {tokenizer.vocab_size} tokens")
+            with torch.device("meta"):  # shapes without memory
+                plan = GPT(config)
+            if sum(table.nbytes for table in plan.buffers()) > MAX_TABLES:
+                raise ValueError(f"a context of {config.context_length} tokens")
+            plan.load_state_dict(weights, assign=True)  # names and shapes are those of the config
+            model = GPT(config)
+            model.load_state_dict(weights)
+        except Exception as error:
+            reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
+            raise UserError(f"the parts of {self.path} do not fit together: {reason}") from error
+        return model.eval(), tokenizer
+
+
+def skipped_steps(contents: Mapping[str, Any]) -> int:
+    return contents.get("skipped_steps", 0)
+
+
+def write_skipped_steps(contents: dict[str, Any], number: int) -> None:
+    contents["skipped_steps"] = number
+
+
+def save_atomically(contents: Mapping[str, Any], path: str | Path) -> None:
+    """Writes a checkpoint so that `path` always names a complete one, see `written_whole`.
 
     Raises:
         UserError: the disk is full or can't be written.
     """
     path = Path(path)
-    temporary = unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        if os.name == "posix":  # the new name, too, outlives a loss of power
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+        with written_whole(path) as file:
+            torch.save(contents, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(
             f"cannot write the checkpoint {path} ({_reason(error, path)}): earlier checkpoints are "
-            "unharmed; make room, then continue with --ckpt_path last"
+            "unharmed",
+            hint="make room, then continue with `ckpt_path` last",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _reason(error: Exception, path: Path) -> str:
-    """Why a file can't be written; of a full disk torch says no more than that it failed."""
+    """Why a file can't be written; of a full disk torch says no more than that writing failed."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     try:
@@ -72,35 +213,53 @@ def _reason(error: Exception, path: Path) -> str:
         return str(error)
 
 
-def read_checkpoint(path: str | Path, needed: set[str] = TO_WRITE) -> dict[str, Any]:
-    """What a checkpoint of this project holds, on the CPU. Never runs code from the file.
+def read_checkpoint(path: str | Path, needed: Mapping[str, type] = TO_GENERATE) -> Contents:
+    """Everything in a checkpoint, on the CPU. Never runs code from the file.
+
+    Args:
+        needed: keys that must be there, and their types: TO_GENERATE or TO_CONTINUE.
 
     Raises:
         UserError: no such file, or one that is damaged or of something else.
     """
-    path = Path(os.path.expanduser(path))  # Path's own fails for a user who is not there
+    path = Path(os.path.expanduser(path))  # Path's own fails for an unknown user
     if not path.is_file():
-        raise UserError(f"no checkpoint at {str(path)!r}: give --ckpt_path a .ckpt file")
+        raise UserError(f"no checkpoint at {str(path)!r}", hint="give the path of a .ckpt file")
+    another = "use another checkpoint"
     try:
         _check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        _check_tensors(content)
-    except Exception as error:  # whatever a file that somebody made for it can raise
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(contents)
+    except Exception as error:  # whatever a malicious file can raise
         raise UserError(
-            f"{path} is no checkpoint that can be loaded (truncated, damaged or not from lit_gpt): "
-            "give --ckpt_path another one"
+            f"{path} is not a checkpoint that can be loaded (truncated, damaged or not from "
+            "lit_gpt)",
+            hint=another,
         ) from error
-    missing = sorted(needed - set(content)) if isinstance(content, dict) else sorted(needed)
+    missing = sorted(needed.keys() - (contents if isinstance(contents, dict) else {}))
     if missing:
         raise UserError(
-            f"{path} is not a whole checkpoint of lit_gpt: it has no {', '.join(missing)}; "
-            "give --ckpt_path another one"
+            f"{path} is not a complete checkpoint of lit_gpt: it has no {', '.join(missing)}",
+            hint=another,
         )
-    return content
+    for key, kind in needed.items():
+        if not isinstance(contents[key], kind):
+            raise UserError(
+                f"{path} is damaged or made by something else: its {key} is not a {kind.__name__}",
+                hint=another,
+            )
+    if isinstance(states := contents.get("callbacks"), dict):
+        contents["callbacks"] = {_state_key(key): state for key, state in states.items()}
+    return contents
+
+
+def _state_key(key: Any) -> Any:
+    """A callback's key in the present version."""
+    return next((ours for ours in STATE_KEYS if str(key).startswith(f"{ours}{{")), key)
 
 
 def _check_archive(path: Path) -> None:
-    """Its parts are together no larger than the file, and what their CRCs say.
+    """Checks that the parts are together no larger than the file, and checks their CRCs.
 
     torch.load would unpack a zip bomb, and reads flipped bits as weights.
     """
@@ -111,16 +270,17 @@ def _check_archive(path: Path) -> None:
             raise ValueError(f"{damaged} is damaged")
 
 
-def _check_tensors(content: Any) -> None:
-    """Each tensor must have as many numbers in the file as its shape says (strides may repeat)."""
-    for tensor in _tensors(content):
+def _check_tensors(contents: Any) -> None:
+    """Checks that the file holds as many numbers of each tensor as its shape says."""
+    for tensor in _tensors(contents):
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-            raise ValueError("a tensor whose shape lies")
+            raise ValueError("a tensor larger than its data")
 
 
-def _tensors(content: Any) -> Iterator[Tensor]:
-    todo, seen = [content], set()
+def _tensors(contents: Any) -> Iterator[Tensor]:
+    todo = [contents]
+    seen = set()
     while todo:
         part = todo.pop()
         if isinstance(part, Tensor):
@@ -130,31 +290,8 @@ def _tensors(content: Any) -> Iterator[Tensor]:
             todo += [*part, *part.values()] if isinstance(part, dict) else part
 
 
-def build_model(content: dict[str, Any], path: str | Path) -> tuple[GPT, Tokenizer]:
-    """The model, in eval mode on the CPU, and its tokenizer, of what `read_checkpoint` read.
-
-    Raises:
-        UserError: parts that do not fit together; nothing large is made for them.
-    """
-    try:
-        config, tokenizer = GPTConfig(**content["gpt"]), Tokenizer.from_dict(content["tokenizer"])
-        weights = content["state_dict"].items()
-        weights = {k.removeprefix("gpt."): v for k, v in weights if k[:4] == "gpt."}
-        if config.num_blocks > len(weights):
-            raise ValueError(f"{config.num_blocks} blocks, {len(weights)} weights")
-        if config.vocab_size != tokenizer.vocab_size:
-            raise ValueError(f"{config.vocab_size} rows, {tokenizer.vocab_size} tokens")
-        with torch.device("meta"):  # shapes without memory
-            plan = GPT(config)
-        if sum(table.nbytes for table in plan.buffers()) > MAX_TABLES:
-            raise ValueError(f"a context of {config.context_length} tokens")
-        plan.load_state_dict(weights, assign=True)  # names and shapes are those of the config
-        model = GPT(config)
-        model.load_state_dict(weights)
-    except Exception as error:
-        reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
-        raise UserError(f"the parts of {path} do not fit together: {reason}") from error
-    return model.eval(), tokenizer
+def build_model(contents: Contents, path: str | Path) -> tuple[GPT, Tokenizer]:
+    return Checkpoint(Path(path), contents).build()
 
 
 def load_checkpoint(path: str | Path) -> tuple[GPT, Tokenizer]:
@@ -163,17 +300,17 @@ def load_checkpoint(path: str | Path) -> tuple[GPT, Tokenizer]:
     Raises:
         UserError: a file that can't be used.
     """
-    return build_model(read_checkpoint(path), path)
+    return Checkpoint.read(path).build()
 
 
 def newest_checkpoint(root: str | Path, name: str) -> Path | None:
-    """The `name`.ckpt written last below `root`, of whichever run; None where there is none."""
+    """The most recently written `name`.ckpt of all runs below `root`; None where there is none."""
     found = Path(os.path.expanduser(root)).rglob(f"checkpoints/{name}.ckpt")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def find_newest(logs: str) -> Path:
-    """The newest run's best checkpoint below `logs`, or its last; says which.
+    """The newest run's best checkpoint below `logs`, or its last; prints which.
 
     Raises:
         UserError: there is none.
@@ -181,7 +318,8 @@ def find_newest(logs: str) -> Path:
     path = newest_checkpoint(logs, "best") or newest_checkpoint(logs, "last")
     if path is None:
         raise UserError(
-            f"no checkpoint below {logs!r}: train a model first, or name one with --ckpt_path"
+            f"no checkpoint below {logs!r}",
+            hint="train a model first, or name a checkpoint with `ckpt_path`",
         )
     print(f"Using {path}", file=sys.stderr)
     return path

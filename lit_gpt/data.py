@@ -1,14 +1,15 @@
-"""Owns the split, the windows and which of them a step sees: TextDataModule.
+"""TextDataModule: the split, the windows, and which of them a step sees.
 
-The way of the data: 1. `corpus` makes one token array. 2. Its first part trains, the rest
+From text to batches: 1. `text.corpus` makes one token array. 2. Its first part trains, the rest
 validates. 3. A window is context_length + 1 tokens. 4. x is a window without its last token, y
-without its first: y[t] is what follows x[t]. The shift happens here and nowhere else.
+without its first: y[t] follows x[t]. The shift by one happens in `read_windows`, nowhere else.
+Shapes: B batch (windows), T time (tokens).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import count
 from typing import Any, Literal
 
@@ -18,21 +19,20 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.huggingface.importing import check_ids, fingerprint_of, is_folder
-from lit_gpt.text.corpus import Corpus, cut_safely, load_corpus, split_at
-from lit_gpt.text.files import Reader, find_files
+from lit_gpt.text.corpus import Corpus, load_corpus, split_at
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import bpe_size
-from lit_gpt.training.init_from import load_tokenizer_of
 
 Batch = tuple[Tensor, Tensor]  # x and y, each (B, T) int64
 
 
 def read_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> Batch:
-    """Windows of `length` tokens and their targets: x (B, T) and y (B, T), one later."""
+    """The windows at `starts` (B,), and their targets: x and y, each (B, length)."""
     windows = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)  # (B, T + 1)
-    windows = torch.from_numpy(np.asarray(windows))
-    return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+    ids = torch.from_numpy(np.asarray(windows))
+    x = ids[:, :-1].contiguous()  # (B, T)
+    y = ids[:, 1:].contiguous()  # (B, T), one token later
+    return x, y
 
 
 class TrainBatches:
@@ -41,8 +41,8 @@ class TrainBatches:
     So a resumed run has nothing to replay: it starts at the batch that comes next.
 
     Args:
-        order: random (starts drawn anyhow) or shuffled (each epoch passes over windows without
-            overlap, in a new order and from a new offset).
+        order: random (each window starts anywhere) or shuffled (each epoch goes through windows
+            that do not overlap, in a new order and from a new offset).
     """
 
     def __init__(
@@ -56,8 +56,13 @@ class TrainBatches:
         world_size: int = 1,
         start: int = 0,
     ) -> None:
-        self.tokens, self.batch_size, self.context_length = tokens, batch_size, context_length
-        self.seed, self.rank, self.world_size, self.start = seed, rank, world_size, start
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.context_length = context_length
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start = start
         self.starts = {"random": self._random_starts, "shuffled": self._shuffled_starts}[order]
         self.last_start = len(tokens) - context_length - 1
         assert self.last_start >= 0
@@ -76,7 +81,7 @@ class TrainBatches:
         return rng.integers(0, self.last_start, self.batch_size, endpoint=True)
 
     def _shuffled_starts(self, i: int) -> np.ndarray:
-        first = (i * self.world_size + self.rank) * self.batch_size  # in the endless row of windows
+        first = (i * self.world_size + self.rank) * self.batch_size  # counted over all epochs
         places = [divmod(first + j, self.epoch_windows) for j in range(self.batch_size)]
         return np.array([self._epoch_starts(epoch)[place] for epoch, place in places])
 
@@ -94,7 +99,7 @@ class EvalBatches:
 
     Args:
         max_windows: how many there are without a limit; `len` counts their batches.
-        limit: how many batches (int), or which share of them (float), as in limit_val_batches.
+        limit: number (int) or share (float) of the batches, as in limit_val_batches.
     """
 
     def __init__(
@@ -107,8 +112,10 @@ class EvalBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.tokens, self.batch_size, self.context_length = tokens, batch_size, context_length
-        # As many for each rank, and at least one.
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.context_length = context_length
+        # The same number for each rank, and at least one.
         max_windows = max(max_windows - max_windows % world_size, world_size)
         self.num_batches = -(-max_windows // (batch_size * world_size))
         wanted = limit if isinstance(limit, int) else int(limit * self.num_batches)
@@ -126,22 +133,24 @@ class EvalBatches:
 
 
 class EveryToken:
-    """Batches in which each token of the split, but the first, is a target exactly once."""
+    """Batches in which each token of the split, except the first, is a target exactly once."""
 
     def __init__(self, tokens: np.ndarray, batch_size: int, context_length: int) -> None:
-        self.tokens, self.batch_size, self.context_length = tokens, batch_size, context_length
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.context_length = context_length
+        self.windows, self.rest = divmod(len(tokens) - 1, context_length)
 
     def __len__(self) -> int:
-        windows, rest = divmod(len(self.tokens) - 1, self.context_length)
-        return -(-windows // self.batch_size) + (rest > 0)
+        return -(-self.windows // self.batch_size) + (self.rest > 0)
 
     def __iter__(self) -> Iterator[Batch]:
-        windows, rest = divmod(len(self.tokens) - 1, self.context_length)
-        starts = np.arange(windows) * self.context_length
-        for i in range(0, windows, self.batch_size):
+        starts = np.arange(self.windows) * self.context_length
+        for i in range(0, self.windows, self.batch_size):
             yield read_windows(self.tokens, starts[i : i + self.batch_size], self.context_length)
-        if rest:
-            yield read_windows(self.tokens, np.array([len(self.tokens) - 1 - rest]), rest)
+        if self.rest:
+            start = len(self.tokens) - 1 - self.rest
+            yield read_windows(self.tokens, np.array([start]), self.rest)
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -149,29 +158,36 @@ class TextDataModule(pl.LightningDataModule):
 
     Args:
         path: a text file, a folder of them, a glob ("texts/**/*.txt"), or a list of such. Files
-            may be compressed (.gz, .zst). .jsonl and .parquet files have documents, .csv and
-            .tsv too where `text_field` is given: an end-of-text token follows each. All others
-            are plain text.
-        tokenizer: any name of tiktoken's, `bytes` for raw UTF-8 bytes, bpe:4096 for 4096 tokens
-            (the 256 bytes among them) trained on the training split, a .tiktoken file (its text
-            is split as by cl100k_base), or a .ckpt file or a local Hugging Face folder, for its
-            tokenizer as it is.
-        compact_vocab: whether tokens that the corpus never uses are left out of the vocabulary;
-            not so with bpe:N, which has N, nor with a .ckpt file or a folder.
+            may be compressed (.gz, .zst). .jsonl and .parquet files have documents, and so have
+            .csv and .tsv files where `text_field` is given: an end-of-text token follows each.
+            All others are plain text.
+        tokenizer: the name of any tiktoken encoding; `bytes` for raw UTF-8 bytes; bpe:4096 for
+            4096 tokens (the 256 bytes among them) trained on the training split; a .tiktoken file
+            (its text is split as by cl100k_base); or, in the training command, a .ckpt file or a
+            local Hugging Face folder for its model's own tokenizer. Python code sets
+            `given_tokenizer` for that.
+        compact_vocab: whether to leave tokens that the corpus never uses out of the vocabulary;
+            does not apply to bpe:N, which has N, nor to a model's own tokenizer.
         encoding: of the files, by Python's name for it.
         text_field: the field or column that holds the documents; None: `text` of .jsonl and
-            .parquet files, and .csv and .tsv files are plain text.
+            .parquet files, while .csv and .tsv files are plain text.
         train_fraction: share of the tokens, from the front, that trains; the rest validates.
-        batch_size: windows a step, on each device.
+        batch_size: windows per step and device.
         context_length: tokens of a window.
-        order: random (each window starts anywhere) or shuffled (each epoch passes once over the
-            text, in windows without overlap).
+        order: random (each window starts anywhere) or shuffled (each epoch goes through the text
+            once, in windows that do not overlap).
         seed: of the choice of windows.
-        cache: folder for encoded corpora.
+        cache: folder for encoded corpora; None: the platform's own for caches.
+
+    Attributes:
+        given_tokenizer: a model's own tokenizer, used unchanged instead of `tokenizer`'s; set it
+            before the corpus is first used.
 
     Raises:
         UserError: a text or values that can't be used.
     """
+
+    hparams: Any  # the arguments of __init__, all of plain types: checkpoints hold them
 
     def __init__(
         self,
@@ -185,63 +201,61 @@ class TextDataModule(pl.LightningDataModule):
         context_length: int = 128,
         order: Literal["random", "shuffled"] = "random",
         seed: int = 1337,
-        cache: str = "~/.cache/lit_gpt",
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.given_tokenizer: Tokenizer | None = None
         for name in ("batch_size", "context_length"):
             if self.hparams[name] < 1:
-                raise UserError(f"--data.{name} must be at least 1, not {self.hparams[name]}")
+                raise UserError("must be at least 1", field=name, value=self.hparams[name])
         if not 0 < train_fraction < 1:
-            raise UserError(
-                f"--data.train_fraction must be above 0 and below 1, not {train_fraction}"
-            )
+            raise UserError("must be between 0 and 1", field="train_fraction", value=train_fraction)
         if order not in ("random", "shuffled"):
-            raise UserError(f"--data.order must be random or shuffled, not {order!r}")
+            raise UserError("must be random or shuffled", field="order", value=order)
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The whole corpus; the first use encodes it, unless the cache has it."""
-        h = self.hparams
-        tokenizer = load_tokenizer_of(h.tokenizer) if self.is_given else h.tokenizer
-        options = (self.is_compact, h.encoding, h.cache, h.train_fraction, h.text_field)
-        corpus = load_corpus(h.path, tokenizer, *options)
-        if is_folder(h.tokenizer):
-            self._check_ids(corpus)
+        """The whole corpus; the first use encodes it, unless the cache has it.
+
+        Raises:
+            UserError: a text or tokenizer that can't be used, or too short a text.
+        """
+        hparams = self.hparams
+        corpus = load_corpus(
+            hparams.path,
+            self.given_tokenizer or hparams.tokenizer,
+            self.is_compact,
+            hparams.encoding,
+            hparams.cache,
+            hparams.train_fraction,
+            hparams.text_field,
+        )
         cut = self._cut(corpus.tokens)
         sizes = {"training": cut, "validation": corpus.info.num_tokens - cut}
         for split, size in sizes.items():
-            if size < h.context_length + 1:
+            if size < hparams.context_length + 1:
                 raise UserError(
-                    f"{h.path} is too short: its {split} split has {size:,} of "
-                    f"{corpus.info.num_tokens:,} tokens and a window needs "
-                    f"{h.context_length + 1:,}: give more text, a smaller --data.context_length "
-                    "or another --data.train_fraction"
+                    f"too short a text: its {split} split has {size:,} of "
+                    f"{corpus.info.num_tokens:,} tokens, and a window needs "
+                    f"{hparams.context_length + 1:,}",
+                    field="path",
+                    value=hparams.path,
+                    hint="use more text, a smaller `context_length` or another `train_fraction`",
                 )
         return corpus
 
-    def _check_ids(self, corpus: Corpus) -> None:
-        """The folder's own tokenizer must give the same ids; once for each text."""
-        h = self.hparams
-        reader = Reader(find_files(h.path), h.encoding, corpus.info.fingerprint, h.text_field)
-        check = partial(check_ids, h.tokenizer, corpus.tokens, cut_safely(reader))
-        corpus.remember(f"same_ids_{fingerprint_of(h.tokenizer)}", check)
-
-    @property
-    def is_given(self) -> bool:
-        """Whether the tokenizer is that of a model, to be taken as it is."""
-        return self.hparams.tokenizer.endswith(".ckpt") or is_folder(self.hparams.tokenizer)
-
     @property
     def is_compact(self) -> bool:
-        h = self.hparams
-        return h.compact_vocab and not (self.is_given or bpe_size(h.tokenizer))
+        if self.given_tokenizer or bpe_size(self.hparams.tokenizer):
+            return False
+        return self.hparams.compact_vocab
 
     @property
     def vocabulary_name(self) -> str:
-        """Where the vocabulary comes from, and whether it is smaller than that says."""
+        """Where the vocabulary comes from, and whether it is smaller than that."""
         name = self.hparams.tokenizer
-        if self.vocab_size < (bpe_size(name) or 0):
+        if not self.given_tokenizer and self.vocab_size < (bpe_size(name) or 0):
             return f"{name}, and the text has no more to merge"
         return f"{name}, compact" if self.is_compact else name
 
@@ -265,35 +279,47 @@ class TextDataModule(pl.LightningDataModule):
         return split_at(len(tokens), self.hparams.train_fraction)
 
     def train_dataloader(self) -> TrainBatches:
-        h, trainer = self.hparams, self.trainer
+        hparams = self.hparams
+        trainer = self.trainer
+        assert trainer is not None
         return TrainBatches(
             self.train_tokens,
-            h.batch_size,
-            h.context_length,
-            h.order,
-            h.seed,
+            hparams.batch_size,
+            hparams.context_length,
+            hparams.order,
+            hparams.seed,
             trainer.global_rank,
             trainer.world_size,
             start=trainer.global_step * trainer.accumulate_grad_batches,
         )
 
     def val_dataloader(self) -> dict[str, EvalBatches]:
-        h, trainer = self.hparams, self.trainer
-        limit, ranks = trainer.limit_val_batches, (trainer.global_rank, trainer.world_size)
+        """Equally many windows of both splits, in the order of `module.SPLITS`."""
+        hparams = self.hparams
+        trainer = self.trainer
+        assert trainer is not None
         splits = {"train": self.train_tokens, "val": self.val_tokens}
-        max_windows = (min(map(len, splits.values())) - 1) // h.context_length  # without overlap
+        shorter = min(map(len, splits.values()))
         return {
-            name: EvalBatches(tokens, h.batch_size, h.context_length, max_windows, limit, *ranks)
+            name: EvalBatches(
+                tokens,
+                hparams.batch_size,
+                hparams.context_length,
+                max_windows=(shorter - 1) // hparams.context_length,  # without overlap
+                limit=trainer.limit_val_batches,
+                rank=trainer.global_rank,
+                world_size=trainer.world_size,
+            )
             for name, tokens in splits.items()
         }
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         if device.type != "cuda":
             return super().transfer_batch_to_device(batch, device, index)
-        # From pinned memory the copy goes on beside the computation, and nobody waits for it.
+        # From pinned memory the copy runs beside the computation.
         return tuple(part.pin_memory().to(device, non_blocking=True) for part in batch)
 
     def whole_val_split(self) -> EveryToken:
-        """The validation split, every token of it, for the final loss."""
-        h = self.hparams
-        return EveryToken(self.val_tokens, max(h.batch_size, 8), h.context_length)
+        """Every token of the validation split, for the final loss."""
+        hparams = self.hparams
+        return EveryToken(self.val_tokens, max(hparams.batch_size, 8), hparams.context_length)

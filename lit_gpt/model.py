@@ -284,9 +284,9 @@ class GPT(nn.Module):
         New tokens are several only while the cache is empty; with it, T may not pass
         context_length.
         """
-        return self.head(self.features(ids, cache))
+        return self.head(self.hidden_states(ids, cache))
 
-    def features(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden_states(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """What the output layer multiplies, (B, T, C)."""
         start = 0 if cache is None else cache.length
         end = start + ids.size(1)

@@ -1,113 +1,155 @@
-"""Owns the watch over each step's loss and gradient: a number that is none ends or skips a step."""
+"""The guard against non-finite numbers: a NaN or infinite loss or gradient never does damage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lit_gpt.checkpoint import skipped_steps, write_skipped_steps
 from lit_gpt.errors import UserError
+from lit_gpt.module import LitGPT
 
 
-class Reading:
-    """What is known of one step before its update.
+@dataclass
+class StepValues:
+    """What is known of a step before its update.
 
     Args:
         step: number of the step, from 1.
         learning_rate: of its update.
-        loss: nats a token, a scalar.
-        gradients: of all weights; gone through when the norm is asked for, before they change.
-        looks_at: which numbers are to be finite: loss, gradient_norm or both.
+        loss: nats/token, a scalar.
+        gradient_norm: computes it, a scalar, unless it is computed already.
+        checked: which of the two have to be finite.
     """
 
-    def __init__(
-        self,
-        step: int,
-        learning_rate: float,
-        loss: Tensor,
-        gradients: Iterable[Tensor],
-        looks_at: tuple[str, ...],
-    ) -> None:
-        self.step, self.learning_rate, self.loss = step, learning_rate, loss
-        self.gradients, self.looks_at = gradients, looks_at
-        self._norm: Tensor | None = None
-        self._ready: torch.cuda.Event | None = None
+    step: int
+    learning_rate: float
+    loss: Tensor
+    gradient_norm: Callable[[], Tensor]
+    checked: tuple[str, ...]
+    copied: torch.cuda.Event | None = None
 
-    @property
-    def gradient_norm(self) -> Tensor:
-        """Of all gradients together; made when it is asked for: a fortieth of a small step."""
-        if self._norm is None:
-            self._norm = torch.nn.utils.get_total_norm(self.gradients)
-        return self._norm
-
-    def leave_device(self) -> None:
-        """Begins to copy the numbers from a CUDA device, for `is_finite` to be asked later."""
-        self.loss, self._norm = (
-            number.to("cpu", non_blocking=True) for number in (self.loss, self.gradient_norm)
-        )
-        self._ready = torch.cuda.Event()
-        self._ready.record()
+    def copy_from_device(self) -> None:
+        """Starts copying the numbers from a CUDA device; `is_finite` waits for them."""
+        norm = self.gradient_norm().to("cpu", non_blocking=True)
+        self.loss = self.loss.to("cpu", non_blocking=True)
+        self.gradient_norm = lambda: norm
+        self.copied = torch.cuda.Event()
+        self.copied.record()
 
     def is_finite(self) -> bool:
-        if self._ready:
-            self._ready.synchronize()
-        return all(bool(torch.isfinite(getattr(self, name))) for name in self.looks_at)
+        if self.copied:
+            self.copied.synchronize()
+        if "loss" in self.checked and not torch.isfinite(self.loss):
+            return False
+        return "gradient_norm" not in self.checked or bool(torch.isfinite(self.gradient_norm()))
 
     def __str__(self) -> str:
         return (
             f"step {self.step}: loss {self.loss.item():.4g}, gradient norm "
-            f"{self.gradient_norm.item():.4g}, learning rate {self.learning_rate:.4g}"
+            f"{self.gradient_norm().item():.4g}, learning rate {self.learning_rate:.4g}"
         )
 
 
-class StepWatch:
-    """Ends a run at the first number that is none, or leaves out up to `allowed` such updates."""
+class NonFiniteGuard(Callback):
+    """Stops a run at the first non-finite loss or gradient, or skips such updates.
 
-    def __init__(self, allowed: int) -> None:
-        self.allowed, self.skipped = allowed, 0
-        self.unchecked: Reading | None = None
+    LitGPT's `skip_bad_steps` says how many updates may be skipped. Weights that are not finite are
+    never saved.
 
-    def may_update(self, reading: Reading) -> bool:
-        """Whether the step's update may be made.
+    Attributes:
+        skipped: updates skipped so far, those before a resume included.
+    """
 
-        Asking a device for a number waits for it. So on CUDA, unless steps may be skipped, a step
-        is checked during the next, or by `check` before anything is evaluated or saved.
+    def __init__(self) -> None:
+        self.allowed = 0
+        self.skipped = 0
+        self.pending: StepValues | None = None  # of the newest step, not checked yet
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, LitGPT)
+        self.allowed = pl_module.hparams.skip_bad_steps
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Decides on the update.
+
+        Reading a number from a device waits for it. So on CUDA, unless updates may be skipped, a
+        step is checked during the next one, or before anything is evaluated or saved.
 
         Raises:
-            UserError: the run can't go on.
+            UserError: no further update may be skipped.
         """
-        if self.allowed == 0 and reading.loss.is_cuda:
-            self.check()
-            reading.leave_device()
-            self.unchecked = reading
-            return True
-        if reading.is_finite():
-            return True
-        if self.skipped == self.allowed:
-            raise self.error(reading)
+        assert isinstance(pl_module, LitGPT)
+        self.check_pending()
+        values = StepValues(
+            trainer.global_step + 1,
+            optimizer.param_groups[0]["lr"],
+            pl_module.train_loss,
+            pl_module.gradient_norm,
+            self.checked_values(trainer),
+        )
+        if self.allowed == 0 and values.loss.is_cuda:
+            values.copy_from_device()
+            self.pending = values
+        elif not values.is_finite():
+            if self.skipped == self.allowed:
+                raise self.error(values)
+            self.skip(pl_module, values)
+
+    def checked_values(self, trainer: pl.Trainer) -> tuple[str, ...]:
+        """What must be finite at each step; all ranks have to come to the same decision."""
+        if trainer.precision == "16-mixed":  # its scaler handles infinite gradients
+            return ("loss",)
+        if trainer.world_size > 1:  # each rank has its own loss; a NaN of any is in the shared norm
+            return ("gradient_norm",)
+        # The norm costs time. Without it a bad gradient shows in the next loss.
+        return ("loss", "gradient_norm") if self.allowed else ("loss",)
+
+    def skip(self, model: LitGPT, values: StepValues) -> None:
         self.skipped += 1
-        return False
+        model.print(f"No update at {values} ({self.skipped} of {self.allowed})")
+        model.add_to_curves({"skipped_steps": self.skipped}, values.step)
+        for weight in model.parameters():
+            weight.grad = None  # the optimizer passes over it: no decay, no change of its moments
 
-    def check(self) -> None:
-        reading, self.unchecked = self.unchecked, None
-        if reading and not reading.is_finite():
-            raise self.error(reading)
+    def check_pending(self) -> None:
+        values = self.pending
+        self.pending = None
+        if values and not values.is_finite():
+            raise self.error(values)
 
-    def error(self, reading: Reading) -> UserError:
-        skipped = f" after {self.skipped} skipped updates" if self.skipped else ""
+    def error(self, values: StepValues) -> UserError:
+        skipped = f", after {self.skipped} skipped updates" if self.skipped else ""
         return UserError(
-            f"loss or gradient is no finite number at {reading}{skipped}: lower "
-            "--model.learning_rate, clip with --trainer.gradient_clip_val=1, or leave such updates "
-            "out with --model.skip_bad_steps=10. The checkpoints are of steps before"
+            f"non-finite loss or gradient at {values}{skipped}",
+            hint="lower `learning_rate`, clip with `gradient_clip_val`=1, or skip such updates "
+            "with `skip_bad_steps`=10; the checkpoints are from before",
         )
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.check_pending()
 
-def check_weights(weights: list[Tensor], step: int) -> None:
-    """Raises a UserError where a weight is no finite number: what is saved can be relied on."""
-    if not torch.isfinite(torch.nn.utils.get_total_norm(weights)):
-        raise UserError(
-            f"a weight is no finite number after step {step}, so nothing was saved: lower "
-            "--model.learning_rate or clip with --trainer.gradient_clip_val=1. The checkpoints are "
-            "of steps before"
-        )
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.check_pending()
+        if not torch.isfinite(torch.nn.utils.get_total_norm(list(pl_module.parameters()))):
+            raise UserError(
+                f"a weight is not finite after step {trainer.global_step}, so nothing was saved",
+                hint="lower `learning_rate` or clip with `gradient_clip_val`=1; the checkpoints "
+                "are from before",
+            )
+        write_skipped_steps(checkpoint, self.skipped)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.skipped = skipped_steps(checkpoint)

@@ -7,21 +7,41 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.checkpoint import build_model, load_checkpoint, read_checkpoint
+from lit_gpt.checkpoint import load_checkpoint
+from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.huggingface.importing import CONTEXT, folder_fields, is_folder, load_folder
+from lit_gpt.huggingface.importing import (
+    CONTEXT,
+    check_same_ids,
+    folder_fields,
+    is_folder,
+    load_folder,
+)
 from lit_gpt.huggingface.tokenizer import from_hf
 from lit_gpt.model import GPT
-from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.corpus import cut_safely
+from lit_gpt.text.files import Reader, find_files
 
 
-def load_tokenizer_of(source: str) -> Tokenizer:
-    """The tokenizer that goes with the weights.
+def set_tokenizer(data: TextDataModule) -> int:
+    """Hands the data a model's own tokenizer, where `tokenizer` names a model.
+
+    On the text, a folder's tokenizer must give the same ids as transformers' version of it.
+
+    Returns:
+        The vocabulary's size.
 
     Raises:
-        UserError: it can't be used.
+        UserError: the tokenizer or the text can't be used.
     """
-    return from_hf(source)[0] if is_folder(source) else load_checkpoint(source)[1]
+    h = data.hparams
+    if is_folder(h.tokenizer):
+        data.given_tokenizer = from_hf(h.tokenizer)[0]
+        reader = Reader(find_files(h.path), h.encoding, data.corpus.info.fingerprint, h.text_field)
+        check_same_ids(h.tokenizer, data.corpus, cut_safely(reader))
+    elif h.tokenizer.endswith(".ckpt"):
+        data.given_tokenizer = load_checkpoint(h.tokenizer)[1]
+    return data.vocab_size
 
 
 def model_fields(source: str) -> dict[str, Any]:
@@ -38,7 +58,7 @@ def model_fields(source: str) -> dict[str, Any]:
             f"no checkpoint and no folder at {source!r}: give --model.init_from a .ckpt file or a "
             "folder with config.json, model.safetensors and tokenizer.json"
         )
-    return asdict(build_model(read_checkpoint(source), source)[0].config)
+    return asdict(load_checkpoint(source)[0].config)
 
 
 def load_weights(model: GPT, source: str) -> None:

@@ -9,30 +9,21 @@ from typing import Any
 
 import torch
 
-from lit_gpt.checkpoint import TO_CONTINUE, TO_WRITE, build_model, read_checkpoint
+from lit_gpt.checkpoint import TO_CONTINUE, Checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
 
-KINDS = {"global_step": int} | dict.fromkeys(
-    ("corpus", "hyper_parameters", "datamodule_hyper_parameters", "loops", "callbacks"), dict
-)
-LARGE = {"state_dict", "optimizer_states"}  # not held in memory after the checks
 
-
-def open_checkpoint(path: str) -> dict[str, Any]:
+def open_checkpoint(path: str) -> Checkpoint:
     """All but the tensors of a checkpoint that can be continued; its parts fit together."""
-    content = read_checkpoint(path, TO_WRITE | TO_CONTINUE)
-    model, _ = build_model(content, path)
-    for name, kind in KINDS.items():
-        if not isinstance(content[name], kind):
-            raise UserError(f"{path} is damaged or made by something else: its {name} is no {kind}")
+    checkpoint = Checkpoint.read(path, TO_CONTINUE)
+    model, _ = checkpoint.build()
     try:
-        (optimizer,) = content["optimizer_states"]
-        moments = Counter(shape_of(state) for state in optimizer["state"].values())
-        fits = moments == Counter(p.shape for p in model.parameters())
-        fits = fits or content["global_step"] == content["skipped_steps"]  # it has none yet
+        states = checkpoint.optimizer_state["state"].values()
+        fits = Counter(map(shape_of, states)) == Counter(p.shape for p in model.parameters())
+        fits = fits or checkpoint.global_step == checkpoint.skipped_steps  # it has none yet
     except Exception:  # whatever an optimizer's state is not made of
         fits = False
     if not fits:
@@ -40,7 +31,7 @@ def open_checkpoint(path: str) -> dict[str, Any]:
             f"{path} has no optimizer state that fits its weights, so it can't be continued: start "
             f"a new run from them with --model.init_from={path}"
         )
-    return {name: part for name, part in content.items() if name not in LARGE}
+    return checkpoint.without_tensors()
 
 
 def shape_of(state: dict[str, Any]) -> torch.Size:
@@ -50,33 +41,33 @@ def shape_of(state: dict[str, Any]) -> torch.Size:
 
 
 def check_fit(
-    path: str, checkpoint: dict[str, Any], max_steps: int, model: LitGPT, data: TextDataModule
+    path: str, checkpoint: Checkpoint, max_steps: int, model: LitGPT, data: TextDataModule
 ) -> None:
     """Refuses to continue a checkpoint of another model, optimizer, tokenizer, text or split."""
-    if 0 <= max_steps <= checkpoint["global_step"]:
+    if 0 <= max_steps <= checkpoint.global_step:
         raise UserError(
-            f"{path} is at step {checkpoint['global_step']} already: give a larger "
+            f"{path} is at step {checkpoint.global_step} already: give a larger "
             f"--trainer.max_steps than {max_steps}"
         )
     differ = []
-    gpt = GPTConfig(**checkpoint["gpt"])  # with the fields that are younger than the file
+    gpt = checkpoint.gpt_config
     for field in fields(GPTConfig):
         saved, given = getattr(gpt, field.name), getattr(model.gpt.config, field.name)
         if saved != given and field.name not in ("dropout", "style"):
             differ.append(f"{field.name} is {saved} there and {given} here")
     optimizer = ("optimizer", "learning_rate", "weight_decay", "betas")
     text = ("train_fraction", "encoding", "text_field")
-    same_tokens = checkpoint["tokenizer"] == data.tokenizer.to_dict()
+    same_tokens = checkpoint.has_tokenizer(data.tokenizer)
     if not same_tokens:
         text = ("tokenizer", "compact_vocab", *text)
     for names, saved, given in (
-        (optimizer, checkpoint["hyper_parameters"], model.hparams),
-        (text, checkpoint.get("datamodule_hyper_parameters", {}), data.hparams),
+        (optimizer, checkpoint.hyperparameters, model.hparams),
+        (text, checkpoint.data_hyperparameters, data.hparams),
     ):
         for name in names:
             if saved.get(name) != given[name]:
                 differ.append(f"{name} is {saved.get(name)} there and {given[name]} here")
-    if checkpoint["corpus"].get("fingerprint") != data.corpus.info.fingerprint:
+    if checkpoint.corpus_info.get("fingerprint") != data.corpus.info.fingerprint:
         differ.append(f"the text of {data.hparams.path} is not the one it was trained on")
     elif not same_tokens and not differ:
         differ.append("the tokenizer's vocabulary is another")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,8 +12,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gpt.callbacks import checkpoints, evaluation
+from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.callbacks.samples import Samples, line_starts
 from lit_gpt.callbacks.stopping import GracefulStop
+from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.module import LitGPT
 from lit_gpt.text.ngrams import frequency_baselines
@@ -25,7 +26,7 @@ MIN_COPY = 20  # tokens in a row that stand in the training text, before they ar
 
 @rank_zero_only
 def print_start(
-    trainer: pl.Trainer, model: LitGPT, data: TextDataModule, checkpoint: dict[str, Any] | None
+    trainer: pl.Trainer, model: LitGPT, data: TextDataModule, checkpoint: Checkpoint | None
 ) -> list[tuple[str, str]]:
     """Returns the data card, which is most of it."""
     card = data_card(data, model, trainer)
@@ -33,7 +34,7 @@ def print_start(
     print("\n".join(lines))
     if model.hparams.init_from and not checkpoint:
         print(f"Weights, model and tokenizer: {model.hparams.init_from}")
-    if changes := changed_options(trainer, model, data, checkpoint or {}):
+    if changes := changed_options(trainer, model, data, checkpoint):
         print(f"Continued with other options, so not the same run: {', '.join(changes)}")
     print(parameters)
     return card
@@ -96,13 +97,15 @@ def shared_lines_card(data: TextDataModule) -> list[tuple[str, str]]:
 
 
 def changed_options(
-    trainer: pl.Trainer, model: LitGPT, data: TextDataModule, checkpoint: dict[str, Any]
+    trainer: pl.Trainer, model: LitGPT, data: TextDataModule, checkpoint: Checkpoint | None
 ) -> list[str]:
     """What a continued run does otherwise than the one that saved the checkpoint."""
+    if checkpoint is None:
+        return []
     pairs = (
-        (checkpoint.get("hyper_parameters", {}), model.hparams),
-        (checkpoint.get("datamodule_hyper_parameters", {}), data.hparams),
-        (checkpoint.get("trainer", {}), vars(trainer) | {"precision": trainer.precision}),
+        (checkpoint.hyperparameters, model.hparams),
+        (checkpoint.data_hyperparameters, data.hparams),
+        (checkpoint.trainer_settings, vars(trainer) | {"precision": trainer.precision}),
     )
     places = ("path", "cache", "tokenizer", "init_from", "style")  # what they lead to is checked
     return [
@@ -135,8 +138,8 @@ def print_end(trainer: pl.Trainer, data: TextDataModule) -> None:
             f"tokens, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
         )
         print_baselines(data)
-    if skipped := trainer.lightning_module.watch.skipped:
-        print(f"Updates left out: {skipped} (loss or gradient was no finite number)")
+    if skipped := by_type[NonFiniteGuard].skipped:
+        print(f"Skipped updates: {skipped} (non-finite loss or gradient)")
     if trainer.fast_dev_run:
         return
     best, last = by_type[checkpoints.BestCheckpoint], by_type[checkpoints.LastCheckpoint]

@@ -16,16 +16,17 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt.callbacks import checkpoints, evaluation
+from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.callbacks.progress import Bar, Throughput
 from lit_gpt.callbacks.report_writer import ReportWriter
 from lit_gpt.callbacks.samples import Samples
 from lit_gpt.callbacks.stopping import GracefulStop
-from lit_gpt.checkpoint import newest_checkpoint
+from lit_gpt.checkpoint import Checkpoint, newest_checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.training import slurm, summary
-from lit_gpt.training.init_from import adopt_model
+from lit_gpt.training.init_from import adopt_model, load_weights, set_tokenizer
 from lit_gpt.training.options import Parser
 from lit_gpt.training.resume import check_fit, open_checkpoint
 from lit_gpt.training.run_folder import RunLogger, claim_run, keep_others_out, run_of_last
@@ -58,7 +59,7 @@ class TrainingCLI(LightningCLI):
     """`python scripts/train.py`: LightningCLI without subcommands, and our defaults."""
 
     def __init__(self, args: list[str] | None = None) -> None:
-        self.checkpoint: dict[str, Any] | None = None
+        self.checkpoint: Checkpoint | None = None
         self.words = sys.argv[1:] if args is None else list(args)  # as SLURM starts them anew
         super().__init__(
             LitGPT,
@@ -89,7 +90,9 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(evaluation.StepLines, "overfit")
         parser.add_lightning_class_args(checkpoints.StepCheckpoints, "checkpoints")
-        parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+        parser.link_arguments(
+            "data", "model.vocab_size", compute_fn=set_tokenizer, apply_on="instantiate"
+        )
         parser.link_arguments("data.context_length", "model.context_length")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -127,7 +130,7 @@ class TrainingCLI(LightningCLI):
         if path is not None:
             self.checkpoint = open_checkpoint(path)
         if requeued:
-            step, planned = self.checkpoint["global_step"], self.config.trainer.max_steps
+            step, planned = self.checkpoint.global_step, self.config.trainer.max_steps
             summary.print_requeued(requeued, step, planned)
             if 0 <= planned <= step:
                 raise SystemExit(0)
@@ -161,6 +164,7 @@ class TrainingCLI(LightningCLI):
         self.report = ReportWriter(summary.command("python", sys.argv[0], *self.words), final)
         kwargs["callbacks"] = [
             *as_list(config.callbacks),
+            NonFiniteGuard(),
             throughput,
             self.stop,
             self.report,
@@ -194,7 +198,6 @@ class TrainingCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         if self.checkpoint:
-            self.model.initialized = True
             check_fit(
                 self.config.ckpt_path,
                 self.checkpoint,
@@ -202,14 +205,17 @@ class TrainingCLI(LightningCLI):
                 self.model,
                 self.datamodule,
             )
+        elif init_from := self.model.hparams.init_from:
+            load_weights(self.model.gpt, init_from)
 
     def fit(self) -> None:
         path, data = self.config.ckpt_path, self.datamodule
         try:
             self.trainer.fit(self.model, datamodule=data, ckpt_path=path, weights_only=True)
         except Exception as error:
-            done = self.trainer.global_step - (self.checkpoint or {}).get("global_step", 0)
-            if not self.checkpoint or done > 1 or isinstance(error, UserError):
+            if not self.checkpoint or isinstance(error, UserError):
+                raise
+            if self.trainer.global_step - self.checkpoint.global_step > 1:
                 raise
             raise UserError(  # in what Lightning restores, which the first step uses
                 f"{path} can't be continued, its parts don't fit: {type(error).__name__}: {error}"

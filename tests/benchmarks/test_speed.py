@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lit_gpt.callbacks.nonfinite import StepWatch
+from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.data import TextDataModule
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.module import LitGPT
@@ -27,14 +27,14 @@ def test_query_key_and_value_are_one_projection():
 def test_no_evaluation_batch_is_computed_twice(train, monkeypatch):
     """As many forward passes as there are batches: 2 of each split at steps 0, 2, 4 and 6."""
     passes = []
-    features = GPT.features
+    hidden_states = GPT.hidden_states
 
     def counted(self, ids, cache=None):
         if cache is None:  # not the samples
             passes.append((self.training, tuple(ids.flatten().tolist())))
-        return features(self, ids, cache)
+        return hidden_states(self, ids, cache)
 
-    monkeypatch.setattr(GPT, "features", counted)
+    monkeypatch.setattr(GPT, "hidden_states", counted)
     result = train()
     trained, evaluated = ([ids for mode, ids in passes if mode is m] for m in (True, False))
     final = list(result.cli.datamodule.whole_val_split())
@@ -50,9 +50,9 @@ WAITING = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__",
 def test_no_step_waits_for_the_device(train, monkeypatch):
     """Nothing between two steps reads a tensor's value, but for a step that is logged.
 
-    And but for the watch over losses, which on CUDA looks a step later (tests/test_stability.py).
+    The guard reads each loss, but on CUDA a step later (tests/callbacks/test_nonfinite.py).
     """
-    monkeypatch.setattr(StepWatch, "may_update", lambda self, reading: True)
+    monkeypatch.setattr(NonFiniteGuard, "on_before_optimizer_step", lambda *args: None)
     reads: dict[int, list[str]] = {}
     step = [0]
 
