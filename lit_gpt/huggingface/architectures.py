@@ -1,7 +1,7 @@
-"""Owns how our GPT corresponds to transformers' GPT-2 and Qwen3, and its weights to theirs.
+"""How our GPT corresponds to GPT-2 and Qwen3 in transformers, and our weights to theirs.
 
-What decides is what a config says, not what its style is called. Written against the source of
-transformers 5.23 (models/gpt2 and models/qwen3).
+The values of a config decide which of the two it is, not the name of its style. Written against
+the source of transformers 5.23 (models/gpt2 and models/qwen3).
 """
 
 from __future__ import annotations
@@ -16,36 +16,39 @@ from torch import Tensor
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 
+TOLERANCE = 1e-4  # of a logit; where logits exceed 1, of the largest one
+
 
 @dataclass(frozen=True)
 class Layout:
     """One architecture of transformers.
 
     Args:
-        label: how people call it.
+        label: its usual name.
         architecture: its class.
-        prefix: of all names but the output layer's.
-        choices: the fields of GPTConfig that it has, and what each may be.
-        outer: our modules outside of the blocks, and what they are called there.
-        blocks: what the list of blocks is called.
-        block: our modules in a block, and the ones there that are ours, one after the other.
-        fixed: fields that change what it computes, and what they must be: their defaults.
-        sizes: our sizes, and the fields that hold them.
+        prefix: of all weight names but the output layer's.
+        choices: the fields of GPTConfig that it restricts, and the values that it allows.
+        top_level: our modules outside the blocks, and their names there.
+        blocks: the name of the list of blocks.
+        block: our modules in a block, and the modules there that make up each, in order.
+        required: fields of config.json that would change the computation, and their defaults,
+            which are all that we can do.
+        sizes: our sizes, and the fields of config.json that hold them.
     """
 
     label: str
     architecture: str
     prefix: str
-    choices: dict[str, tuple]
-    outer: dict[str, str]
+    choices: dict[str, tuple[Any, ...]]
+    top_level: dict[str, str]
     blocks: str
     block: dict[str, tuple[str, ...]]
-    fixed: dict[str, Any]
+    required: dict[str, Any]
     sizes: dict[str, str]
 
     def modules(self, num_blocks: int) -> Iterator[tuple[str, list[str]]]:
-        """Our modules and, without the prefix, those that are together the same."""
-        for ours, theirs in self.outer.items():
+        """Each of our modules with weights, and the modules that make it up there."""
+        for ours, theirs in self.top_level.items():
             yield ours, [theirs]
         for i in range(num_blocks):
             for ours, parts in self.block.items():
@@ -62,7 +65,7 @@ GPT2 = Layout(
         "activation": ("relu", "gelu", "gelu_tanh"),
         "qk_norm": (False,),
     },
-    outer={"embedding": "wte", "norm": "ln_f"},
+    top_level={"embedding": "wte", "norm": "ln_f"},
     blocks="h",
     block={
         "attention_norm": ("ln_1",),
@@ -72,7 +75,7 @@ GPT2 = Layout(
         "feed_forward.up": ("mlp.c_fc",),
         "feed_forward.out": ("mlp.c_proj",),
     },
-    fixed={
+    required={
         "layer_norm_epsilon": 1e-5,
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
@@ -99,7 +102,7 @@ QWEN3 = Layout(
         "bias": (False,),
         "qk_norm": (True,),
     },
-    outer={"embedding": "embed_tokens", "norm": "norm"},
+    top_level={"embedding": "embed_tokens", "norm": "norm"},
     blocks="layers",
     block={
         "attention_norm": ("input_layernorm",),
@@ -111,7 +114,7 @@ QWEN3 = Layout(
         "feed_forward.up": ("mlp.gate_proj", "mlp.up_proj"),
         "feed_forward.out": ("mlp.down_proj",),
     },
-    fixed={
+    required={
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
         "attention_bias": False,
@@ -128,48 +131,48 @@ QWEN3 = Layout(
     },
 )
 LAYOUTS = {"gpt2": GPT2, "qwen3": QWEN3}  # by their model_type
-TOLERANCE = 1e-4  # of a logit; where they are beyond 1, of the largest
 
 
 def layout_of(config: GPTConfig) -> Layout:
     """The architecture that computes what this model does.
 
     Raises:
-        UserError: there is none.
+        UserError: neither does.
     """
-    misfits = {}
+    misfits = []
     for layout in LAYOUTS.values():
-        needs = [
-            f"{name} {' or '.join(map(str, values))}, not {getattr(config, name)}"
-            for name, values in layout.choices.items()
-            if getattr(config, name) not in values
-        ]
+        choices = dict(layout.choices)
         if layout is GPT2:
-            if config.num_kv_heads != config.num_heads:
-                needs.append(f"num_kv_heads {config.num_heads}, not {config.num_kv_heads}")
-            if config.head_size * config.num_heads != config.d_model:
-                whole = f"d_model / num_heads = {config.d_model / config.num_heads:g}"
-                needs.append(f"head_size {whole}, not {config.head_size}")
+            choices["num_kv_heads"] = (config.num_heads,)
+            choices["head_size"] = (config.d_model / config.num_heads,)
+        needs = [
+            f"{name} {' or '.join(map(str, allowed))} instead of {getattr(config, name)}"
+            for name, allowed in choices.items()
+            if getattr(config, name) not in allowed
+        ]
         if not needs:
             return layout
-        misfits[layout.label] = f"{layout.label} would need {' and '.join(needs)}"
+        misfits.append(f"{layout.label} needs {' and '.join(needs)}")
     raise UserError(
-        f"this model fits neither architecture that is exported: {'; '.join(misfits.values())}. "
-        "Train one with --model.style=modern or --model.style=classic as they are"
+        f"the model is neither a GPT-2 nor a Qwen3: {'; '.join(misfits)}",
+        hint="only such models can be exported, for example those of the unchanged classic and "
+        "modern styles",
     )
 
 
 def hf_weights(model: GPT) -> dict[str, Tensor]:
     """The weights under their names there, each in memory of its own.
 
-    Sinusoids become the table of positions that GPT-2 learns, missing biases zeros. A tied output
-    layer has no weight of its own.
+    Sinusoids become GPT-2's table of learned positions, missing biases zeros. A tied output layer
+    has no weight of its own.
 
     Raises:
-        UserError: it is neither GPT-2 nor Qwen3.
+        UserError: the model is neither a GPT-2 nor a Qwen3.
     """
-    config, ours, theirs = model.config, model.state_dict(), {}
+    config = model.config
     layout = layout_of(config)
+    ours = model.state_dict()
+    theirs: dict[str, Tensor] = {}
 
     def put(name: str, weight: Tensor) -> None:
         theirs[layout.prefix + name] = weight.clone(memory_format=torch.contiguous_format)
@@ -178,10 +181,9 @@ def hf_weights(model: GPT) -> dict[str, Tensor]:
         weight = ours[f"{module}.weight"]
         parts = weight.split(part_sizes(config, len(weight), len(names)))
         for name, part in zip(names, parts, strict=True):
-            put(f"{name}.weight", part.t() if is_turned(layout, module, part) else part)
+            put(f"{name}.weight", part.t() if is_transposed(layout, module, part) else part)
         if layout is GPT2 and module != "embedding":
-            bias = ours.get(f"{module}.bias", weight.new_zeros(len(weight)))
-            put(f"{names[0]}.bias", bias)
+            put(f"{names[0]}.bias", ours.get(f"{module}.bias", weight.new_zeros(len(weight))))
     if layout is GPT2:
         put("wpe.weight", model.position.detach())
     if not config.tie_embeddings:
@@ -189,57 +191,53 @@ def hf_weights(model: GPT) -> dict[str, Tensor]:
     return theirs
 
 
-def part_sizes(config: GPTConfig, rows: int, num_parts: int) -> list[int]:
-    """Rows of each of 1 part, 2 (gate and up) or 3 (query, key and value)."""
-    shares = [config.num_heads] + [config.num_kv_heads] * 2 if num_parts == 3 else [1] * num_parts
-    return [rows * share // sum(shares) for share in shares]
+def part_sizes(config: GPTConfig, num_rows: int, num_parts: int) -> list[int]:
+    """Rows of each of 1 part, 2 parts (gate and up) or 3 parts (query, key and value)."""
+    kv_heads = config.num_kv_heads or config.num_heads
+    shares = [config.num_heads, kv_heads, kv_heads] if num_parts == 3 else [1] * num_parts
+    return [num_rows * share // sum(shares) for share in shares]
 
 
-def is_turned(layout: Layout, module: str, weight: Tensor) -> bool:
-    """Whether it is a Conv1D of GPT-2, which holds its matrix the other way round."""
+def is_transposed(layout: Layout, module: str, weight: Tensor) -> bool:
+    """Whether it belongs to one of GPT-2's Conv1D layers, whose weight is (in, out)."""
     return layout is GPT2 and module.startswith("blocks.") and weight.ndim == 2
 
 
 def gpt_weights(theirs: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """The state of a GPT of that config, as float32, from all weights of a GPT-2 or Qwen3.
+    """The float32 state of a GPT of that config, from all the weights of a GPT-2 or Qwen3.
 
     Raises:
-        UserError: the output layer should be tied and isn't.
+        ValueError: the output layer should be tied and is not.
     """
     layout = layout_of(config)
     theirs = {name.removeprefix(layout.prefix): weight for name, weight in theirs.items()}
     ours = {}
     for module, names in layout.modules(config.num_blocks):
         parts = [theirs[f"{name}.weight"].float() for name in names]
-        parts = [part.t() if is_turned(layout, module, part) else part for part in parts]
+        parts = [part.t() if is_transposed(layout, module, part) else part for part in parts]
         ours[f"{module}.weight"] = torch.cat(parts)
         if layout is GPT2 and module != "embedding":
             ours[f"{module}.bias"] = theirs[f"{names[0]}.bias"].float()
     if layout is GPT2:
         ours["position"] = theirs["wpe.weight"].float()
-    head, table = theirs.get("lm_head.weight"), ours["embedding.weight"]
-    if config.tie_embeddings and head is not None and not torch.equal(head.float(), table):
-        raise UserError(
-            "config.json ties lm_head.weight to the embedding (tie_word_embeddings), and they "
-            "differ: take another model"
+    embedding = ours["embedding.weight"]
+    head = theirs.get("lm_head.weight", embedding).float()
+    if config.tie_embeddings and not torch.equal(head, embedding):
+        raise ValueError(
+            "config.json ties lm_head.weight to the embedding (tie_word_embeddings), but they "
+            "differ"
         )
-    ours["head.weight"] = table if config.tie_embeddings else head.float()
+    ours["head.weight"] = embedding if config.tie_embeddings else head
     return ours
 
 
-def check_logits(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """The largest difference of logits, and what it is below.
+def logit_difference(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+    """The largest difference between logits of the same shape, and the limit it must stay below.
 
-    Rounding in float32, of the rotary angles of far positions too, makes more of large logits.
-
-    Raises:
-        UserError: it is larger.
+    The limit is TOLERANCE; large logits may differ by that share of the largest one, as float32
+    rounds them (and the rotary angles of distant positions) more coarsely.
     """
     difference = (ours - theirs).abs().max().item()
-    allowed = TOLERANCE * max(1.0, theirs.abs().max().item())
-    if not difference < allowed:  # NaN neither
-        raise UserError(
-            f"our logits and transformers' differ by up to {difference:.1e}, and {allowed:.1e} is "
-            "allowed"
-        )
-    return difference, TOLERANCE if difference < TOLERANCE else allowed
+    if difference < TOLERANCE:
+        return difference, TOLERANCE
+    return difference, TOLERANCE * max(1.0, theirs.abs().max().item())

@@ -1,25 +1,25 @@
-"""Owns config.json: what it says of our model, and which GPTConfig another's config.json means.
+"""config.json: the one written for our model, and the GPTConfig that a given one means.
 
-`theirs` are plain dicts, as the file has them; what is absent has the default of transformers.
+Configs of transformers (`theirs`) are plain dicts, as in the file; a missing field has the default
+of transformers.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from lit_gpt.errors import UserError
 from lit_gpt.huggingface.architectures import GPT2, LAYOUTS, layout_of
 from lit_gpt.model import GPTConfig
 
-ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new"}  # as GPT-2 calls them
-SAME = {"gelu_pytorch_tanh": "gelu_tanh"}  # another name of it there
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new"}  # GPT-2's names for ours
+OURS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {"gelu_pytorch_tanh": "gelu_tanh"}
 
 
 def hf_config(config: GPTConfig, end_of_text: int | None = None) -> dict[str, Any]:
-    """What config.json says of the model; `end_of_text` also begins a text without a prompt.
+    """The content of config.json; `end_of_text` also begins a text without a prompt.
 
     Raises:
-        UserError: it is neither GPT-2 nor Qwen3.
+        UserError: the model is neither a GPT-2 nor a Qwen3.
     """
     layout = layout_of(config)
     theirs = {
@@ -30,12 +30,12 @@ def hf_config(config: GPTConfig, end_of_text: int | None = None) -> dict[str, An
         "tie_word_embeddings": config.tie_embeddings,
         "dtype": "float32",
         **{name: getattr(config, ours) for ours, name in layout.sizes.items()},
-        **{name: value for name, value in layout.fixed.items() if value not in (None, {})},
+        **{name: value for name, value in layout.required.items() if value not in (None, {})},
     }
     if layout is GPT2:
         return theirs | {
             "n_inner": config.hidden_size,
-            "activation_function": ACTIVATIONS[config.activation],
+            "activation_function": ACTIVATIONS[str(config.activation)],
             "resid_pdrop": config.dropout,
             "embd_pdrop": config.dropout,
             "attn_pdrop": 0.0,
@@ -51,77 +51,80 @@ def hf_config(config: GPTConfig, end_of_text: int | None = None) -> dict[str, An
 
 
 def gpt_config(theirs: dict[str, Any]) -> dict[str, Any]:
-    """The fields of GPTConfig (all but dropout) for a config.json of GPT-2 or Qwen3.
+    """The fields of GPTConfig, all but dropout, for the config.json of a GPT-2 or Qwen3.
 
     Raises:
-        UserError: it is of another architecture, or has what our GPT hasn't.
+        ValueError: another architecture, or something that our GPT can't do.
     """
     kind = theirs.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:
-        raise UserError(f"config.json: model_type {kind!r} can't be imported, only gpt2 and qwen3")
+        raise unsupported("model_type", kind, "gpt2 and qwen3")
     layout = LAYOUTS[kind]
-    for name, value in layout.fixed.items():
+    for name, value in layout.required.items():
         if (given := theirs.get(name, value)) != value:
-            raise refused(name, given, value)
-    ours = {field: whole(theirs, name) for field, name in layout.sizes.items()}
-    ours |= {name: values[-1] for name, values in layout.choices.items()}
+            raise unsupported(name, given, value)
+    ours = {field: positive_int(theirs, name) for field, name in layout.sizes.items()}
+    ours |= {name: allowed[-1] for name, allowed in layout.choices.items()}
     ours["tie_embeddings"] = theirs.get("tie_word_embeddings", layout is GPT2)
     if not isinstance(ours["tie_embeddings"], bool):
-        raise refused("tie_word_embeddings", ours["tie_embeddings"], "true or false")
+        raise unsupported("tie_word_embeddings", ours["tie_embeddings"], "true and false")
     if layout is GPT2:
-        name = theirs.get("activation_function", "gelu_new")
-        known = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | SAME
-        if name not in known:
-            raise refused("activation_function", name, " or ".join(known))
-        inner = theirs.get("n_inner") is not None
-        hidden_size = whole(theirs, "n_inner") if inner else 4 * ours["d_model"]
-        own = {"style": "classic", "bias": True, "activation": known[name]}
-        return ours | own | {"hidden_size": hidden_size}
-    check_windows(theirs, ours["num_blocks"])
-    grouped = theirs.get("num_key_value_heads") is not None
+        activation = theirs.get("activation_function", "gelu_new")
+        if activation not in OURS:
+            raise unsupported("activation_function", activation, ", ".join(OURS))
+        return ours | {
+            "style": "classic",
+            "bias": True,
+            "activation": OURS[activation],
+            "hidden_size": positive_int(theirs, "n_inner", default=4 * ours["d_model"]),
+        }
+    check_full_attention(theirs, ours["num_blocks"])
     return ours | {
         "style": "modern",
-        "num_kv_heads": whole(theirs, "num_key_value_heads") if grouped else ours["num_heads"],
-        "head_size": whole({"head_dim": 128} | theirs, "head_dim"),
+        "num_kv_heads": positive_int(theirs, "num_key_value_heads", default=ours["num_heads"]),
+        "head_size": positive_int({"head_dim": 128} | theirs, "head_dim"),
         "rotary_base": rotary_base(theirs),
     }
 
 
-def refused(name: str, given: Any, wanted: Any) -> UserError:
-    return UserError(
-        f"config.json: {name} {given!r} is nothing that lit_gpt can do, only {wanted}: take "
-        "another model"
-    )
+def unsupported(name: str, given: Any, supported: Any) -> ValueError:
+    return ValueError(f"{name} {given!r} is not supported, only {supported}")
 
 
-def whole(theirs: dict[str, Any], name: str) -> int:
+def positive_int(theirs: dict[str, Any], name: str, default: int | None = None) -> int:
+    """A field's value; the default where it is missing or null."""
     value = theirs.get(name)
+    if value is None and default is not None:
+        return default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"config.json: {name} must be a whole number above 0, not {value!r}")
+        raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
     return value
 
 
-def check_windows(theirs: dict[str, Any], num_blocks: int) -> None:
-    """Each layer must see all tokens before."""
+def check_full_attention(theirs: dict[str, Any], num_blocks: int) -> None:
+    """Refuses layers that attend to a sliding window instead of all earlier tokens."""
     kinds = theirs.get("layer_types")
-    if kinds is None and theirs.get("use_sliding_window"):
-        if theirs.get("max_window_layers", 28) < num_blocks:
-            raise refused("use_sliding_window", True, False)
-    elif kinds is not None and set(map(str, kinds)) - {"full_attention"}:
-        raise refused("layer_types", kinds, "full_attention")
+    if kinds is not None:
+        if set(map(str, kinds)) - {"full_attention"}:
+            raise unsupported("layer_types", kinds, "full_attention")
+    elif theirs.get("use_sliding_window") and theirs.get("max_window_layers", 28) < num_blocks:
+        raise unsupported("use_sliding_window", True, False)
 
 
 def rotary_base(theirs: dict[str, Any]) -> float:
-    """Of the rotary positions: transformers 5 has it in rope_parameters, 4 beside rope_scaling."""
+    """The base of the rotary angles.
+
+    transformers 5 has it in rope_parameters, 4 beside rope_scaling.
+    """
     name = "rope_scaling" if theirs.get("rope_scaling") else "rope_parameters"
     rope = theirs.get(name) or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
     if kind != "default":
-        raise refused(name, kind, "the default type")
-    for where in (rope, theirs):
-        if (share := where.get("partial_rotary_factor")) not in (None, 1):
-            raise refused("partial_rotary_factor", share, 1)
+        raise unsupported(name, kind, "the default type")
+    for fields in (rope, theirs):
+        if (factor := fields.get("partial_rotary_factor")) not in (None, 1):
+            raise unsupported("partial_rotary_factor", factor, 1)
     base = rope.get("rope_theta", theirs.get("rope_theta", 10_000))
     if not isinstance(base, int | float) or not 1 < base < float("inf"):
-        raise refused("rope_theta", base, "numbers above 1")
+        raise unsupported("rope_theta", base, "numbers above 1")
     return float(base)

@@ -1,4 +1,4 @@
-"""Owns the proof that an exported folder is the model: same tokens, logits, greedy text."""
+"""Check that an exported folder is the model: the same tokens, logits and greedy text."""
 
 from __future__ import annotations
 
@@ -12,77 +12,112 @@ from torch import Tensor
 
 from lit_gpt.errors import UserError
 from lit_gpt.generation.sampling import Sampling, generate
-from lit_gpt.huggingface.architectures import TOLERANCE, check_logits
+from lit_gpt.huggingface.architectures import TOLERANCE, logit_difference
 from lit_gpt.huggingface.tokenizer import import_transformers
 from lit_gpt.model import GPT
 from lit_gpt.text.corpus import Corpus, TextSource, split_at
 
 NUM_WINDOWS = 8
 MAX_GREEDY = 64  # tokens
-REPORT = "this is a fault of lit_gpt or of the installed transformers, so nothing was written"
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was compared; all of it agreed."""
+    """What was compared; all of it agreed.
 
-    num_tokens: int  # of the text
+    Args:
+        num_tokens: of the whole text.
+        num_windows: whose logits were compared.
+        window_length: their tokens.
+        difference: the largest between two logits.
+        limit: what the difference had to stay below.
+        num_greedy: tokens of the greedy text.
+        tie: whether the greedy texts end where two tokens are equally likely.
+    """
+
+    num_tokens: int
     num_windows: int
     window_length: int
-    difference: float  # the largest of a logit
-    allowed: float
+    difference: float
+    limit: float
     num_greedy: int
-    tie: bool  # whether the greedy texts part where two tokens are equally likely
+    tie: bool
+
+    def lines(self) -> list[str]:
+        """One line for each comparison."""
+        end = ", then two tokens are equally likely" if self.tie else ""
+        return [
+            f"Tokens: {self.num_tokens:,} identical",
+            f"Logits on {self.num_windows} windows of {self.window_length} tokens: largest "
+            f"difference {self.difference:.1e}, below {self.limit:.0e}",
+            f"Greedy text: {self.num_greedy} tokens identical{end}",
+        ]
 
 
 def check_export(
     folder: Path, model: GPT, source: TextSource, corpus: Corpus, train_fraction: float
 ) -> Findings:
-    """Loads the folder as its users will, and compares.
+    """Loads the folder as its users will, and compares it with the model.
 
     Args:
-        source: what `corpus` was made from, with our tokenizer.
-        train_fraction: what follows this share of the tokens gives the windows for the logits.
+        folder: the export.
+        model: ours.
+        source: the text that `corpus` was made from.
+        corpus: its tokens, by our tokenizer.
+        train_fraction: the logits are compared on what follows this share of the tokens.
 
     Raises:
-        UserError: something is not the same.
+        UserError: something differs.
     """
     load = import_transformers()
     check_tokens(load.AutoTokenizer.from_pretrained(folder, local_files_only=True), source, corpus)
     theirs = load.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
     windows = spread_windows(corpus.tokens, train_fraction, model.config.context_length)
-    difference, allowed = compare_logits(theirs, model, windows)
-    half = windows[:1, : max(1, windows.size(1) // 2)]
-    num_greedy, tie = compare_greedy(theirs, model, half, corpus.tokenizer.end_of_text)
-    return Findings(len(corpus.tokens), *windows.shape, difference, allowed, num_greedy, tie)
+    num_windows, length = windows.shape
+    difference, limit = check_logits(theirs, model, windows)
+    prompt = windows[:1, : max(1, length // 2)]
+    num_greedy, tie = check_greedy(theirs, model, prompt, corpus.tokenizer.end_of_text)
+    return Findings(len(corpus.tokens), num_windows, length, difference, limit, num_greedy, tie)
+
+
+def differs(problem: str) -> UserError:
+    return UserError(
+        problem,
+        hint="this is a bug in lit_gpt or in the installed transformers, so nothing was written",
+    )
 
 
 def check_tokens(theirs: Any, source: TextSource, corpus: Corpus) -> None:
-    """That the whole text becomes the same ids; memory doesn't grow with it."""
-    done, end = 0, [theirs.eos_token_id]
+    """Compares the ids of the whole text; memory doesn't grow with it."""
+    done = 0
     for text in source.parts(corpus):
-        found = np.array(end if text is None else theirs(text, verbose=False)["input_ids"])
+        ids = [theirs.eos_token_id] if text is None else theirs(text, verbose=False)["input_ids"]
+        found = np.array(ids)
         expected = corpus.tokens[done : done + len(found)]
         same = found[: len(expected)] == expected
         if not same.all():
-            at = int(same.argmin())
-            raise UserError(
-                f"the exported tokenizer splits the text otherwise: token {done + at:,} is "
-                f"{found[at]}, not {expected[at]}; {REPORT}"
+            i = int(same.argmin())
+            raise differs(
+                f"the exported tokenizer splits the text differently: token {done + i:,} is "
+                f"{found[i]}, not {expected[i]}"
             )
         done += len(found)
     if done != len(corpus.tokens):
-        raise UserError(
-            f"the exported tokenizer makes {done:,} tokens of the text, not "
-            f"{len(corpus.tokens):,}; {REPORT}"
+        raise differs(
+            f"the exported tokenizer splits the text into {done:,} tokens, not "
+            f"{len(corpus.tokens):,}"
         )
 
 
 def spread_windows(tokens: np.ndarray, train_fraction: float, length: int) -> Tensor:
-    """Ids (N, T) of windows spread over what validates; over all, or shorter, where it is short."""
-    validating = tokens[split_at(len(tokens), train_fraction) :]
-    if len(validating) >= length:
-        tokens = validating
+    """Windows (N, T) of ids, spread evenly over the validation split.
+
+    They come from the whole text if that split is shorter than one window, and are shorter if the
+    text is.
+    """
+    validation = tokens[split_at(len(tokens), train_fraction) :]
+    if len(validation) >= length:
+        tokens = validation
     length = min(length, len(tokens))
     starts = np.linspace(0, len(tokens) - length, NUM_WINDOWS).astype(np.int64)
     windows = tokens[np.unique(starts)[:, None] + np.arange(length)]
@@ -90,36 +125,50 @@ def spread_windows(tokens: np.ndarray, train_fraction: float, length: int) -> Te
 
 
 @torch.inference_mode()
-def compare_logits(theirs: Any, model: GPT, windows: Tensor) -> tuple[float, float]:
-    """As `check_logits`, window by window: logits of a large vocabulary take much memory."""
-    try:
-        return max(check_logits(model(row[None]), theirs(row[None]).logits) for row in windows)
-    except UserError as error:
-        raise UserError(f"{error}; {REPORT}") from error
+def check_logits(theirs: Any, model: GPT, windows: Tensor) -> tuple[float, float]:
+    """The largest difference on windows (N, T), and its limit.
+
+    Takes one window at a time, as the logits of a large vocabulary take much memory.
+    """
+    largest = (0.0, TOLERANCE)
+    for window in windows:
+        ours = model(window[None])  # (1, T, V)
+        difference, limit = logit_difference(ours, theirs(window[None]).logits)
+        if not difference < limit:  # NaN neither
+            raise differs(
+                f"the exported model's logits differ by up to {difference:.1e} (the limit is "
+                f"{limit:.1e})"
+            )
+        largest = max(largest, (difference, limit))
+    return largest
 
 
-def compare_greedy(
+def check_greedy(
     theirs: Any, model: GPT, prompt: Tensor, end_of_text: int | None
 ) -> tuple[int, bool]:
-    """How many tokens both write alike after the prompt (1, T), and whether a tie ends that."""
+    """How many tokens both generate alike after the prompt (1, T), and whether a tie ends that."""
     room = model.config.context_length - prompt.size(1) + 1  # the last one need not be read
     new = generate(model, prompt, min(MAX_GREEDY, room), Sampling(temperature=0))
     ours = torch.cat(list(new)).tolist()
     if end_of_text in ours:
         ours = ours[: ours.index(end_of_text) + 1]
-    mask = torch.ones_like(prompt)
-    options = {"max_new_tokens": len(ours), "do_sample": False, "attention_mask": mask}
-    found = theirs.generate(prompt, **options)[0, prompt.size(1) :].tolist()
+    output = theirs.generate(
+        prompt,
+        max_new_tokens=len(ours),
+        do_sample=False,
+        attention_mask=torch.ones_like(prompt),
+    )
+    found = output[0, prompt.size(1) :].tolist()
     if found == ours:
         return len(ours), False
     pairs = zip(ours, found, strict=False)
     same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(found)))
     if same < len(found):
+        ids = torch.cat([prompt[0], torch.tensor(ours[:same], dtype=torch.int64)])
         with torch.inference_mode():
-            logits = model(torch.cat([prompt[0], torch.tensor(ours[:same])])[None].long())[0, -1]
+            logits = model(ids[None])[0, -1]  # (V,)
         if (logits[ours[same]] - logits[found[same]]).abs() < TOLERANCE:
             return same, True
-    raise UserError(
-        f"the exported model's greedy text is another from token {same + 1} of {len(ours)} on; "
-        f"{REPORT}"
+    raise differs(
+        f"the exported model's greedy text differs from token {same + 1} of {len(ours)} on"
     )

@@ -1,4 +1,4 @@
-"""Owns the import of a local GPT-2 or Qwen3 folder, checked against transformers."""
+"""Import of a local GPT-2 or Qwen3 folder, checked against transformers."""
 
 from __future__ import annotations
 
@@ -15,46 +15,51 @@ import numpy as np
 import torch
 
 from lit_gpt.errors import UserError
-from lit_gpt.huggingface.architectures import LAYOUTS, check_logits, gpt_weights
+from lit_gpt.huggingface.architectures import LAYOUTS, gpt_weights, logit_difference
 from lit_gpt.huggingface.config import gpt_config
 from lit_gpt.huggingface.tokenizer import from_hf, import_transformers, read_spec, unreadable
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.text.corpus import Corpus
 
-CONTEXT = 1024  # tokens of a window, where none are asked for and the model could take more
-
-
+CONTEXT = 1024  # tokens, by default, where a model's own context is longer
 WINDOW = 64  # tokens whose logits are compared
-
-
 PART = 1 << 20  # characters whose ids are compared at a time
-
-
-TABLES = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")  # no weights; old files
+NOT_WEIGHTS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")  # in old files
 
 
 def is_folder(source: str) -> bool:
-    """Whether it is a folder as transformers makes them (and no name that a folder has too)."""
+    """Whether it is a folder as transformers writes them, not just a name that a folder has too."""
     folder = Path(os.path.expanduser(source))
     return any((folder / name).is_file() for name in ("config.json", "tokenizer.json"))
 
 
+def unusable(folder: Path, problem: str) -> UserError:
+    return UserError(problem, field="init_from", value=str(folder), hint="use another model")
+
+
 def folder_fields(folder: Path) -> dict[str, Any]:
+    """The fields of GPTConfig for the model of a folder, all but dropout.
+
+    Raises:
+        UserError: config.json is missing or damaged, or describes a model that ours can't be;
+            transformers is not installed.
+    """
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} has no config.json: give --model.init_from a model's folder")
+        raise unusable(folder, "the folder has no config.json")
     transformers = import_transformers()
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        if theirs.get("model_type") in list(LAYOUTS):  # with the defaults of what it leaves out
+        if theirs.get("model_type") in list(LAYOUTS):  # add the defaults of missing fields
             theirs = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
             theirs = theirs.to_dict()
-    except Exception as error:  # whatever transformers says of values it doesn't like
-        raise UserError(f"{path} can't be read: {in_one_line(error)}") from error
+    except Exception as error:  # whatever transformers raises for values it rejects
+        raise unusable(folder, f"config.json can't be read ({in_one_line(error)})") from error
     try:
         fields = asdict(GPTConfig(**gpt_config(theirs)))
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
-    del fields["dropout"]  # what is said there of training is no part of the model
+    except (ValueError, UserError) as error:
+        raise unusable(folder, f"config.json: {error}") from error
+    del fields["dropout"]  # a choice for training, not part of the model
     return fields
 
 
@@ -66,36 +71,38 @@ def load_folder(source: str, context_length: int) -> GPT:
     """The model of a folder, in eval mode on the CPU, its logits compared with transformers'.
 
     Args:
-        context_length: at most the folder's; of learned positions the first are taken.
+        source: the folder.
+        context_length: at most the folder's; of learned positions the first ones are kept.
 
     Raises:
-        UserError: it can't be used; the logits are not the same.
+        UserError: the folder can't be used, or the logits differ.
     """
     folder = Path(os.path.expanduser(source))
-    rows = from_hf(folder)[1]
-    whole = GPTConfig(**folder_fields(folder), dropout=0.0)
-    if rows.max() >= whole.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has a token {rows.max()}, and the model {whole.vocab_size} "
-            "rows: they don't belong together"
+    _, rows = from_hf(folder)
+    config = GPTConfig(**folder_fields(folder), dropout=0.0)
+    if rows.max() >= config.vocab_size:
+        raise unusable(
+            folder,
+            f"tokenizer and weights do not belong together: the tokenizer has a token "
+            f"{rows.max()}, the embedding only {config.vocab_size} rows",
         )
     theirs = load_theirs(folder)
     try:
-        weights = gpt_weights(theirs.state_dict(), whole)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
+        weights = gpt_weights(theirs.state_dict(), config)
+    except ValueError as error:
+        raise unusable(folder, str(error)) from error
     for name in ("embedding.weight", "head.weight"):
         weights[name] = weights[name][rows]
     if "position" in weights:
         weights["position"] = weights["position"][:context_length]
-    model = GPT(replace(whole, vocab_size=len(rows), context_length=context_length)).eval()
+    model = GPT(replace(config, vocab_size=len(rows), context_length=context_length)).eval()
     model.load_state_dict(weights)
-    compare_logits(model, theirs, rows, folder)
+    check_logits(model, theirs, rows, folder)
     return model
 
 
 def load_theirs(folder: Path) -> Any:
-    """transformers' model of the folder, as float32, in eval mode.
+    """The folder's model in transformers, as float32, in eval mode.
 
     Raises:
         UserError: weights are missing or damaged.
@@ -107,98 +114,125 @@ def load_theirs(folder: Path) -> Any:
             local_files_only=True,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
+            ignore_mismatched_sizes=True,  # reported below
         )
-    except Exception as error:  # whatever a foreign file can raise
-        raise UserError(
-            f"the weights of {folder} can't be loaded ({in_one_line(error)})"
-        ) from error
-    for what, names in {  # what it would draw at random, or pass over
+    except Exception as error:  # a stranger's file can raise anything
+        raise unusable(folder, f"the weights can't be loaded ({in_one_line(error)})") from error
+    unexpected = {name for name in info["unexpected_keys"] if not NOT_WEIGHTS.search(name)}
+    for what, names in {  # transformers would draw these at random, or ignore them
         "is missing": info["missing_keys"],
         "has another shape": {name for name, *_ in info["mismatched_keys"]},
-        "is too much": {name for name in info["unexpected_keys"] if not TABLES.search(name)},
+        "is unexpected": unexpected,
     }.items():
         if names:
-            raise UserError(
-                f"the weights of {folder} are not those that its config.json says: {min(names)} "
-                f"{what} ({len(names)} such in all)"
+            raise unusable(
+                folder,
+                f"the weights do not match config.json: {min(names)} {what} ({len(names)} such)",
             )
     return theirs.eval()
 
 
 @torch.inference_mode()
-def compare_logits(model: GPT, theirs: Any, rows: np.ndarray, folder: Path) -> None:
-    """On a window of tokens from all over the vocabulary."""
+def check_logits(model: GPT, theirs: Any, rows: np.ndarray, folder: Path) -> None:
+    """Compares the logits on one window of tokens from all over the vocabulary.
+
+    Args:
+        model: ours.
+        theirs: the model in transformers.
+        rows: (V,) theirs for each of our ids.
+        folder: where both come from.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
     length = min(WINDOW, model.config.context_length)
-    ids = torch.arange(length) * 7919 % len(rows)  # a prime
-    rows = torch.from_numpy(rows)
-    expected = theirs(input_ids=rows[None, ids]).logits[0][:, rows]
-    try:
-        check_logits(model(ids[None])[0], expected)
-    except UserError as error:
-        raise UserError(
-            f"{folder} has something that was not seen here: {error}; take another model"
-        ) from error
+    ids = torch.arange(length) * 7919 % len(rows)  # (T,); 7919 is prime
+    their_ids = torch.from_numpy(rows)
+    expected = theirs(input_ids=their_ids[None, ids]).logits[0][:, their_ids]  # (T, V)
+    difference, limit = logit_difference(model(ids[None])[0], expected)
+    if not difference < limit:  # NaN neither
+        raise unusable(
+            folder,
+            f"the model computes something unknown to lit_gpt: its logits differ from those of "
+            f"transformers by up to {difference:.1e} (the limit is {limit:.1e})",
+        )
+
+
+def check_same_ids(folder: str | Path, corpus: Corpus, texts: Iterable[str | None]) -> None:
+    """As `check_ids` for a corpus, once: the result is kept in the corpus's cache.
+
+    Args:
+        folder: whose tokenizer made the corpus.
+        corpus: the encoded text.
+        texts: the text itself, in parts; read only if the check runs.
+
+    Raises:
+        UserError: the folder's own tokenizer gives other ids.
+    """
+    name = f"same_ids_{fingerprint_of(folder)}"
+    corpus.remember(name, lambda: check_ids(folder, corpus.tokens, texts))
 
 
 def fingerprint_of(folder: str | Path) -> str:
-    """Changes with anything that `check_ids` finds by the tokenizer."""
+    """Changes with anything that can change the ids of a text."""
     spec = json.dumps(read_spec(Path(folder).expanduser()), sort_keys=True)
     return hashlib.sha256(spec.encode()).hexdigest()[:16]
 
 
-def check_ids(folder: str | Path, tokens: np.ndarray, parts: Iterable[str | None]) -> bool:
-    """True; the folder's own tokenizer, all text taken as plain text, gives the same ids.
+def check_ids(folder: str | Path, tokens: np.ndarray, texts: Iterable[str | None]) -> bool:
+    """True if the folder's own tokenizer, treating all text as plain text, gives the same ids.
 
     Args:
         folder: as for `from_hf`.
         tokens: (N,) our ids of the whole text.
-        parts: that text, cut where it may be cut; None ends a document.
+        texts: the text in parts, cut where `cut_safely` does; None ends a document.
 
     Raises:
-        UserError: it gives others, and where.
+        UserError: it gives other ids, and where.
     """
     tokenizer, rows = from_hf(folder)
     spec = read_spec(Path(folder).expanduser())
     from tokenizers import Tokenizer as Theirs
 
-    none = dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
+    unused = dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
     try:
-        theirs = Theirs.from_str(json.dumps(spec | none | {"added_tokens": []}))
-    except Exception as error:  # it has no class of its own
+        theirs = Theirs.from_str(json.dumps(spec | unused | {"added_tokens": []}))
+    except Exception as error:  # tokenizers raises nothing more specific
         raise unreadable(Path(folder), error) from error
-    at = 0
-    for text in _joined(parts):
-        if text is None:
-            expected = rows[[tokenizer.end_of_text]]
-        else:
-            expected = np.array(theirs.encode(text).ids, dtype=np.int64)
-        found = rows[tokens[at : at + len(expected)]]
+    start = 0
+    for text in _join(texts):
+        # The end-of-text token is the last.
+        expected = rows[-1:] if text is None else np.array(theirs.encode(text).ids, np.int64)
+        found = rows[tokens[start : start + len(expected)]]
         if not np.array_equal(found, expected):
-            same = [a == b for a, b in zip(found, expected, strict=False)]
-            place = same.index(False) if False in same else len(same)
-            near = tokenizer.decode(tokens[at + max(0, place - 4) : at + place + 4])
+            same = found == expected[: len(found)]
+            first = start + (len(same) if same.all() else int(same.argmin()))
+            nearby = tokenizer.decode(tokens[max(0, first - 4) : first + 4])
             raise UserError(
-                f"the tokenizer of {folder} splits the text of --data.path otherwise than can be "
-                f"done here, near {near!r}"
+                f"splits this text differently from lit_gpt's version of it, near {nearby!r}",
+                field="tokenizer",
+                value=str(folder),
+                hint="use another tokenizer",
             )
-        at += len(expected)
-    assert at == len(tokens)
+        start += len(expected)
+    assert start == len(tokens)
     return True
 
 
-def _joined(parts: Iterable[str | None]) -> Iterator[str | None]:
-    """Larger parts, so that cuts, too, are looked at."""
-    text, size = [], 0
-    for part in parts:
-        if part is None or size > PART:
-            if text:
-                yield "".join(text)
-            text, size = [], 0
-        if part is None:
+def _join(texts: Iterable[str | None]) -> Iterator[str | None]:
+    """Larger parts, so that the ids across cuts are compared, too."""
+    parts: list[str] = []
+    size = 0
+    for text in texts:
+        if text is None or size > PART:
+            if parts:
+                yield "".join(parts)
+            parts = []
+            size = 0
+        if text is None:
             yield None
         else:
-            text.append(part)
-            size += len(part)
-    if text:
-        yield "".join(text)
+            parts.append(text)
+            size += len(text)
+    if parts:
+        yield "".join(parts)

@@ -1,22 +1,25 @@
-"""Owns the model card: README.md of an exported folder, with what is known of the model."""
+"""The model card: README.md of an exported folder, with what is known about the model."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.huggingface.architectures import layout_of
 from lit_gpt.huggingface.export_check import Findings
 from lit_gpt.huggingface.tokenizer import import_transformers
 from lit_gpt.model import GPT
-from lit_gpt.reports.history import read_history
+from lit_gpt.reports.history import History, perplexity, read_history
 from lit_gpt.text.tokenizer import Tokenizer
 
-SHARED = "Lines of the validation text that also stand in the training text"  # in a run's card
+SHARED_LINES = (  # a name in the card of a run; the second until version 0.1.0
+    "Validation lines also in the training text",
+    "Lines of the validation text that also stand in the training text",
+)
 TEMPLATE = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -26,7 +29,7 @@ tags:
 
 # {title}
 
-A small language model, trained from text with lit_gpt and exported as {label}.
+A small language model, trained with lit_gpt and exported as {label}.
 
 ## Use
 
@@ -46,7 +49,7 @@ A small language model, trained from text with lit_gpt and exported as {label}.
 
 {results}
 
-## Checked at the export
+## Checked at export
 
 Loaded with transformers {transformers} and compared with the model in lit_gpt, in float32, on
 {text}:
@@ -55,168 +58,169 @@ Loaded with transformers {transformers} and compared with the model in lit_gpt, 
 
 ## Limits
 
-- It goes on with a text in the manner of what it was trained on. It follows no instructions, and
-  what it writes need not be true; it may repeat what stood in its training text, word for word.
+- It continues a text in the manner of its training text. It follows no instructions, what it
+  writes need not be true, and it may repeat parts of its training text word for word.
 - It sees at most {context:,} tokens, prompt and answer together{beyond}.
-- Tokens may be parts of a character. lit_gpt's own generate.py never writes half a character;
-  transformers may, and then shows U+FFFD.
-- No licence is stated here: whoever publishes it should state one, with the text in mind.
+- A token may be part of a character. lit_gpt never generates half a character; transformers may,
+  and then shows U+FFFD.
+- This card states no license: whoever publishes the model should choose one, with the training
+  text in mind.
 """
 
 
-def dig(content: Any, *names: str) -> Any:
-    """A part of nested dicts; None where it isn't there."""
-    for name in names:
-        content = content.get(name) if isinstance(content, dict) else None
-    return content
-
-
-def code(text: str) -> str:
-    """As code in Markdown, in a table too."""
-    return "`" + re.sub(r"[`|\s]+", " ", text) + "`"
+def code(text: object) -> str:
+    """As code in Markdown, safe in a table."""
+    return "`" + re.sub(r"[`|\s]+", " ", str(text)) + "`"
 
 
 def quoted(text: str) -> str:
-    """As a string of Python's, in double quotes: a shell leaves it alone between single ones."""
+    """A Python literal in double quotes, which a shell keeps inside single ones."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def table(rows: list[tuple]) -> str:
+def table(rows: list[tuple[Any, ...]]) -> str:
     """The first row is the heading."""
-    first, *rest = ("| " + " | ".join(map(str, row)) + " |" for row in rows)
-    return "\n".join([first, "|---" * len(rows[0]) + "|", *rest])
+    heading, *rest = ("| " + " | ".join(map(str, row)) + " |" for row in rows)
+    return "\n".join([heading, "|---" * len(rows[0]) + "|", *rest])
 
 
 def snippet(model: str, prompt: str, length: int) -> str:
-    """Python that lets it write, up to `length` tokens with the prompt."""
-    return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"name = {quoted(model)}  # the folder, or where you put it\n"
-        "tokenizer = AutoTokenizer.from_pretrained(name)\n"
-        "model = AutoModelForCausalLM.from_pretrained(name)\n"
-        f'prompt = tokenizer({quoted(prompt)}, return_tensors="pt")\n'
-        f"written = model.generate(**prompt, max_length={length})\n"
-        "print(tokenizer.decode(written[0], skip_special_tokens=True))"
-    )
+    """Python that generates text, up to `length` tokens with the prompt."""
+    return f"""\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = {quoted(model)}  # the folder, or where you put it
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = AutoModelForCausalLM.from_pretrained(name)
+prompt = tokenizer({quoted(prompt)}, return_tensors="pt")
+output = model.generate(**prompt, max_length={length})
+print(tokenizer.decode(output[0], skip_special_tokens=True))"""
 
 
 def describe_model(model: GPT, tokenizer: Tokenizer) -> str:
-    c, layout, (outer, inner) = model.config, layout_of(model.config), model.num_parameters()
+    config = model.config
+    layout = layout_of(config)
+    outer, inner = model.num_parameters()
     tokens = f"{tokenizer.vocab_size:,} tokens ({code(Path(tokenizer.name).name)})"
     if tokenizer.end_of_text is not None:
         tokens += f", {tokenizer.end_of_text} ends a document"
-    heads = f"{c.num_heads} heads ({c.num_kv_heads} of keys and values)"
+    heads = f"{config.num_heads} heads ({config.num_kv_heads} for keys and values)"
     rows = [
         ("Architecture", f"{layout.label} ({code(layout.architecture)})"),
-        ("Parameters", f"{outer + inner:,} (embedding and output {outer:,}, the rest {inner:,})"),
-        ("Size", f"{c.num_blocks} blocks of width {c.d_model}, {heads}"),
-        ("Context", f"{c.context_length:,} tokens"),
-        ("Positions, norm, activation", f"{c.position}, {c.norm}, {c.activation}"),
-        ("Output layer", "the embedding table" if c.tie_embeddings else "its own"),
+        ("Parameters", f"{outer + inner:,} (embedding and output {outer:,}, blocks {inner:,})"),
+        ("Size", f"{config.num_blocks} blocks of width {config.d_model}, {heads}"),
+        ("Context", f"{config.context_length:,} tokens"),
+        ("Positions, norm, activation", f"{config.position}, {config.norm}, {config.activation}"),
+        ("Output layer", "tied to the embedding" if config.tie_embeddings else "its own"),
         ("Tokenizer", tokens),
     ]
     return table([("", ""), *rows])
 
 
-def step_of(content: dict[str, Any]) -> int | str:
-    step = content.get("global_step")
-    return step if isinstance(step, int) else "not known"
+def describe_training(checkpoint: Checkpoint) -> str:
+    """What a checkpoint says about its run, which may be anything if a stranger made it.
 
-
-def describe_training(content: dict[str, Any]) -> str:
-    """Names of files only: no folders of the machine."""
-    paths = dig(content, "datamodule_hyper_parameters", "path")
+    Shows names of files, but no folders of this machine.
+    """
+    data = checkpoint.data_hyperparameters
+    settings = checkpoint.hyperparameters
+    trainer = checkpoint.trainer_settings
+    paths = data.get("path")
     names = [Path(str(p)).name for p in (paths if isinstance(paths, list) else [paths]) if p]
-    rows = [("Text", ", ".join(map(code, names)) or "not known")]
-    if isinstance(num_tokens := dig(content, "corpus", "num_tokens"), int):
+    num_tokens = checkpoint.corpus_info.get("num_tokens")
+    fraction = data.get("train_fraction")
+    init_from = settings.get("init_from")
+    step = checkpoint.global_step
+    rows: list[tuple[str, Any]] = [("Text", ", ".join(map(code, names)) or "unknown")]
+    if isinstance(num_tokens, int):
         rows.append(("Tokens", f"{num_tokens:,}"))
-    share = dig(content, "datamodule_hyper_parameters", "train_fraction")
-    if isinstance(share, float):
-        rows.append(("Training split", f"the first {share:.0%}; the rest validates"))
-    if isinstance(source := dig(content, "hyper_parameters", "init_from"), str):
-        rows.append(("Started from the weights of", code(Path(source).name)))
-    rows.append(("Steps", step_of(content)))
-    for group, name, label in (
-        ("datamodule_hyper_parameters", "batch_size", "Windows a step, on each device"),
-        ("trainer", "accumulate_grad_batches", "Batches a step"),
-        ("hyper_parameters", "optimizer", "Optimizer"),
-        ("hyper_parameters", "learning_rate", "Learning rate, at its peak"),
-        ("trainer", "precision", "Precision"),
+    if isinstance(fraction, float):
+        rows.append(("Training split", f"the first {fraction:.0%}; the rest is for validation"))
+    if isinstance(init_from, str):
+        rows.append(("Started from the weights of", code(Path(init_from).name)))
+    rows.append(("Steps", "unknown" if step is None else step))
+    for label, value in (
+        ("Windows per batch, on each device", data.get("batch_size")),
+        ("Batches per step", trainer.get("accumulate_grad_batches")),
+        ("Optimizer", settings.get("optimizer")),
+        ("Peak learning rate", settings.get("learning_rate")),
+        ("Precision", trainer.get("precision")),
     ):
-        if isinstance(value := dig(content, group, name), int | float | str):
-            rows.append((label, code(str(value)) if isinstance(value, str) else value))
+        if isinstance(value, str):
+            rows.append((label, code(value)))
+        elif isinstance(value, int | float):
+            rows.append((label, value))
     return table([("", ""), *rows])
 
 
-def describe_results(content: dict[str, Any], path: Path) -> str:
-    """What was measured with these very weights, by its run's history or by the checkpoint.
-
-    Args:
-        content: what the file at `path` holds.
-    """
-    step, rows, shared = step_of(content), [], None
-    best = dig(content, "callbacks", "StepLines", "best")
-    loss = dig(best, "val") if dig(best, "step") == step else None
-    bits = None
+def describe_results(checkpoint: Checkpoint) -> str:
+    """What was measured with exactly these weights, from the run's history or the checkpoint."""
+    step = checkpoint.global_step
+    if step is None:
+        return "None are known."
     try:
-        history = read_history(path.parent.parent)
-        losses = dict(history.curves.get("val/loss", []))
-        loss, shared = losses.get(step, loss), dict(history.card).get(SHARED)
-        bits = dict(history.curves.get("val/bits_per_byte", [])).get(step)
-        if history.final and max(losses, default=None) == step:
-            where = f"all {history.final['num_tokens']:,.0f} tokens of the validation split"
-            rows.append((where, history.final["loss"], history.final["bits_per_byte"]))
+        history = read_history(checkpoint.path.parent.parent)
     except (UserError, OSError):
-        pass  # none beside it
+        history = History()  # the checkpoint was moved, or the history is damaged
+    best = checkpoint.best_evaluation
+    losses = dict(history.curves.get("val/loss", []))
+    bits = dict(history.curves.get("val/bits_per_byte", [])).get(step)
+    loss = losses.get(step, best.get("val") if best.get("step") == step else None)
+    rows: list[tuple[str, float, float | None]] = []
     if isinstance(loss, float):
-        rows.insert(0, ("windows spread evenly over the validation split", loss, bits))
+        rows.append(("windows spread evenly over the validation split", loss, bits))
+    if history.final and max(losses, default=None) == step:
+        scope = f"all {history.final.num_tokens:,} tokens of the validation split"
+        rows.append((scope, history.final.loss, history.final.bits_per_byte))
     if not rows:
-        return f"None are known of step {step}."
-    head = ("", "loss, nats a token", "perplexity", "bits a byte")
-    shown = [
-        (where, f"{loss:.4f}", f"{math.exp(min(loss, 700)):.2f}", f"{bits:.4f}" if bits else "")
-        for where, loss, bits in rows
+        return f"None are known for step {step}."
+    cells = [
+        (scope, f"{loss:.4f}", f"{perplexity(loss):.2f}", f"{bits:.4f}" if bits else "")
+        for scope, loss, bits in rows
     ]
-    lines = f"\n\n{SHARED}: {shared}. They make the model look better than it is." if shared else ""
-    return f"Of step {step}. Bits a byte can be compared between tokenizers.\n\n" + (
-        table([head, *shown]) + lines
-    )
-
-
-def describe_findings(findings: Findings) -> list[str]:
-    """A line for each comparison."""
-    f = findings
-    end = ", then two tokens are equally likely" if f.tie else ""
-    return [
-        f"Tokens: {f.num_tokens:,} identical",
-        f"Logits on {f.num_windows} windows of {f.window_length} tokens: largest difference "
-        f"{f.difference:.1e}, below {f.allowed:.0e}",
-        f"Greedy text: {f.num_greedy} tokens identical{end}",
+    heading = ("", "loss, nats/token", "perplexity", "bits per byte")
+    parts = [
+        f"At step {step}. Bits per byte can be compared between tokenizers.",
+        table([heading, *cells]),
     ]
+    for name, value in history.card:
+        if name in SHARED_LINES:
+            parts.append(f"{SHARED_LINES[0]}: {value}. They make the model look better than it is.")
+    return "\n\n".join(parts)
 
 
 def model_card(
     title: str,
-    path: Path,
-    content: dict[str, Any],
+    checkpoint: Checkpoint,
     model: GPT,
     tokenizer: Tokenizer,
     findings: Findings,
     prompt: str,
     is_training_text: bool,
 ) -> str:
-    """README.md, in Markdown with a head in YAML."""
-    context, label = model.config.context_length, layout_of(model.config).label
+    """README.md: Markdown with a head in YAML.
+
+    Args:
+        title: the folder's name.
+        checkpoint: which was exported.
+        model: built from it.
+        tokenizer: the same.
+        findings: of the comparison with transformers.
+        prompt: of the example.
+        is_training_text: whether the comparison used the text that the model was trained on.
+    """
+    context = model.config.context_length
+    label = layout_of(model.config).label
     return TEMPLATE.format(
         title=title,
         label=label,
         snippet=snippet(title, prompt, min(context, 128)),
         model=describe_model(model, tokenizer),
-        training=describe_training(content),
-        results=describe_results(content, path),
+        training=describe_training(checkpoint),
+        results=describe_results(checkpoint),
         transformers=import_transformers().__version__,
-        text="the text that it was trained on" if is_training_text else "another text than its own",
-        findings="\n".join(f"- {line}" for line in describe_findings(findings)),
+        text="its training text" if is_training_text else "a text other than its training text",
+        findings="\n".join(f"- {line}" for line in findings.lines()),
         context=context,
         beyond=", and has no positions beyond" if label == "GPT-2" else "",
     )

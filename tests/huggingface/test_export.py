@@ -19,20 +19,20 @@ import yaml
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_gpt.checkpoint import load_checkpoint
+from lit_gpt.checkpoint import Checkpoint, load_checkpoint
 from lit_gpt.command import run
 from lit_gpt.errors import UserError
 from lit_gpt.generation.sampling import Sampling
 from lit_gpt.huggingface import export
 from lit_gpt.huggingface.architectures import hf_weights
-from lit_gpt.huggingface.export_check import compare_greedy, spread_windows
+from lit_gpt.huggingface.export_check import check_greedy, spread_windows
 from lit_gpt.huggingface.importing import load_folder
 from lit_gpt.huggingface.model_card import describe_model, describe_results, describe_training
+from lit_gpt.huggingface.tokenizer import from_hf
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.reports.history import read_history
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import load_tokenizer
-from lit_gpt.training import init_from
 from tests.conftest import ROOT, SMALL
 
 LINES = [f"The {animal} sat on {n} mats. 猫坐在垫子上，不是吗？\n" for animal in ("cat", "dog")
@@ -193,20 +193,20 @@ def test_the_model_card_says_what_is_known(kind, exports, base):
     history = read_history(base / kind / "version_0")
     loss = dict(history.curves["val/loss"])[60]
     assert f"| {loss:.4f} | {np.exp(loss):.2f} |" in card
-    assert f"{history.final['loss']:.4f}" in card
-    assert f"{history.final['bits_per_byte']:.4f}" in card
-    assert "Of step 60." in card
+    assert f"{history.final.loss:.4f}" in card
+    assert f"{history.final.bits_per_byte:.4f}" in card
+    assert "At step 60." in card
     assert {"gpt2": "`documents.jsonl`", "qwen3": "`qwen3.txt`"}[kind] in card
     assert str(base) not in card
     assert exports[kind][1][0] in card
-    assert "the text that it was trained on" in card
+    assert "on\nits training text:" in card
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_exported_can_be_started_from(kind, exports, runs):
     folder, model = str(exports[kind][0]), load_checkpoint(runs[kind])[0]
     again = load_folder(folder, 32)
-    tokenizer = init_from.load_tokenizer_of(folder)
+    tokenizer, _ = from_hf(folder)
     assert tokenizer.tokens == load_checkpoint(runs[kind])[1].tokens
     ids = torch.randint(tokenizer.vocab_size, (2, 32), generator=torch.Generator().manual_seed(1))
     assert (again(ids) - model(ids)).abs().max() < 1e-5
@@ -279,8 +279,8 @@ def test_any_model_with_any_tokenizer(name, choices, text, tmp_path, capsys):
     assert (status, err) == (0, "")
     count = len(tokenizer.encode(text.read_bytes().decode()))
     assert out.startswith(f"Tokens: {count:,} identical\nLogits on 8 windows of 16 tokens")
-    assert "Of step 3." not in (tmp_path / "folder" / "README.md").read_text()
-    assert "None are known of step 3." in (tmp_path / "folder" / "README.md").read_text()
+    assert "At step 3." not in (tmp_path / "folder" / "README.md").read_text()
+    assert "None are known for step 3." in (tmp_path / "folder" / "README.md").read_text()
 
 
 def test_another_text_will_do(text, tmp_path, capsys):
@@ -298,7 +298,7 @@ def test_another_text_will_do(text, tmp_path, capsys):
     )
     assert (status, err) == (0, "")
     card = (tmp_path / "folder" / "README.md").read_text()
-    assert "another text than its own" in card
+    assert "a text other than its training text" in card
     assert out.splitlines()[0] in card
 
 
@@ -365,17 +365,17 @@ def lose_a_merge(tokenizer):
 
 
 SABOTAGE = {
-    "a weight": ("hf_weights", change_a_weight, "our logits and transformers' differ by up to"),
-    "a token": ("to_hf", lose_a_merge, "splits the text otherwise: token"),
+    "a weight": ("hf_weights", change_a_weight, "the exported model's logits differ by up to"),
+    "a token": ("to_hf", lose_a_merge, "splits the text differently: token"),
     "the activation": (
         "hf_config",
         lambda config: config | {"activation_function": "gelu"},
-        "our logits and transformers' differ by up to",
+        "the exported model's logits differ by up to",
     ),
     "the sampling": (
         "asdict",
         lambda sampling: sampling | {"repetition_penalty": 30.0},
-        "greedy text is another from token",
+        "greedy text differs from token",
     ),
 }
 
@@ -425,7 +425,7 @@ def test_a_tie_is_no_difference_and_a_difference_no_tie(here, expected):
     model = GPT(GPTConfig(20, context_length=8, d_model=16, num_blocks=1, num_heads=2)).eval()
     prompt = torch.tensor([[1, 2, 3]])
     theirs = transformers_of(model)
-    assert compare_greedy(theirs, model, prompt, None) == (6, False)
+    assert check_greedy(theirs, model, prompt, None) == (6, False)
     likeliest = int(model(prompt)[0, -1].argmax())
     other = (likeliest + 1) % 20
     with torch.no_grad():  # there the other is a little likelier, here a little less so
@@ -434,7 +434,7 @@ def test_a_tie_is_no_difference_and_a_difference_no_tie(here, expected):
         theirs.lm_head.weight[other] = (1 + 1e-6) * best
     refused = nullcontext() if expected else pytest.raises(UserError, match="from token 1 of 6")
     with refused:
-        assert compare_greedy(theirs, model, prompt, None) == expected
+        assert check_greedy(theirs, model, prompt, None) == expected
 
 
 @pytest.mark.parametrize(
@@ -461,10 +461,13 @@ def test_windows_are_spread_over_what_validates(num_tokens, length, expected):
     [
         ({"out": "taken"}, "--out '{here}/taken': already exists; name a new or an empty folder"),
         ({"out": "text.txt"}, "--out '{here}/text.txt': already exists"),
-        ({"out": "text.txt/folder"}, "cannot write {here}/text.txt/folder: "),
+        (
+            {"out": "text.txt/folder"},
+            "--out '{here}/text.txt/folder': can't be written (Not a",
+        ),
         ({"ckpt_path": "none.ckpt"}, "no checkpoint at '{here}/none.ckpt'"),
         ({"ckpt_path": "taken"}, "no checkpoint at '{here}/taken'"),
-        ({"ckpt_path": "text.txt"}, "{here}/text.txt is no checkpoint that can be loaded"),
+        ({"ckpt_path": "text.txt"}, "{here}/text.txt is not a checkpoint that can be loaded"),
         ({"data_path": "none"}, "no such file or folder: '{here}/none' (--data_path)"),
         ({"data_path": "empty.txt"}, "no text in {here}/empty.txt: give --data_path a file"),
         ({"data_path": "rows.jsonl"}, "--data_path has documents, and the tokenizer"),
@@ -500,14 +503,14 @@ def test_a_model_of_neither_architecture_is_refused(text, tmp_path, capsys):
     path = write_checkpoint(tmp_path, compact(text), text, norm="rms")
     status, _, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
     assert status == 2
-    assert "GPT-2 would need norm layer, not rms" in err
+    assert "GPT-2 needs norm layer instead of rms" in err
     assert not (tmp_path / "folder").exists()
 
 
 def test_without_a_run_or_a_checkpoint_it_says_so(tmp_path, capsys):
     status, _, err = run_export(capsys, out=tmp_path / "folder", logs=tmp_path)
     assert (status, err.count("\n")) == (2, 1)
-    assert "name one with --ckpt_path" in err
+    assert "name a checkpoint with --ckpt_path" in err
 
 
 def test_without_transformers_it_says_what_to_install(tmp_path):
@@ -525,20 +528,24 @@ def test_without_transformers_it_says_what_to_install(tmp_path):
 @pytest.mark.parametrize("rubbish", [None, 3, "x", [1], {"path": 3, "val": "x"}, {"StepLines": 1}])
 def test_what_a_checkpoint_says_of_itself_may_be_anything(rubbish, tmp_path):
     names = ("corpus", "callbacks", "hyper_parameters", "datamodule_hyper_parameters", "trainer")
-    content = dict.fromkeys(names, rubbish) | {"global_step": rubbish}
-    assert describe_results(content, tmp_path / "a.ckpt").startswith("None are known of step")
-    assert "| Text |" in describe_training(content)
+    contents = dict.fromkeys(names, rubbish) | {"global_step": rubbish}
+    checkpoint = Checkpoint(tmp_path / "a.ckpt", contents)
+    assert describe_results(checkpoint).startswith("None are known")
+    assert "| Text |" in describe_training(checkpoint)
 
 
 def test_results_are_of_the_weights_and_no_others(base, runs):
     path = runs["qwen3"]
-    content = torch.load(path)
-    assert describe_results(content, path).count("validation split") == 2
-    earlier = content | {"global_step": 30, "callbacks": {}}
-    assert describe_results(earlier, path).count("validation split") == 1  # no final loss
-    assert describe_results(earlier | {"global_step": 31}, path) == "None are known of step 31."
-    alone = describe_results(content, base / "elsewhere.ckpt")  # only what is in the file
-    best = content["callbacks"]["StepLines"]["best"]
+    checkpoint = Checkpoint.read(path)
+
+    def results(path: Path = path, **changes) -> str:
+        return describe_results(Checkpoint(path, checkpoint.contents | changes))
+
+    assert results().count("validation split") == 2
+    assert results(global_step=30, callbacks={}).count("validation split") == 1  # no final loss
+    assert results(global_step=31, callbacks={}) == "None are known for step 31."
+    alone = results(base / "elsewhere.ckpt")  # only what is in the file
+    best = checkpoint.best_evaluation
     assert best["step"] == 60
     assert f"| {best['val']:.4f} |" in alone
     assert alone.count("validation split") == 1
@@ -548,11 +555,13 @@ def test_names_in_the_card_can_not_break_it(base, runs):
     model, tokenizer = load_checkpoint(runs["qwen3"])
     tokenizer.name = "x|y\n\n# Injected\n<script>"
     assert "tokens (`x y # Injected <script>`) |" in describe_model(model, tokenizer)
-    content = {"global_step": "3 |\n\n## Injected", "hyper_parameters": {"init_from": "/a/b|c"}}
-    assert "| Steps | not known |" in describe_training(content)
-    assert "| Started from the weights of | `b c` |" in describe_training(content)
-    assert "Injected" not in describe_results(content, base / "x.ckpt")
-    rows = describe_training({"datamodule_hyper_parameters": {"path": ["/home/me/a`|\nb", "c"]}})
+    contents = {"global_step": "3 |\n\n## Injected", "hyper_parameters": {"init_from": "/a/b|c"}}
+    contents["datamodule_hyper_parameters"] = {"path": ["/home/me/a`|\nb", "c"]}
+    checkpoint = Checkpoint(base / "x.ckpt", contents)
+    assert "Injected" not in describe_results(checkpoint)
+    rows = describe_training(checkpoint)
+    assert "| Steps | unknown |" in rows
+    assert "| Started from the weights of | `b c` |" in rows
     assert "| Text | `a b`, `c` |" in rows
     assert "home" not in rows
 
@@ -564,5 +573,5 @@ def test_a_full_disk_is_one_line(kilobytes, small_disk, text, tmp_path, capsys):
     status, out, err = run_export(capsys, ckpt_path=path, out=disk / "folder")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "No space left on device" in err
-    assert "another --out" in err or "folder with --out" in err
+    assert "--out" in err
     assert list(disk.iterdir()) == []

@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from lit_gpt.checkpoint import load_checkpoint, read_checkpoint
 from lit_gpt.data import EvalBatches, TextDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.huggingface.importing import compare_logits, load_folder, load_theirs
+from lit_gpt.huggingface.importing import check_logits, load_folder, load_theirs
 from lit_gpt.huggingface.tokenizer import from_hf
 from lit_gpt.text.tokenizer import unfinished_bytes
-from lit_gpt.training.init_from import model_fields
+from lit_gpt.training.init_from import model_fields, set_tokenizer
 from tests.conftest import ROOT, SMALL
 from tests.huggingface.folders import TEXT, make_folder, make_model
 
@@ -93,6 +93,7 @@ def test_the_command_starts_at_transformers_own_loss(folders, text, tmp_path, ki
     assert f"Weights, model and tokenizer: {source}" in result.stdout
     step = next(line for line in result.stdout.splitlines() if line.startswith("Step: 0,"))
     data = TextDataModule(str(text), str(source), context_length=16, cache=str(tmp_path / "cache"))
+    set_tokenizer(data)
     found = [float(part.split()[-1]) for part in step.split(",")[1:]]
     expected = [their_loss(source, data, split) for split in ("train", "val")]
     assert found == pytest.approx(expected, abs=6e-4)  # printed with three places
@@ -306,7 +307,7 @@ def test_a_text_with_other_ids_is_refused(train, folder, tmp_path):
     words.write_text("a zqx and a qx\n" * 100)
     result = train(**{"data.path": words, "data.tokenizer": folder})
     assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
-    assert "splits the text of --data.path otherwise than can be done here, near" in result.err
+    assert "splits this text differently from lit_gpt's version of it, near" in result.err
 
 
 # What can't be used
@@ -340,24 +341,27 @@ def edit_config(folder: Path, **changes) -> None:
 
 
 WRONG = {
-    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), "the folder has no config.json"),
     "a damaged config": (lambda f: (f / "config.json").write_text("{"), "config.json can't be"),
     "a config that is none": (lambda f: (f / "config.json").write_text("[]"), "can't be read"),
-    "a llama": (lambda f: LlamaConfig().save_pretrained(f), "'llama' can't be imported, only gpt2"),
+    "a llama": (
+        lambda f: LlamaConfig().save_pretrained(f),
+        "'llama' is not supported, only gpt2",
+    ),
     "no kind": (
         lambda f: (f / "config.json").write_text("{}"),
-        "None can't be imported, only gpt2",
+        "model_type None is not supported, only gpt2",
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "can't be loaded (OSError: "),
     "half of the weights": (cut_weights, "can't be loaded (SafetensorError: "),
-    "a weight is missing": (drop_weight, "weight is missing (1 such in all)"),
+    "a weight is missing": (drop_weight, "weight is missing (1 such)"),
     "a weight of another shape": (
         lambda f: edit_weights(f, lambda name, weight: weight[:-1] if weight.ndim == 1 else weight),
         " has another shape (",
     ),
     "a block too much": (
         lambda f: edit_config(f, n_layer=1, num_hidden_layers=1, layer_types=["full_attention"]),
-        " is too much (",
+        " is unexpected (",
     ),
     "a version from the future": (
         lambda f: edit_tokenizer(f, version="9.9"),
@@ -366,11 +370,11 @@ WRONG = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json, nor a"),
     "another epsilon": (
         lambda f: edit_config(f, layer_norm_epsilon=1e-3, rms_norm_eps=1e-3),
-        "0.001 is nothing that lit_gpt can do",
+        "0.001 is not supported, only 1e-0",
     ),
     "more tokens than rows": (
         lambda f: make_model(f.name, vocab_size=300).save_pretrained(f),
-        "rows: they don't belong together",
+        "tokenizer and weights do not belong together",
     ),
 }
 
@@ -390,9 +394,8 @@ def test_no_folder_and_no_transformers_are_one_line(tune, folders, tmp_path, mon
     assert f"no checkpoint and no folder at '{tmp_path / 'nowhere'}'" in result.err
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = tune(folders / "gpt2")
-    message = (
-        'error: a Hugging Face folder needs the package transformers: pip install -e ".[hf]"\n'
-    )
+    message = "error: Hugging Face folders need the package transformers; install it with "
+    message += 'pip install -e ".[hf]"\n'
     assert (result.status, result.err) == (2, message)
 
 
@@ -400,7 +403,7 @@ def test_no_folder_and_no_transformers_are_one_line(tune, folders, tmp_path, mon
 def test_other_logits_are_refused(folder):
     """What no check of the config has seen."""
     model, theirs, rows = load_folder(str(folder), 16), load_theirs(folder), from_hf(folder)[1]
-    compare_logits(model, theirs, rows, folder)
+    check_logits(model, theirs, rows, folder)
     model.blocks[1].attention.out.weight *= 1.01
-    with pytest.raises(UserError, match="our logits and transformers' differ by up to"):
-        compare_logits(model, theirs, rows, folder)
+    with pytest.raises(UserError, match="differ from those of transformers by up to"):
+        check_logits(model, theirs, rows, folder)

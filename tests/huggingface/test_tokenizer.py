@@ -232,22 +232,32 @@ QWEN_SPLIT = "pre_tokenizer.pretokenizers.0"
 @pytest.mark.parametrize(
     ("kind", "where", "value", "message"),
     [
-        ("gpt2", "model.type", "WordPiece", "is no byte-pair encoding but WordPiece"),
+        ("gpt2", "model.type", "WordPiece", "it is a WordPiece, not a byte-pair encoding"),
         ("gpt2", "model.dropout", 0.1, "has dropout 0.1"),
         ("gpt2", "model.end_of_word_suffix", "</w>", "has end_of_word_suffix '</w>'"),
         ("gpt2", "model.continuing_subword_prefix", "##", "has continuing_subword_prefix '##'"),
-        ("gpt2", "normalizer", {"type": "Lowercase"}, "before it splits it (Lowercase)"),
-        ("gpt2", "pre_tokenizer", None, "in a way that is not known here ([None])"),
-        ("gpt2", "pre_tokenizer.type", "Metaspace", "not known here (['Metaspace'])"),
-        ("gpt2", "pre_tokenizer.add_prefix_space", True, "a blank before each text"),
-        ("gpt2", "pre_tokenizer.use_regex", False, "by two patterns, or by none"),
-        ("qwen3", "pre_tokenizer.pretokenizers.1.use_regex", True, "by two patterns, or by none"),
+        ("gpt2", "normalizer", {"type": "Lowercase"}, "it normalizes text (Lowercase)"),
+        ("gpt2", "pre_tokenizer", None, "it splits text by [None]"),
+        ("gpt2", "pre_tokenizer.type", "Metaspace", "it splits text by ['Metaspace']"),
+        ("gpt2", "pre_tokenizer.add_prefix_space", True, "it adds a space before each text"),
+        ("gpt2", "pre_tokenizer.use_regex", False, "it does not split text"),
+        (
+            "qwen3",
+            "pre_tokenizer.pretokenizers.1.use_regex",
+            True,
+            "it splits text by two patterns",
+        ),
         ("qwen3", f"{QWEN_SPLIT}.behavior", "MergedWithNext", "MergedWithNext"),
-        ("qwen3", f"{QWEN_SPLIT}.invert", True, "in a way that is not known here"),
-        ("qwen3", f"{QWEN_SPLIT}.pattern", {"String": " "}, "in a way that is not known here"),
-        ("qwen3", f"{QWEN_SPLIT}.pattern.Regex", "(", "by a pattern that can't be taken"),
-        ("qwen3", f"{QWEN_SPLIT}.pattern.Regex", r"\p{L}+", "leaves out some of it"),
-        ("gpt2", "model.vocab", {"a": 0}, "has no token for 255 of the 256 bytes (0x00 first)"),
+        ("qwen3", f"{QWEN_SPLIT}.invert", True, "it splits text by {'type': 'Split'"),
+        ("qwen3", f"{QWEN_SPLIT}.pattern", {"String": " "}, "it splits text by {'type': 'Split'"),
+        ("qwen3", f"{QWEN_SPLIT}.pattern.Regex", "(", "its split pattern is invalid here"),
+        ("qwen3", f"{QWEN_SPLIT}.pattern.Regex", r"\p{L}+", "its split pattern drops text"),
+        (
+            "gpt2",
+            "model.vocab",
+            {"a": 0},
+            "has no token for 255 of the 256 bytes (the first is 0x00)",
+        ),
         ("gpt2", "model.merges", [["t", "h", "e"]], "can't be read (ValueError"),
         ("gpt2", "model.merges", [["猫", "e"]], "can't be read (KeyError"),
         ("gpt2", "model", [], "can't be read (ValueError: no model in it)"),
@@ -286,9 +296,9 @@ def test_the_check_reads_all_of_the_text(folders, kind):
     for place in (0, 1, len(tokens) // 2, len(tokens) - 2, len(tokens) - 1):
         wrong = tokens.copy()
         wrong[place] = (wrong[place] + 1) % 256
-        with pytest.raises(UserError, match=r"splits the text of --data\.path otherwise"):
+        with pytest.raises(UserError, match="splits this text differently"):
             check_ids(folders / kind, wrong, parts)
-    with pytest.raises(UserError, match="splits the text"):
+    with pytest.raises(UserError, match="splits this text"):
         check_ids(folders / kind, tokens[:-3], parts)
 
 
@@ -311,19 +321,18 @@ def test_another_tokenizer_has_another_fingerprint(folders):
 
 
 def test_transformers_is_asked_for_only_with_a_folder(tmp_path):
-    """By us; torchmetrics imports it wherever it finds it."""
     code = (
-        "import sys, lit_gpt.errors, lit_gpt.training.init_from\n"
+        "import sys\n"
+        "from lit_gpt.command import run\n"
+        "from lit_gpt.huggingface.tokenizer import from_hf\n"
         "print(sorted({'transformers', 'tokenizers', 'safetensors'} & set(sys.modules)))\n"
         "sys.modules['transformers'] = None\n"
-        "from lit_gpt import errors\n"
-        "sys.exit(errors.run(lambda: lit_gpt.training.init_from.from_hf('.')))"
+        "sys.exit(run(lambda: from_hf('.')))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path
     )
     assert result.stdout == "[]\n"
-    message = (
-        'error: a Hugging Face folder needs the package transformers: pip install -e ".[hf]"\n'
-    )
+    message = "error: Hugging Face folders need the package transformers; install it with "
+    message += 'pip install -e ".[hf]"\n'
     assert (result.stderr, result.returncode) == (message, 2)
