@@ -19,7 +19,14 @@ from lit_gpt.callbacks.samples import Samples
 from lit_gpt.command import shortage
 from lit_gpt.errors import UserError
 from lit_gpt.reports import report
-from lit_gpt.reports.history import EVALUATED, FINAL, LOGGED, History, Session, read_history
+from lit_gpt.reports.history import (
+    EVALUATED,
+    LOGGED,
+    FinalResult,
+    History,
+    Session,
+    read_history,
+)
 from lit_gpt.storage import write_whole
 
 
@@ -108,7 +115,9 @@ class ReportWriter(Checkpoint):
         if self.records(trainer) and self.history:
             with self.harmless(pl_module):
                 if result := self.final.result:
-                    self.history.final = {name: getattr(result, name) for name in FINAL}
+                    self.history.final = FinalResult(
+                        result.loss, result.bits_per_byte, result.num_tokens
+                    )
                 self.write()
 
     def write(self) -> None:

@@ -154,7 +154,7 @@ def serve_page(model: str, facts: str, max_tokens: int, vocab_size: int) -> str:
 placeholder="random"></label>
 <label class="field">Stop before<input id="stop" placeholder="\\n ends at the line's end"></label>
 </div></form>"""
-    return page(f"{model} - lit_gpt", body, STYLE, SCRIPT, "'self'")
+    return page(model, body, STYLE, SCRIPT, connect="'self'")
 
 
 def _slider(

@@ -1,10 +1,9 @@
-"""Owns what a sweep shows: the table of its trials and the plot."""
+"""What a sweep shows of its trials: a table in the terminal, and a page of charts."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,80 +11,100 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from lit_gpt.reports.plots import Panel, Series, save_svg
+from lit_gpt.reports.charts import XY, Chart, Series
+from lit_gpt.reports.html import charts_page
+from lit_gpt.storage import write_whole
 from lit_gpt.tuning.search_space import Choices, Range
 
 if TYPE_CHECKING:
     import optuna
-
-    Trials = list[optuna.trial.FrozenTrial]
-
-Y_LABEL = "validation bits per byte"
+    from optuna.trial import FrozenTrial
 
 
-def counted(study: optuna.Study) -> Trials:
-    """The trials that came to their end, were pruned or failed, in their order."""
+def counted(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that were completed, were pruned or failed, in their order."""
     states = ("COMPLETE", "PRUNED")  # Optuna's FAIL are those that were interrupted
     return [t for t in study.get_trials(deepcopy=False) if t.state.name in states]
 
 
-def complete(trials: Trials) -> Trials:
-    """Those that came to their end, so that their value is of the whole validation split."""
+def complete(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The completed trials, whose value is that of the whole validation split."""
     return [trial for trial in trials if trial.state.name == "COMPLETE"]
 
 
-def values_of(trial: optuna.trial.FrozenTrial) -> dict[str, str]:
-    """What the trial gave its options, as typed."""
-    return trial.user_attrs["values"]
+def values_of(trial: FrozenTrial) -> dict[str, str]:
+    """The values of the searched options, as typed on the command line."""
+    values: dict[str, str] = trial.user_attrs["values"]
+    return values
 
 
-def print_table(trials: Trials) -> None:
-    """The best first; below those without a result, in their order."""
+def bits_per_byte(trial: FrozenTrial) -> float:
+    """Of a pruned trial, that of its last evaluation."""
+    assert trial.value is not None
+    return trial.value
+
+
+def print_table(trials: list[FrozenTrial]) -> None:
+    """Prints the trials, the best first, and those without a result below in their order."""
     numbers = {id(trial): n for n, trial in enumerate(trials, 1)}
-    ended = sorted(complete(trials), key=lambda trial: trial.value)
-    rest = [trial for trial in trials if trial.state.name != "COMPLETE"]
+    ranked = sorted(complete(trials), key=bits_per_byte)
+    others = [trial for trial in trials if trial.state.name != "COMPLETE"]
     names = list(values_of(trials[0]))
     table = Table("rank", "trial", *names, "bits per byte", "run")
-    for rank, trial in enumerate([*ended, *rest], 1):
-        values = (values_of(trial)[name] for name in names)
-        cells = (str(numbers[id(trial)]), *values, trial.user_attrs["outcome"])
-        run = Path(trial.user_attrs["run"]).name
-        table.add_row(str(rank) if rank <= len(ended) else "", *cells, run)
+    for rank, trial in enumerate([*ranked, *others], 1):
+        table.add_row(
+            str(rank) if rank <= len(ranked) else "",
+            str(numbers[id(trial)]),
+            *(values_of(trial)[name] for name in names),
+            trial.user_attrs["outcome"],
+            Path(trial.user_attrs["run"]).name,
+        )
     Console(width=None if sys.stdout.isatty() else 120, markup=False).print(table)
 
 
-def save_plot(trials: Trials, spaces: Mapping[str, Choices | Range], path: Path) -> Path:
-    """The results by trial, with the best so far, and by the value of each option."""
-    ended = complete(trials)
+def save_charts(
+    trials: list[FrozenTrial], spaces: Mapping[str, Choices | Range], path: Path
+) -> None:
+    """Writes a page with bits per byte by trial, and by the value of each option."""
     numbers = {id(trial): n for n, trial in enumerate(trials, 1)}
-    best = list(accumulate((trial.value for trial in ended), min))
-    corners: list[tuple[float, float]] = []
-    for trial, value in zip(ended, best, strict=True):
-        corners += [(numbers[id(trial)], corners[-1][1] if corners else value)]
-        corners += [(numbers[id(trial)], value)]
-    history = [*series_of(trials, lambda trial: numbers[id(trial)], ("complete", "pruned"))]
-    history.append(Series(corners, "line", 1, "best so far"))
-    panels = [Panel("trial", Y_LABEL, history)]
-    for name, space in spaces.items():
-        if isinstance(space, Choices):
-            place = partial(lambda name, at, t: at(values_of(t)[name]), name, space.values.index)
-            panels.append(Panel(name, Y_LABEL, series_of(trials, place), names=space.values))
-        else:
-            place = partial(lambda name, t: float(values_of(t)[name]), name)
-            panels.append(Panel(name, Y_LABEL, series_of(trials, place), log_x=space.log))
-    save_svg(panels, path)
-    return path
-
-
-def series_of(
-    trials: Trials,
-    place: Callable[[optuna.trial.FrozenTrial], float],
-    labels: tuple[str, str] = ("", ""),
-) -> list[Series]:
-    """Trials that ended and trials that were pruned, those at their last evaluation."""
     ended = complete(trials)
-    cut = [t for t in trials if t.state.name != "COMPLETE" and t.value is not None]
+
+    def number_of(trial: FrozenTrial) -> float:
+        return numbers[id(trial)]
+
+    lowest = accumulate((bits_per_byte(trial) for trial in ended), min)
+    best_so_far = list(zip(map(number_of, ended), lowest, strict=True))
+    best = best_so_far[-1][1] if best_so_far else None
+    mark = next((point for point in best_so_far if point[1] == best), None)
+    note = f"best: {best:.4f}" if best else ""
+    line = Series("best so far", best_so_far, "steps", color=1, mark=mark, note=note)
+    by_trial = [*dots(trials, number_of), line]
+    charts = [Chart("Validation bits per byte", by_trial, x_name="trial", decimals=4, main=True)]
+    for name, space in spaces.items():
+        names = space.values if isinstance(space, Choices) else ()
+        is_log = isinstance(space, Range) and space.log
+        series = dots(trials, place_in(space, name))
+        charts.append(Chart(name, series, x_name=name, x_names=names, log_x=is_log, decimals=4))
+    subtitle = f"{len(trials)} trials, {len(ended)} completed. Lower is better."
+    title = f"Sweep {path.parent.name}"
+    write_whole(path, charts_page("charts.html", title=title, subtitle=subtitle, charts=charts))
+
+
+def place_in(space: Choices | Range, name: str) -> Callable[[FrozenTrial], float]:
+    """Where a trial's value of an option lies on the x-axis."""
+    if isinstance(space, Choices):
+        return lambda trial: space.values.index(values_of(trial)[name])
+    return lambda trial: float(values_of(trial)[name])
+
+
+def dots(trials: list[FrozenTrial], place: Callable[[FrozenTrial], float]) -> list[Series]:
+    """Completed and pruned trials, at `place` on the x-axis."""
+
+    def points(chosen: list[FrozenTrial]) -> list[XY]:
+        return sorted((place(trial), bits_per_byte(trial)) for trial in chosen)
+
+    pruned = [t for t in trials if t.state.name != "COMPLETE" and t.value is not None]
     return [
-        Series([(place(t), t.value) for t in ended], "dot", 0, labels[0]),
-        Series([(place(t), t.value) for t in cut], "cross", 2, labels[1]),
+        Series("completed", points(complete(trials)), "dots"),
+        Series("pruned", points(pruned), "rings", color=6),
     ]

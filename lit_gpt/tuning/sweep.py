@@ -22,7 +22,7 @@ import numpy as np
 from lit_gpt.command import stop_at_once
 from lit_gpt.errors import UserError
 from lit_gpt.storage import locked
-from lit_gpt.tuning.results import complete, counted, print_table, save_plot, values_of
+from lit_gpt.tuning.results import complete, counted, print_table, save_charts, values_of
 from lit_gpt.tuning.search_space import Sweep, read_sweep
 
 if TYPE_CHECKING:
@@ -225,7 +225,9 @@ def report(study: optuna.Study, plan: Sweep) -> None:
     if not trials:
         return
     print_table(trials)
-    print(f"Plot: {save_plot(trials, plan.spaces, plan.folder / 'sweep.svg')}")
+    charts = plan.folder / "sweep.html"
+    save_charts(trials, plan.spaces, charts)
+    print(f"Plot: {charts}")
     ended = complete(trials)
     if not ended and len(trials) >= plan.trials:
         raise UserError(
