@@ -1,6 +1,6 @@
-"""Owns runs that are killed: settings, moments of the kills, processes and what they leave behind.
+"""Runs to be killed: their settings, the moments of the kills, and what they leave behind.
 
-All of it is real: processes of scripts/train.py, SIGKILL, and then --ckpt_path last.
+Everything is real: processes of scripts/train.py, SIGKILL, then `--ckpt_path=last`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
-STEPS, INTERVAL = 200, 5  # of a run, and between its evaluations
-OPTIONS = {  # a small model; dropout, a schedule and clipping, so that all state matters
+from lit_gpt.checkpoint import Checkpoint, newest_checkpoint
+from lit_gpt.storage import TEMPORARY
+from tests.conftest import ROOT, command_line
+from tests.kill_test.recorder import read_record
+
+STEPS = 200  # of a run
+INTERVAL = 5  # steps between evaluations
+OPTIONS = {  # a small model with dropout, a schedule and clipping, so that all state matters
     "model.d_model": 32,
     "model.num_blocks": 2,
     "model.num_heads": 2,
@@ -45,8 +50,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ddp": DDP,
     "ddp-muon-accumulate": DDP | ACCUMULATE | MUON | SHUFFLED,
 }
-# Kinds of moments, and up to how many seconds after its sign the kill comes: about as long as what
-# it is to hit takes on a small machine. The sign of starting is such a time itself.
+# What a kill is meant to hit, and up to how many seconds after its sign the kill comes: about as
+# long as it takes on a small machine. The sign of starting is such a time itself.
 KINDS = {
     "starting": 0.0,
     "tokenizing": 0.1,
@@ -56,21 +61,28 @@ KINDS = {
     "saving last.ckpt": 0.006,
 }
 POLL = 0.0003  # seconds between two looks for a sign
-PATIENCE = 60.0  # seconds in which a process must end after another one of its group was killed
+PATIENCE = 60.0  # seconds that a process may take to end after another of its group was killed
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When to kill, and whom."""
+    """When to kill which process.
 
-    kind: str  # of KINDS
-    step: int  # not before, so that the kills move through the run
-    delay: float  # share of the kind's seconds
-    rank: int | None = None  # only this process; None: all
+    Args:
+        kind: one of KINDS.
+        step: the earliest step, so that the kills move through the run.
+        delay: a share of the kind's seconds.
+        rank: the only process to kill; None: all.
+    """
+
+    kind: str
+    step: int
+    delay: float
+    rank: int | None = None
 
 
 def schedule(kills: int, seed: int | str, steps: int, ranks: int = 1) -> list[Kill]:
-    """A function of its arguments: the kinds in turn, in a new order each round."""
+    """The kills of a run, each kind once per round in random order; a function of its arguments."""
     rng = random.Random(f"{seed} {kills} {steps} {ranks}")
     result: list[Kill] = []
     while len(result) < kills:
@@ -78,43 +90,47 @@ def schedule(kills: int, seed: int | str, steps: int, ranks: int = 1) -> list[Ki
             share = (len(result) + rng.random()) / kills
             step = int(share * max(1, steps - 2 * INTERVAL))  # later, the run could end before
             rank = [None, *range(ranks)][len(result) % (ranks + 1)]
-            alone = ranks == 1 or kind in ("starting", "tokenizing")  # the others are not there yet
-            result.append(Kill(kind, step, rng.random(), None if alone else rank))
+            is_alone = ranks == 1 or kind in ("starting", "tokenizing")  # other ranks start later
+            result.append(Kill(kind, step, rng.random(), None if is_alone else rank))
     return result[:kills]
 
 
 class Run:
-    """A run in a folder of its own, by as many processes, one after another, as it takes."""
+    """A run in its own folder, continued by one process after another until it is complete."""
 
-    def __init__(self, folder: Path, path: str, setting: str, steps: int) -> None:
-        self.folder, self.steps, self.attempts = folder, steps, 0
+    def __init__(self, folder: Path, text: str, setting: str, steps: int) -> None:
+        self.folder = folder
+        self.steps = steps
+        self.attempts = 0
         self.ranks = SETTINGS[setting].get("trainer.devices", 1)
-        self.logs, self.cache = folder / "logs", folder / "cache"
+        self.logs = folder / "logs"
+        self.cache = folder / "cache"
         self.options = OPTIONS | SETTINGS[setting]
-        self.options |= {"data.path": path, "data.cache": self.cache}
+        self.options |= {"data.path": text, "data.cache": self.cache}
         self.options |= {"trainer.default_root_dir": self.logs, "trainer.max_steps": steps}
 
     def start(self) -> None:
-        """Goes on from last.ckpt; afresh where none was saved yet."""
+        """Continues from last.ckpt; starts afresh if there is none yet."""
         self.attempts += 1
         self.since = time.monotonic()
         self.record = self.folder / f"record-{self.attempts}"
-        self.first_step, self.before = self.steps_saved(), self.temporary_files()
+        self.first_step = self.steps_saved()
+        self.before = self.temporary_files()
         options = self.options | {"trainer.callbacks.folder": self.record}
         if self.first_step:
             options["ckpt_path"] = "last"
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), *(f"--{k}={v}" for k, v in options.items())],
-            stdout=subprocess.PIPE,  # its end tells that all of the group are gone
+            [sys.executable, str(ROOT / "scripts" / "train.py"), *command_line(options)],
+            stdout=subprocess.PIPE,  # its end shows that the whole group is gone
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
             start_new_session=True,  # a group that can be killed as one
-            env={"OMP_NUM_THREADS": "1", **os.environ},  # as quick as such a small model gets
+            env={"OMP_NUM_THREADS": "1", **os.environ},  # the fastest for such a small model
         )
 
     def finish(self, seconds: float | None = None) -> str:
-        """Waits until all processes of the group are gone; what they printed."""
+        """Waits until all processes of the group are gone; returns what they printed."""
         if not self.process.stdout.closed:
             self.output = self.process.communicate(timeout=seconds)[0]
         return self.output
@@ -125,52 +141,50 @@ class Run:
         self.finish()
 
     def checkpoint(self, name: str) -> Path | None:
-        from lit_gpt.checkpoint import newest_checkpoint
-
         return newest_checkpoint(self.logs, name)
 
     def steps_saved(self) -> int:
-        from lit_gpt.checkpoint import read_checkpoint
-
         path = self.checkpoint("last")
-        return read_checkpoint(path)["global_step"] if path else 0
+        return Checkpoint.read(path).global_step if path else 0
 
     def temporary_files(self) -> set[Path]:
-        """Of checkpoints and of the token cache, being written or left behind by a kill."""
+        """Checkpoints and token caches that are being written or were left by a kill."""
         saved = self.logs.glob("*/checkpoints/*")
         checkpoints = (path for path in saved if path.name not in ("best.ckpt", "last.ckpt"))
-        return {*checkpoints, *self.cache.glob("unfinished-*")}
+        return {*checkpoints, *self.cache.glob(f"{TEMPORARY}*")}
+
+    def new_files(self) -> list[str]:
+        """Names of the newest attempt's temporary files."""
+        return sorted(path.name for path in self.temporary_files() - self.before)
 
     def records(self) -> list[list[str]]:
-        """What each rank of the newest attempt has computed."""
-        from tests.kill_test.recorder import read_record
-
+        """What each rank of the newest attempt has recorded."""
         return [read_record(self.record / f"rank-{rank}.txt") for rank in range(self.ranks)]
 
     def newest(self) -> tuple[str, int]:
-        """The kind and the step of rank 0's last line."""
+        """The event and the step of rank 0's last line."""
         lines = self.records()[0]
-        kind, step, *_ = lines[-1].split() if lines else ("", -1)
-        return kind, int(step)
+        event, step, *_ = lines[-1].split() if lines else ("", -1)
+        return event, int(step)
 
     def has_sign(self, kill: Kill, seconds_to_start: float) -> bool:
-        """Whether what the kill is to hit has begun."""
+        """Whether what the kill is meant to hit has begun."""
         if kill.kind == "starting":
             seconds = time.monotonic() - self.since
             return seconds >= kill.delay * seconds_to_start or self.record.exists()
-        new = {path.name for path in self.temporary_files() - self.before}
         if kill.kind == "tokenizing":
-            return bool(new)
-        kind, step = self.newest()
+            return bool(self.new_files())
+        event, step = self.newest()
         if kill.kind.startswith("saving"):
-            return step >= kill.step and any(kill.kind.split()[1] in name for name in new)
-        return step >= kill.step and kind == {"training": "batch"}.get(kill.kind, kill.kind)
+            name = kill.kind.split()[1]
+            return step >= kill.step and any(name in file for file in self.new_files())
+        return step >= kill.step and event == {"training": "batch"}.get(kill.kind, kill.kind)
 
     def kill(self, kill: Kill, seconds_to_start: float) -> str | None:
-        """Starts a process and kills it; what it was doing, or None where it ended before.
+        """Starts a process and kills it; returns what it was doing, or None if it ended before.
 
         Args:
-            seconds_to_start: up to when a process counts as starting.
+            seconds_to_start: for how long a process counts as starting.
         """
         if kill.kind == "tokenizing":
             for folder in set(self.cache.glob("*")) - self.temporary_files():
@@ -181,10 +195,14 @@ class Run:
         time.sleep(kill.delay * KINDS[kill.kind])
         if self.process.poll() is not None:
             return None
-        if kill.rank is None:
-            self.kill_all()
-            return self.interrupted() if self.process.returncode == -signal.SIGKILL else None
-        pid = (self.record / f"rank-{kill.rank}.txt").read_text().split()[1]
+        if kill.rank is not None:
+            return self._kill_rank(kill.rank)
+        self.kill_all()
+        return self.interrupted() if self.process.returncode == -signal.SIGKILL else None
+
+    def _kill_rank(self, rank: int) -> str | None:
+        """Kills one process of two, and the other if it doesn't end by itself."""
+        pid = (self.record / f"rank-{rank}.txt").read_text().split()[1]
         try:
             os.kill(int(pid), signal.SIGKILL)
         except ProcessLookupError:
@@ -192,23 +210,21 @@ class Run:
         killed = time.monotonic()
         try:
             self.finish(PATIENCE)
-            other = f"the other one ended after {time.monotonic() - killed:.1f} s"
+            other = f"the other ended after {time.monotonic() - killed:.1f} s"
         except subprocess.TimeoutExpired:
-            other = f"the other one hung for {PATIENCE:.0f} s and was killed"
+            other = f"the other hung for {PATIENCE:.0f} s and was killed"
             self.kill_all()
-        return f"{self.interrupted()}, rank {kill.rank} alone, {other}"
+        return f"{self.interrupted()}, only rank {rank}, {other}"
 
     def interrupted(self) -> str:
-        """What a killed process was doing, from what it left behind."""
-        new = sorted(path.name for path in self.temporary_files() - self.before)
-        kind, step = self.newest()
-        if new:
-            name = new[0].strip(".").rpartition(".")[0]
-            return f"saving {name} at step {step}" if name else "tokenizing"
-        doing = {
-            "": "starting",
-            "batch": "training",
-            "evaluating": "evaluating",
-            "evaluated": "after evaluating",
-        }[kind]
-        return f"{doing} at step {step}" if kind else doing
+        """What a killed process was doing, judged by what it left behind."""
+        files = self.new_files()
+        event, step = self.newest()
+        if files and files[0].startswith(TEMPORARY):
+            return "tokenizing"
+        if files:
+            return f"saving {files[0].split('.')[1]}.ckpt at step {step}"
+        if not event:
+            return "starting"
+        doing = {"batch": "training", "evaluated": "after evaluating"}.get(event, event)
+        return f"{doing} at step {step}"

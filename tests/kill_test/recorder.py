@@ -1,4 +1,4 @@
-"""Owns the exact record of a run, and how two records or two checkpoints are compared."""
+"""Records a run's exact losses, and compares the records and checkpoints of two runs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lit_gpt.checkpoint import read_checkpoint
+from lit_gpt.checkpoint import TO_CONTINUE, Checkpoint
 
 
 class Recorder(Callback):
-    """Appends each batch's and each evaluation's exact losses to FOLDER/rank-N.txt.
+    """Appends the losses of each batch and each evaluation to FOLDER/rank-N.txt.
 
-    A line is written at once, so what was computed before a SIGKILL is known after it:
-    `batch STEP PART LOSS`, `evaluating STEP`, `evaluated STEP TRAIN_LOSS VAL_LOSS`. Losses are
-    float.hex's, STEP counts the steps done before, PART the batches of a step.
+    Each line is written at once, so it survives a SIGKILL: `batch STEP PART LOSS`,
+    `evaluating STEP`, `evaluated STEP TRAIN_LOSS VAL_LOSS`. STEP counts the completed steps, PART
+    the batches of this step, and losses are exact (`float.hex`).
 
-    `--trainer.callbacks=tests.kill_test.recorder.Recorder --trainer.callbacks.folder=FOLDER`
+    Args:
+        folder: made if it is missing.
     """
 
     def __init__(self, folder: str) -> None:
@@ -29,85 +30,103 @@ class Recorder(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"rank-{trainer.global_rank}.txt"
-        self.file = path.open("ab", buffering=0)
+        self.file = (self.folder / f"rank-{trainer.global_rank}.txt").open("ab", buffering=0)
         self.write("pid", os.getpid())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.file.close()
 
-    def write(self, *words: Any) -> None:
-        texts = (word.hex() if isinstance(word, float) else str(word) for word in words)
+    def write(self, *fields: str | int | float) -> None:
+        texts = (field.hex() if isinstance(field, float) else str(field) for field in fields)
         self.file.write(f"{' '.join(texts)}\n".encode())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.where = (trainer.global_step, batch_idx % trainer.accumulate_grad_batches)
+        self.step = trainer.global_step
+        self.part = batch_idx % trainer.accumulate_grad_batches
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any
     ) -> None:
-        self.write("batch", *self.where, outputs["loss"].item())
+        self.write("batch", self.step, self.part, outputs["loss"].item())
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.write("evaluating", trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        metrics = trainer.callback_metrics
-        losses = (metrics["train/eval_loss"].item(), metrics["val/loss"].item())
+        losses = [trainer.callback_metrics[name].item() for name in ("train/eval_loss", "val/loss")]
         self.write("evaluated", trainer.global_step, *losses)
 
 
 def read_record(path: Path) -> list[str]:
-    """Its whole lines, pids left out; a killed process may have left half a line at the end."""
+    """The complete lines without the pid; a killed process may leave half a line at the end."""
     lines = path.read_text(encoding="ascii").split("\n")[:-1] if path.exists() else []
     return [line for line in lines if not line.startswith("pid")]
 
 
-def place_of(line: str) -> list[str]:
-    """What a line is about, without its losses."""
-    words = line.split()
-    return words[: 3 if words[0] == "batch" else 2]
+def event_of(line: str) -> list[str]:
+    """A line without its losses."""
+    fields = line.split()
+    return fields[: 3 if fields[0] == "batch" else 2]
 
 
 def compare_records(found: list[str], whole: list[str]) -> str | None:
-    """None where `found` is a stretch of the uninterrupted run's lines; else what differs first."""
+    """The first difference of `found` from a part of the uninterrupted run; None: it is equal."""
     if not found:
         return None
-    places = [place_of(line) for line in whole]
-    if place_of(found[0]) not in places:
+    events = [event_of(line) for line in whole]
+    if event_of(found[0]) not in events:
         return f"{found[0]!r} is not in the uninterrupted run"
-    for i, line in enumerate(found, places.index(place_of(found[0]))):
+    for i, line in enumerate(found, start=events.index(event_of(found[0]))):
         expected = whole[i] if i < len(whole) else "ended"
         if line != expected:
             return f"{line!r} where the uninterrupted run has {expected!r}"
     return None
 
 
-def differences(found: Any, whole: Any, where: str) -> Iterator[str]:
-    """The places where two structures of plain values and tensors differ, if only in a bit."""
+def leaves(part: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """All values in nested dicts and lists, each with its place: `optimizer: state: 0: step`."""
+    if isinstance(part, dict | list | tuple):
+        items = part.items() if isinstance(part, dict) else enumerate(part)
+        for key, value in items:
+            yield from leaves(value, f"{name}: {key}")
+    else:
+        yield name, part
+
+
+def is_equal(found: Any, whole: Any) -> bool:
     if type(found) is not type(whole):
-        yield where
-    elif isinstance(whole, dict) and found.keys() == whole.keys():
-        for key in whole:
-            yield from differences(found[key], whole[key], f"{where}: {key}")
-    elif isinstance(whole, list | tuple) and len(found) == len(whole):
-        for i, pair in enumerate(zip(found, whole, strict=True)):
-            yield from differences(*pair, f"{where}: {i}")
-    elif isinstance(whole, torch.Tensor):
-        kinds = [(part.dtype, part.shape) for part in (found, whole)]
-        if kinds[0] != kinds[1] or found.numpy().tobytes() != whole.numpy().tobytes():
-            yield where
-    elif found != whole:
-        yield where
+        return False
+    if not isinstance(whole, torch.Tensor):
+        return found == whole
+    try:
+        torch.testing.assert_close(found, whole, rtol=0, atol=0, equal_nan=True)
+    except AssertionError:
+        return False
+    return True
 
 
 def compare_checkpoints(found: Path, whole: Path) -> str | None:
-    """None where both hold the same step, weights, optimizer and schedule; else what differs."""
+    """The first places where two checkpoints differ in what a run continues with; None: nowhere."""
     if not found.is_file():
         return f"there is no {found.name}"
-    names = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "gpt", "tokenizer")
-    contents = [{k: read_checkpoint(path)[k] for k in names} for path in (found, whole)]
-    places = list(differences(*contents, found.name))
+
+    def values(path: Path) -> dict[str, Any]:
+        saved = Checkpoint.read(path, TO_CONTINUE)
+        parts = {
+            "step": saved.global_step,
+            "weights": saved.weights,
+            "optimizer": saved.optimizer_state,
+            "schedules": saved.schedule_states,
+            "config": vars(saved.gpt_config),
+            "tokenizer": saved.tokenizer.to_dict(),
+            "best": saved.best_evaluation,
+        }
+        return dict(leaves(parts, found.name))
+
+    pair = (values(found), values(whole))
+    places = sorted(pair[0].keys() ^ pair[1].keys())
+    common = [name for name in pair[1] if name in pair[0]]
+    places += [name for name in common if not is_equal(pair[0][name], pair[1][name])]
     return f"not as in the uninterrupted run: {', '.join(places[:3])}" if places else None

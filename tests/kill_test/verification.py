@@ -1,4 +1,4 @@
-"""Owns the kill test: a run killed again and again is, bit for bit, the uninterrupted run."""
+"""The kill test: a run that is killed again and again equals the uninterrupted one bit for bit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import shutil
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_gpt.errors import UserError
+from tests.conftest import ROOT, command_line
 from tests.kill_test.killed_run import POLL, SETTINGS, STEPS, Run, schedule
 from tests.kill_test.recorder import compare_checkpoints, compare_records
 
 
 @dataclass
 class Outcome:
-    """What came of the kills of one setting."""
+    """The results of one setting's kills."""
 
     setting: str
     kills: int  # planned
@@ -30,12 +30,13 @@ class Outcome:
     batches: int = 0
     evaluations: int = 0
     left_behind: int = 0  # temporary files
-    hits: Counter = field(default_factory=Counter)  # what the processes were doing
+    hits: Counter[str] = field(default_factory=Counter)  # what the killed processes were doing
     problems: list[str] = field(default_factory=list)
 
     def judge(self, hits: list[str], problem: str | None, verdict: str) -> None:
-        """Counts kills by what came after them, and says it."""
-        self.problems += [problem] if problem else []
+        """Counts and prints kills by what came after them."""
+        if problem:
+            self.problems.append(problem)
         for hit in hits:
             self.seen += 1
             self.passed += problem is None
@@ -47,26 +48,35 @@ class Outcome:
 
 @dataclass
 class Verification:
-    """Kills runs of one setting and compares them with the uninterrupted one."""
+    """Kills runs of one setting and compares them with an uninterrupted one."""
 
     setting: str
     kills: int
     seed: int
-    path: str
-    folder: Path
+    text: str
+    folder: Path  # of the runs, which stay there
     steps: int = STEPS
 
     def run(self) -> Outcome:
-        """Runs whole, then kills all planned; each folder of a run stays for a look at it.
+        """Trains without interruption, then makes all the planned kills.
 
         Raises:
             UserError: the text can't be used.
         """
         self.outcome = Outcome(self.setting, self.kills)
-        self.whole = Run(self.folder / "whole", self.path, self.setting, self.steps)
-        self.queue = schedule(
-            self.kills, f"{self.seed} {self.setting}", self.steps, self.whole.ranks
-        )
+        self.whole = Run(self.folder / "whole", self.text, self.setting, self.steps)
+        seed = f"{self.seed} {self.setting}"
+        self.queue = schedule(self.kills, seed, self.steps, self.whole.ranks)
+        self.run_whole()
+        runs = 0
+        while self.queue:
+            runs += 1
+            run = Run(self.folder / f"killed-{runs}", self.text, self.setting, self.steps)
+            self.kill_until_complete(run)
+            self.outcome.left_behind += len(run.temporary_files())
+        return self.outcome
+
+    def run_whole(self) -> None:
         self.whole.start()
         try:
             while self.whole.process.poll() is None and not self.whole.record.exists():
@@ -75,53 +85,40 @@ class Verification:
             output = self.whole.finish()
         finally:
             self.whole.kill_all()
-        if self.whole.process.returncode == 2:
-            raise UserError(output.strip().splitlines()[-1].removeprefix("error: "))
-        assert self.whole.process.returncode == 0, output
+        if self.whole.process.returncode:
+            raise UserError(f"the uninterrupted run failed: {output}", field="path")
         self.expected = self.whole.records()
-        runs = 0
-        while self.queue:
-            runs += 1
-            run = Run(self.folder / f"killed-{runs}", self.path, self.setting, self.steps)
-            self.kill_again_and_again(run)
-            self.outcome.left_behind += len(run.temporary_files())
-        return self.outcome
 
-    def kill_again_and_again(self, run: Run) -> None:
-        """Until the run is complete, or none of the planned kills is left; then lets it finish."""
-        pending: list[str] = []  # kills after which nothing was computed yet
-        complete = False
-        while not complete:
+    def kill_until_complete(self, run: Run) -> None:
+        """Continues and kills a run until it is complete; lets it finish if no kills are left."""
+        pending: list[str] = []  # kills after which nothing has been computed yet
+        is_complete = False
+        while not is_complete:
             problem, hit = self.attempt(run)
-            complete = hit is None or run.steps_saved() >= run.steps
-            if complete and not problem:
+            is_complete = hit is None or run.steps_saved() >= run.steps
+            if is_complete and not problem:
                 problem = self.compare_ends(run)
             counts = Counter(line.split()[0] for lines in run.records() for line in lines)
-            batches, evaluations = counts["batch"], counts["evaluated"]
             if not problem:
-                self.outcome.batches += batches
-                self.outcome.evaluations += evaluations
-            after = [hit] if hit else []  # what comes next judges it, if anything does
-            if complete:
-                pending, after = pending + after, []
-            if counts or complete or problem:
-                equal = f"batches equal: {batches}, evaluations equal: {evaluations}"
-                verdict = f"went on from step {run.first_step}, {equal}"
+                self.outcome.batches += counts["batch"]
+                self.outcome.evaluations += counts["evaluated"]
+            hits = [hit] if hit else []  # judged by what comes next, if anything does
+            if is_complete:
+                pending += hits
+                hits = []
+            if counts or is_complete or problem:
+                verdict = (
+                    f"continued from step {run.first_step}, batches equal: {counts['batch']}, "
+                    f"evaluations equal: {counts['evaluated']}"
+                )
                 self.outcome.judge(pending, problem, verdict)
                 pending = []
-            pending += after
-
-    def compare_ends(self, run: Run) -> str | None:
-        """What differs in the checkpoints of a complete run."""
-        for name in ("last", "best"):
-            found, whole = run.checkpoint(name), self.whole.checkpoint(name)
-            if problem := compare_checkpoints(found or run.logs / f"{name}.ckpt", whole):
-                return problem
-        return None
+            pending += hits
 
     def attempt(self, run: Run) -> tuple[str | None, str | None]:
         """One process: what was wrong with it, and what it was doing when it was killed."""
-        kill, hit = next(iter(self.queue), None), None
+        kill = next(iter(self.queue), None)
+        hit = None
         try:
             if kill:
                 hit = run.kill(kill, self.seconds_to_start)
@@ -132,7 +129,7 @@ class Verification:
             run.kill_all()
         if hit:
             self.queue.pop(0)
-        elif kill:  # it was missed: the same again, at a moment that can't be
+        elif kill:  # it missed: try again, at a moment that can't be missed
             assert kill.kind != "training", "the run ended before it could be killed"
             self.queue[0] = replace(kill, kind="training")
         if not hit and run.process.returncode:
@@ -144,38 +141,64 @@ class Verification:
                 return problem, hit
         return None, hit
 
+    def compare_ends(self, run: Run) -> str | None:
+        """The first difference in the checkpoints of a complete run."""
+        for name in ("last", "best"):
+            found = run.checkpoint(name) or run.logs / f"{name}.ckpt"
+            if problem := compare_checkpoints(found, self.whole.checkpoint(name)):
+                return problem
+        return None
 
-def report(outcomes: list[Outcome]) -> None:
+
+def print_table(outcomes: list[Outcome]) -> None:
     columns = ("setting", "kills passed", "batches equal", "evaluations equal", "left behind")
     table = Table(*columns, "killed while")
     for outcome in outcomes:
-        hits = ", ".join(f"{hit} {n}" for hit, n in sorted(outcome.hits.items()))
         table.add_row(
             outcome.setting,
             f"{outcome.passed} of {outcome.kills}",
             f"{outcome.batches:,}",
             f"{outcome.evaluations:,}",
             str(outcome.left_behind),
-            hits,
+            ", ".join(f"{hit} {n}" for hit, n in sorted(outcome.hits.items())),
         )
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
-def main(options: Namespace) -> int:
-    """All settings asked for; 0 where every kill passed, else 1, and the runs are kept."""
+def verify(
+    kills: int = 20,
+    seed: int = 0,
+    settings: tuple[str, ...] = tuple(SETTINGS),
+    path: str = str(ROOT / "data" / "订单商品名称.csv"),
+) -> int:
+    """Kills training runs at random moments and compares them with uninterrupted ones.
+
+    Args:
+        kills: for each setting.
+        seed: of the moments.
+        settings: which to try.
+        path: a text file.
+
+    Returns:
+        1 if any kill made a difference: the runs are kept. Otherwise 0.
+    """
+    if kills < 1:
+        raise UserError("must be at least 1", field="kills", value=kills)
+    for name in settings:
+        if name not in SETTINGS:
+            choices = ", ".join(SETTINGS)
+            raise UserError("no such setting", field="settings", value=name, hint=f"use {choices}")
     outcomes = []
     folder = Path(tempfile.mkdtemp(prefix="verify-resume-"))
     try:
-        for name in options.settings:
-            changes = " ".join(f"--{k}={v}" for k, v in SETTINGS[name].items())
-            print(f"{name}: {changes or 'the defaults'}", flush=True)
-            arguments = (name, options.kills, options.seed, options.path, folder / name)
-            outcomes.append(Verification(*arguments).run())
-        report(outcomes)
+        for name in settings:
+            print(f"{name}: {' '.join(command_line(SETTINGS[name])) or 'defaults'}", flush=True)
+            outcomes.append(Verification(name, kills, seed, path, folder / name).run())
+        print_table(outcomes)
     finally:
-        failed = any(outcome.problems for outcome in outcomes)
-        if not failed:
+        has_failed = any(outcome.problems for outcome in outcomes)
+        if not has_failed:
             shutil.rmtree(folder, ignore_errors=True)
-    if failed:
+    if has_failed:
         print(f"The runs are in {folder}")
-    return int(failed)
+    return int(has_failed)
