@@ -1,4 +1,4 @@
-"""Owns completion: prompts in, pieces of text out, until a stop, the document's end or enough."""
+"""Completion: prompts in, pieces of text out, until a stop, the document's end or the limit."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lit_gpt.model import GPT
 from lit_gpt.text.tokenizer import Tokenizer
 
 NUM_LIKELIEST = 5
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -54,23 +55,23 @@ class Request:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a token came about."""
+    """How a token was chosen."""
 
     token: int
-    probability: float  # as the model has it
+    probability: float  # the model's
     drawn_with: float  # after temperature, top_k, ...
-    likeliest: list[tuple[int, float]]  # tokens and probabilities, as the model has them
+    likeliest: list[tuple[int, float]]  # tokens and the model's probabilities
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What a token adds to the completion of a request; perhaps no text as yet."""
+    """What one token adds to a completion; its text may be empty."""
 
     index: int  # of the request
     text: str
     num_tokens: int  # so far
-    finish_reason: Literal["stop", "length"] | None = None  # given with the last piece
-    choice: Choice | None = None  # where asked for
+    finish_reason: FinishReason | None = None  # given with the last piece
+    choice: Choice | None = None  # if the request asks for a trace
 
 
 @torch.inference_mode()
@@ -80,105 +81,121 @@ def complete(
     requests: Sequence[Request],
     is_wanted: Callable[[int], bool] = lambda index: True,
 ) -> Iterator[Piece]:
-    """Completes one or more requests side by side, a token of each at a time.
+    """Completes requests side by side, one token of each at a time.
 
-    Prompts may differ in length: the batch begins after the shortest, and the longer ones are
-    still read, a token at a time, while that one is already being continued.
+    Prompts may differ in length: the batch starts after the shortest. While that one is already
+    being continued, the longer ones are still being read, a token at a time. What a request gets
+    does not depend on the others.
 
     Args:
         model: in eval mode; it sees the last context_length tokens.
         tokenizer: the model's.
-        is_wanted: asked at each token; what nobody waits for any more is not gone on with.
+        requests: at least one.
+        is_wanted: asked after each token; if False, the request with this index is dropped.
 
     Raises:
-        UnicodeEncodeError: a prompt is no valid Unicode.
+        UnicodeEncodeError: a prompt is not valid Unicode.
     """
     context = model.config.context_length
     prompts = [encode_prompt(tokenizer, request.prompt)[-context:] for request in requests]
-    texts = [Text(i, request, tokenizer) for i, request in enumerate(requests)]
-    rows, place = _begin(model, tokenizer, prompts)
+    completions = [Completion(i, request, tokenizer) for i, request in enumerate(requests)]
+    rows, position = _read_prompts(model, tokenizer, prompts)
     while True:
-        read = [prompt[place] if place < len(prompt) else -1 for prompt in prompts]
-        ids, new = rows.seen.new_tensor(read), [row for row, i in enumerate(read) if i < 0]
-        logits = rows.logits(new)  # (N, V)
-        ids[new], choices = _draw(logits, rows.seen[new], [texts[row] for row in new])
-        for row, choice in zip(new, choices, strict=True):
-            yield texts[row].add(int(ids[row]), choice)
+        next_ids = [prompt[position] if position < len(prompt) else -1 for prompt in prompts]
+        writing = [row for row, i in enumerate(next_ids) if i < 0]  # rows whose prompt is read
+        ids = rows.seen.new_tensor(next_ids)  # (B,)
+        logits = rows.logits(writing)  # (N, V)
+        seen = rows.seen[writing]  # (N, T)
+        ids[writing], choices = _draw(logits, seen, [completions[row] for row in writing])
+        for row, choice in zip(writing, choices, strict=True):
+            yield completions[row].add(int(ids[row]), choice)
         rows.append(ids)
-        place += 1
-        going = [i for i, t in enumerate(texts) if not t.is_finished and is_wanted(t.index)]
-        if not going:
+        position += 1
+        kept = [
+            row
+            for row, completion in enumerate(completions)
+            if not completion.is_finished and is_wanted(completion.index)
+        ]
+        if not kept:
             return
-        if len(going) < len(texts):
-            rows.keep(going)
-            prompts, texts = [prompts[row] for row in going], [texts[row] for row in going]
-            if place < min(map(len, prompts)):  # all are still read: then, as at first
-                rows, place = _begin(model, tokenizer, prompts)
+        if len(kept) < len(completions):
+            rows.keep(kept)
+            prompts = [prompts[row] for row in kept]
+            completions = [completions[row] for row in kept]
+            if position < min(map(len, prompts)):  # only long prompts are left: read them at once
+                rows, position = _read_prompts(model, tokenizer, prompts)
 
 
-def _begin(model: GPT, tokenizer: Tokenizer, prompts: list[list[int]]) -> tuple[Rows, int]:
-    """All prompts as far as the shortest goes, and how far that is."""
-    place = min(map(len, prompts))
-    ids = torch.tensor([p[:place] for p in prompts], device=model.embedding.weight.device)
-    return Rows(model, ids, tokenizer), place
+def _read_prompts(model: GPT, tokenizer: Tokenizer, prompts: list[list[int]]) -> tuple[Rows, int]:
+    """Rows of all prompts up to the length of the shortest, and that length."""
+    length = min(map(len, prompts))
+    device = model.embedding.weight.device
+    ids = torch.tensor([prompt[:length] for prompt in prompts], device=device)  # (B, length)
+    return Rows(model, ids, tokenizer), length
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Its ids, at least one: the model needs something to go on from."""
+    """The prompt's ids; at least one, as the model needs something to continue."""
     if not prompt and tokenizer.end_of_text is not None:
         return [tokenizer.end_of_text]
     return tokenizer.encode(prompt or "\n").tolist()
 
 
-class Text:
-    """The completion of one request as it grows."""
+class Completion:
+    """The text of one request as it grows."""
 
     def __init__(self, index: int, request: Request, tokenizer: Tokenizer) -> None:
-        self.index, self.request, self.tokenizer = index, request, tokenizer
+        self.index = index
+        self.request = request
+        self.tokenizer = tokenizer
         self.generator = torch.Generator().manual_seed(request.seed)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.held = ""  # may turn out to be the beginning of a stop
+        self.held = ""  # text that may turn out to be the beginning of a stop
         self.num_tokens = 0
         self.is_finished = False
 
     def add(self, token: int, choice: Choice | None = None) -> Piece:
-        """The text that is certain now; a character of several tokens comes once it is whole."""
+        """Adds a token; its piece has the text that no later token can take back."""
         self.num_tokens += 1
-        reason = "length" if self.num_tokens == self.request.max_new_tokens else None
+        is_last = self.num_tokens == self.request.max_new_tokens
+        reason: FinishReason | None = "length" if is_last else None
         if token == self.tokenizer.end_of_text:
             reason = "stop"
         else:
             self.held += self.decoder.decode(self.tokenizer.tokens[token])
-        certain = self.held
-        found = [at for stop in self.request.stop if (at := certain.find(stop)) >= 0]
-        if found:
-            certain, reason = certain[: min(found)], "stop"
+        text = self.held
+        starts = [start for stop in self.request.stop if (start := text.find(stop)) >= 0]
+        if starts:
+            text = text[: min(starts)]
+            reason = "stop"
         elif reason is None:
-            certain = certain[: len(certain) - begun(certain, self.request.stop)]
-        self.held = self.held[len(certain) :]
+            text = text[: len(text) - overlap(text, self.request.stop)]
+        self.held = self.held[len(text) :]
         self.is_finished = reason is not None
-        return Piece(self.index, certain, self.num_tokens, reason, choice)
+        return Piece(self.index, text, self.num_tokens, reason, choice)
 
 
-def begun(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of the text a stop begins with."""
+def overlap(text: str, stops: Sequence[str]) -> int:
+    """The length of the longest end of the text that is the beginning of a stop."""
     longest = max(map(len, stops), default=1) - 1
     ends = (text[-n:] for n in range(min(longest, len(text)), 0, -1))
     return next((len(end) for end in ends if any(stop.startswith(end) for stop in stops)), 0)
 
 
-def _draw(logits: Tensor, seen: Tensor, texts: list[Text]) -> tuple[Tensor, list[Choice | None]]:
-    """The next ids (N,), as each text's request has it, and how, where that is traced."""
-    ids = torch.empty(len(texts), dtype=torch.long, device=seen.device)
+def _draw(
+    logits: Tensor, seen: Tensor, completions: list[Completion]
+) -> tuple[Tensor, list[Choice | None]]:
+    """Draws the next ids (N,) the way each request asks for; with a Choice for traced ones."""
+    ids = torch.empty(len(completions), dtype=torch.long, device=seen.device)
     groups: dict[Sampling, list[int]] = {}
-    for row, text in enumerate(texts):
-        groups.setdefault(text.request.sampling, []).append(row)
+    for row, completion in enumerate(completions):
+        groups.setdefault(completion.request.sampling, []).append(row)
     for sampling, group in groups.items():
-        generators = [texts[row].generator for row in group]
+        generators = [completions[row].generator for row in group]
         ids[group] = sampling(logits[group], seen[group], generators)
     return ids, [
-        _choice(text.request.sampling, *row) if text.request.trace else None
-        for text, *row in zip(texts, logits, seen, ids, strict=True)
+        _choice(completion.request.sampling, *row) if completion.request.trace else None
+        for completion, *row in zip(completions, logits, seen, ids, strict=True)
     ]
 
 

@@ -113,17 +113,17 @@ def read_prompts(prompts: tuple[str, ...], file: str | None) -> list[str]:
 def complete_all(
     model: GPT, tokenizer: Tokenizer, requests: Iterable[Request]
 ) -> Iterator[tuple[Request, Iterator[Piece]]]:
-    """Each request with its pieces, one after the other; a batch of them is computed at once."""
+    """Yields each request with its pieces, in order; BATCH_SIZE of them are computed at once."""
     requests = iter(requests)
     while batch := list(islice(requests, BATCH_SIZE)):
         waiting: list[list[Piece]] = [[] for _ in batch]
         pieces = complete(model, tokenizer, batch)
         for index, request in enumerate(batch):
-            yield request, of_request(index, waiting, pieces)
+            yield request, _pieces_of(index, waiting, pieces)
 
 
-def of_request(index: int, waiting: list[list[Piece]], pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The pieces of one request as they come; those of the others, on the way, wait."""
+def _pieces_of(index: int, waiting: list[list[Piece]], pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Yields the pieces of one request as they come, and puts those of later ones in `waiting`."""
     yield from waiting[index]
     if waiting[index] and waiting[index][-1].finish_reason:
         return
@@ -138,16 +138,17 @@ def of_request(index: int, waiting: list[list[Piece]], pieces: Iterator[Piece]) 
 
 def print_text(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) -> None:
     """Prints prompt and completion as they come, then the trace if there is one."""
-    lead = "" if request.prompt or tokenizer.end_of_text is not None else "\n"
-    print(lead + request.prompt, end="", flush=True)
+    starts_line = not request.prompt and tokenizer.end_of_text is None
+    print("\n" if starts_line else request.prompt, end="", flush=True)
     choices = []
     try:
         for piece in pieces:
             print(piece.text, end="", flush=True)
-            choices.append(piece.choice)
+            if piece.choice:
+                choices.append(piece.choice)
     finally:  # Ctrl-C
         print()
-        if request.trace and choices:
+        if choices:
             from rich.console import Console
 
             width = None if sys.stdout.isatty() else 120
@@ -165,18 +166,18 @@ def print_json(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) 
         "seed": request.seed,
     }
     if request.trace:
-        line["trace"] = [as_dict(piece.choice, tokenizer) for piece in pieces]
+        line["trace"] = [as_dict(piece.choice, tokenizer) for piece in pieces if piece.choice]
     is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     print(dumps(line, ensure_ascii=not is_unicode), flush=True)
 
 
 def unescape(text: str) -> str:
-    r"""Of a command line, where a line end is hard to type: \n, \t and \\ are one character."""
+    r"""Replaces \n, \t and \\ by the one character that they stand for."""
     return re.sub(r"\\([nt\\])", lambda match: ESCAPES[match[1]], text)
 
 
 def escape(text: str) -> str:
-    """The text that `unescape` makes this of."""
+    """The inverse of `unescape`."""
     return text.translate({ord(value): f"\\{letter}" for letter, value in ESCAPES.items()})
 
 

@@ -1,0 +1,91 @@
+"""A trained model for Python code: `lit_gpt.load("logs/version_0").generate("Once upon")`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.checkpoint import load_checkpoint, newest_checkpoint
+from lit_gpt.errors import UserError
+from lit_gpt.generation.completion import Request, complete
+from lit_gpt.generation.sampling import Sampling
+from lit_gpt.model import GPT
+from lit_gpt.text.tokenizer import Tokenizer
+
+
+@dataclass
+class LanguageModel:
+    """A GPT with its tokenizer: text in, text out.
+
+        >>> model = lit_gpt.load("logs/version_0")
+        >>> text = model.generate("Once upon", max_new_tokens=50, temperature=0.9, seed=7)
+        >>> for part in model.stream("Once upon", stop=["\\n"]):
+        ...     print(part, end="", flush=True)
+
+    Args:
+        gpt: in eval mode, on any device.
+        tokenizer: the one it was trained with.
+    """
+
+    gpt: GPT
+    tokenizer: Tokenizer
+
+    def generate(
+        self,
+        prompt: str = "",
+        max_new_tokens: int = Request.max_new_tokens,
+        *,
+        seed: int = Request.seed,
+        stop: str | list[str] | tuple[str, ...] = Request.stop,
+        **sampling: Any,
+    ) -> str:
+        """The text that follows the prompt; the same seed gives the same text.
+
+        Args:
+            prompt: text to continue; without one the model starts a new document.
+            max_new_tokens: the most tokens to add.
+            seed: of the random draws.
+            stop: a text, or several, to end before.
+            sampling: fields of `Sampling`, such as `temperature` and `top_k`.
+
+        Raises:
+            UserError: a value out of range.
+        """
+        return "".join(self.stream(prompt, max_new_tokens, seed=seed, stop=stop, **sampling))
+
+    def stream(
+        self,
+        prompt: str = "",
+        max_new_tokens: int = Request.max_new_tokens,
+        *,
+        seed: int = Request.seed,
+        stop: str | list[str] | tuple[str, ...] = Request.stop,
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """Yields the text of `generate` in parts, as it is written; arguments as there."""
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        request = Request(prompt, max_new_tokens, Sampling(**sampling), seed, stops)
+        pieces = complete(self.gpt, self.tokenizer, [request])
+        return (piece.text for piece in pieces if piece.text)
+
+
+def load(path: str | Path) -> LanguageModel:
+    """Loads a trained model, on the CPU; `model.gpt.to("cuda")` moves it.
+
+    Args:
+        path: a .ckpt file, or a run's folder: its best checkpoint, or else its last. In a folder
+            of several runs the newest checkpoint counts.
+
+    Raises:
+        UserError: no checkpoint there, or one that can't be loaded.
+    """
+    path = Path(os.path.expanduser(path))
+    if path.is_dir():
+        found = newest_checkpoint(path, "best") or newest_checkpoint(path, "last")
+        if found is None:
+            raise UserError(f"no checkpoint below {str(path)!r}", hint="train a model first")
+        path = found
+    return LanguageModel(*load_checkpoint(path))
