@@ -1,45 +1,92 @@
-"""Owns side-by-side measurements: sides timed in turn, medians, a table and the same as JSON."""
+"""Side-by-side measurements: sides timed in turn, medians, a table and the same as JSON."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
-import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from lit_gpt.errors import UserError
+from lit_gpt.reports.history import read_history
 
 T = TypeVar("T")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = str(ROOT / "data" / "订单商品名称.csv")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that all benchmarks share.
+
+    Args:
+        repeats: how often each side is measured.
+        out: folder for the results as JSON.
+        path: a text file.
+    """
+
+    repeats: int = 3
+    out: str = "logs/benchmark"
+    path: str = SAMPLE
 
 
 @dataclass
 class Side:
-    """One row: what was measured, and how often as good as the first row (above 1: better)."""
+    """One row of a table.
+
+    Args:
+        name: what was measured.
+        value: the median.
+        unit: of the value.
+        ratio: to the first row; above 1 is better.
+        loss: nats/token.
+        peak_mb: peak memory.
+        share: of the GPU's peak speed.
+    """
 
     name: str
     value: float
     unit: str
     ratio: float = 1.0
-    loss: float | None = None  # nats a token
+    loss: float | None = None
     peak_mb: float | None = None
-    share: float | None = None  # of the card's peak
+    share: float | None = None
+
+
+@dataclass
+class Process:
+    """What a process took: seconds, peak memory in MB (None: unknown), and what it printed."""
+
+    seconds: float
+    peak_mb: float | None
+    output: str
+
+    def result(self) -> dict[str, Any]:
+        """The last line of its output, which is JSON."""
+        return json.loads(self.output.splitlines()[-1])
+
+
+def at_least_one(**options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise UserError("must be at least 1", field=name, value=value)
 
 
 def in_turn(sides: dict[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
-    """Calls each side `repeats` times, one after the other and round again: machines drift."""
-    if repeats < 1:
-        raise UserError(f"--repeats must be at least 1, not {repeats}")
+    """Calls the sides one after the other, `repeats` rounds, since the speed of machines drifts."""
+    at_least_one(repeats=repeats)
     results: dict[str, list[T]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
@@ -47,12 +94,35 @@ def in_turn(sides: dict[str, Callable[[], T]], repeats: int) -> dict[str, list[T
     return results
 
 
+def processor() -> str:
+    """The processor's name."""
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, str | int]:
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": version("lightning"),
+    }
+
+
 def report(name: str, rows: list[Side], folder: str, note: str = "") -> None:
-    """Prints the rows as a table and writes them to `folder`/`name`.json."""
+    """Prints the rows and the machine, and writes both to `folder`/`name`.json."""
     columns = {
-        "loss": ("loss, nats a token", "{:.4f}"),
+        "loss": ("loss, nats/token", "{:.4f}"),
         "peak_mb": ("peak memory, MB", "{:,.0f}"),
-        "share": ("share of the peak", "{:.1%}"),
+        "share": ("share of peak speed", "{:.1%}"),
     }
     shown = [c for c in columns if any(getattr(row, c) is not None for row in rows)]
     table = Table(name, rows[0].unit, "ratio", *(columns[c][0] for c in shown))
@@ -67,42 +137,73 @@ def report(name: str, rows: list[Side], folder: str, note: str = "") -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if note:
         print(note)
+    on = machine()
+    print(", ".join(f"{name} {value}" for name, value in on.items()))
+    path = Path(folder, f"{name}.json")
+    content = {"machine": on, "rows": [asdict(row) for row in rows], "note": note}
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        path = Path(folder) / f"{name}.json"
-        machine = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-        }
-        content = {"machine": machine, "rows": [asdict(row) for row in rows], "note": note}
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder}: {error.strerror}; name another folder with --out"
+            f"can't be written ({error.strerror})",
+            field="out",
+            value=folder,
+            hint="name another folder",
         ) from error
     print(f"Written to {path}")
 
 
-def text_of(path: str) -> bytes:
-    """What is in the one text file that a benchmark reads.
+def read_text(path: str) -> bytes:
+    """The content of the one text file that a benchmark reads.
 
     Raises:
         UserError: no such file, or an empty one.
     """
     if Path(path).is_file() and (text := Path(path).read_bytes()):
         return text
-    raise UserError(f"no text file at {path!r}: give --path one that has text")
+    raise UserError("no text file", field="path", value=path, hint="name one that has text")
 
 
-def run_script(script: str, *options: str) -> tuple[float, float]:
-    """Runs a script of this project as a process; its seconds and its final validation loss."""
-    start = time.perf_counter()
-    command = [sys.executable, str(ROOT / script), *options]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    seconds = time.perf_counter() - start
-    if result.returncode == 2:  # the user's options
-        raise UserError(result.stderr.strip().splitlines()[-1].removeprefix("error: "))
-    assert result.returncode == 0, result.stderr
-    return seconds, float(re.search(r"Final validation loss: ([\d.]+)", result.stdout)[1])
+def run_script(script: str, *argv: str) -> Process:
+    """Runs a script of this repository as a process, start-up included.
+
+    If it refuses its options, its message becomes this process's.
+    """
+    command = [sys.executable, str(ROOT / script), *argv]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=out, stderr=err)
+        peak_mb = None
+        try:
+            if sys.platform == "win32":
+                process.wait()
+            else:  # the peak memory of this process alone
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                peak_mb = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
+        except BaseException:
+            process.kill()
+            raise
+        seconds = time.perf_counter() - start
+        out.seek(0)
+        err.seek(0)
+        if process.returncode == 2:
+            print(err.read().strip(), file=sys.stderr)
+            raise SystemExit(2)
+        assert process.returncode == 0, err.read()
+        return Process(seconds, peak_mb, out.read())
+
+
+def places(folder: str) -> list[str]:
+    """Options with which train.py leaves all its files in `folder`."""
+    return [f"--trainer.default_root_dir={folder}", f"--data.cache={folder}/cache"]
+
+
+def run_training(folder: str, *argv: str) -> tuple[Process, float]:
+    """Runs train.py with all its files in `folder`; also returns its final loss, nats/token."""
+    process = run_script("scripts/train.py", *places(folder), *argv)
+    newest = max(Path(folder).glob("version_*"), key=lambda run: run.stat().st_mtime)
+    final = read_history(newest).final
+    assert final is not None, f"the run in {newest} did not end"
+    return process, final.loss

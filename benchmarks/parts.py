@@ -1,4 +1,4 @@
-"""Owns the benchmarks of single parts: generating, encoding a text, GPT-2's shape on a GPU."""
+"""Benchmarks of single parts: generating, encoding a text, GPT-2's shape on a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -16,7 +15,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Side, in_turn, report, text_of
+from benchmarks.measure import Options, Side, at_least_one, in_turn, read_text, report
 from lit_gpt.generation.sampling import Sampling, generate
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.module import next_token_loss
@@ -27,34 +26,41 @@ SAMPLE_VOCABULARY = 1246  # rows of the sample corpus: the default job's model
 
 @torch.inference_mode()
 def recompute(model: GPT, ids: Tensor, max_new_tokens: int) -> None:
-    """The plain way: the whole window through the model for each token, the last logits drawn."""
-    draw, generator = Sampling(), torch.Generator().manual_seed(1337)
+    """Generates the plain way: the whole window goes through the model for each token."""
+    draw = Sampling()
+    generator = torch.Generator().manual_seed(1337)
     for _ in range(max_new_tokens):
         window = ids[:, -model.config.context_length :]
         logits = model.head(model.hidden_states(window)[:, -1])  # (B, V)
         ids = torch.cat([ids, draw(logits, window, generator)[:, None]], dim=1)
 
 
-def generation(options: Namespace) -> None:
-    """New tokens a second of the default model, from a prompt that fills its window."""
+def generation(options: Options, tokens: int = 256) -> None:
+    """Tokens/s of the default model with a key/value cache, against the whole window each token.
+
+    Args:
+        options: shared by all benchmarks.
+        tokens: to generate after a prompt that fills the window.
+    """
+    at_least_one(tokens=tokens)
     torch.manual_seed(1337)
     model = GPT(GPTConfig(SAMPLE_VOCABULARY)).eval()
-    n, rows = options.tokens, []
+    rows: list[Side] = []
     for batch_size in (1, 32):
         ids = torch.randint(SAMPLE_VOCABULARY, (batch_size, model.config.context_length))
 
         def rate(run: Callable[[], object], batch_size: int = batch_size) -> float:
             start = time.perf_counter()
             run()
-            return n * batch_size / (time.perf_counter() - start)
+            return tokens * batch_size / (time.perf_counter() - start)
 
         sides = {
-            "whole window each token": lambda ids=ids: rate(lambda: recompute(model, ids, n)),
-            "generate()": lambda ids=ids: rate(lambda: list(generate(model, ids, n))),
+            "whole window each token": lambda ids=ids: rate(lambda: recompute(model, ids, tokens)),
+            "generate()": lambda ids=ids: rate(lambda: list(generate(model, ids, tokens))),
         }
         rates = [median(found) for found in in_turn(sides, options.repeats).values()]
         rows += [
-            Side(f"{name}, batch of {batch_size}", found, "tokens a second", found / rates[0])
+            Side(f"{name}, batch of {batch_size}", found, "tokens/s", found / rates[0])
             for name, found in zip(sides, rates, strict=True)
         ]
     report("generate", rows, options.out)
@@ -82,12 +88,20 @@ print(json.dumps([seconds, peak / (1e6 if sys.platform == "darwin" else 1e3)]))
 """
 
 
-def tokenization(options: Namespace) -> None:
-    """MB a second and peak memory from a text file, repeated up to a size, to the token cache."""
-    text, size = text_of(options.path), 0
+def tokenization(options: Options, megabytes: int = 50, only_ours: bool = False) -> None:
+    """MB/s and peak memory from a text file to the token cache, against tiktoken.
+
+    Args:
+        options: shared by all benchmarks.
+        megabytes: to which the text is repeated.
+        only_ours: measure the token cache alone.
+    """
+    at_least_one(megabytes=megabytes)
+    text = read_text(options.path)
+    size = 0
     with tempfile.TemporaryDirectory() as folder:
         with (Path(folder) / "text").open("wb") as file:
-            while size < options.megabytes * 1_000_000:
+            while size < megabytes * 1_000_000:
                 size += file.write(text)
 
         def measure(code: str) -> tuple[float, float]:
@@ -98,21 +112,19 @@ def tokenization(options: Namespace) -> None:
                 return tuple(json.loads(result.stdout))
 
         sides = {name: (lambda code=code: measure(code)) for name, code in ENCODE.items()}
-        if options.only_ours:
+        if only_ours:
             del sides["tiktoken.encode_ordinary"]
         results = in_turn(sides, options.repeats)
     rates = {name: size / 1e6 / median([s for s, _ in found]) for name, found in results.items()}
     first = next(iter(rates.values()))
     rows = [
-        Side(
-            name, rate, "MB a second", rate / first, peak_mb=max(peak for _, peak in results[name])
-        )
+        Side(name, rate, "MB/s", rate / first, peak_mb=max(peak for _, peak in results[name]))
         for name, rate in rates.items()
     ]
     report("tokenize", rows, options.out, f"{options.path} repeated to {size / 1e6:,.1f} MB.")
 
 
-# Dense bfloat16 operations a second of cards, from NVIDIA's data sheets.
+# Dense bfloat16 operations per second, from NVIDIA's data sheets.
 PEAK_FLOPS = {
     "H100 PCIe": 756e12,
     "H100": 989e12,
@@ -129,7 +141,7 @@ PEAK_FLOPS = {
 def flops_per_token(config: GPTConfig, model: GPT) -> float:
     """Operations of forward and backward: PaLM's formula (Chowdhery et al. 2022, appendix B).
 
-    6 for each weight that multiplies, so without the embedding table, and 12 C T a block for
+    6 for each weight that multiplies (an untied embedding doesn't), and 12 C T per block for
     attention.
     """
     multiplying = sum(p.numel() for p in model.parameters()) - (
@@ -138,8 +150,14 @@ def flops_per_token(config: GPTConfig, model: GPT) -> float:
     return 6 * multiplying + 12 * config.num_blocks * config.d_model * config.context_length
 
 
-def gpu(options: Namespace) -> None:
-    """GPT-2 124M's shape on synthetic tokens, eager and compiled: speed, memory, utilisation."""
+def gpu(options: Options, batch_size: int = 32) -> None:
+    """GPT-2 124M's shape on synthetic tokens, eager and compiled: speed, memory, utilization.
+
+    Args:
+        options: shared by all benchmarks.
+        batch_size: windows of 1,024 tokens.
+    """
+    at_least_one(repeats=options.repeats, batch_size=batch_size)
     if not torch.cuda.is_available():
         print("No NVIDIA GPU here: nothing to measure")
         return
@@ -152,26 +170,26 @@ def gpu(options: Namespace) -> None:
     configs = {"GPT-2's layout": gpt2, "modern style": modern}
     rows: list[Side] = []
     for (name, config), compiled in product(configs.items(), (False, True)):
-        seconds, flops, memory = step_on_gpu(config, compiled, options)
-        rate = options.batch_size * 1024 / seconds
+        seconds, flops, memory = step_on_gpu(config, compiled, batch_size, 2 * options.repeats)
+        rate = batch_size * 1024 / seconds
         ratio = rate / rows[0].value if rows else 1.0
         share = flops * rate / peak if peak else None
         how = "compiled" if compiled else "eager"
-        label = f"{name}, {how} ({1e3 * seconds:.1f} ms a step)"
-        rows.append(Side(label, rate, "tokens a second", ratio, peak_mb=memory / 1e6, share=share))
-    note = (
-        f"{card}, torch {torch.__version__}, bfloat16 autocast, batch {options.batch_size} x 1024"
-    )
-    report("gpu", rows, options.out, note + ("" if peak else "; its peak is not known here"))
+        label = f"{name}, {how} ({1e3 * seconds:.1f} ms/step)"
+        rows.append(Side(label, rate, "tokens/s", ratio, peak_mb=memory / 1e6, share=share))
+    note = f"{card}, bfloat16 autocast, batch {batch_size} x 1024"
+    report("gpu", rows, options.out, note + ("" if peak else "; its peak speed is unknown"))
 
 
-def step_on_gpu(config: GPTConfig, compiled: bool, options: Namespace) -> tuple[float, float, int]:
-    """Seconds a step, operations a token and peak bytes; the median of groups of steps."""
+def step_on_gpu(
+    config: GPTConfig, compiled: bool, batch_size: int, groups: int
+) -> tuple[float, float, int]:
+    """Seconds per step, operations per token and peak bytes; the median of groups of steps."""
     torch.manual_seed(1337)
     torch.cuda.reset_peak_memory_stats()
     with torch.device("cuda"):
         model = GPT(config)
-        ids = torch.randint(50_257, (options.batch_size, config.context_length + 1))
+        ids = torch.randint(50_257, (batch_size, config.context_length + 1))
     if compiled:
         for block in model.blocks:
             block.compile()
@@ -189,5 +207,5 @@ def step_on_gpu(config: GPTConfig, compiled: bool, options: Namespace) -> tuple[
         return (time.perf_counter() - start) / steps
 
     group()  # warm-up, and compilation
-    seconds = median([group() for _ in range(2 * options.repeats)])
+    seconds = median([group() for _ in range(groups)])
     return seconds, flops_per_token(config, model), torch.cuda.max_memory_allocated()

@@ -1,79 +1,66 @@
-"""Owns the benchmark of the plan: what plan.py says of a run beside what the run then takes."""
+"""The benchmark of the plan: what plan.py predicts for a run beside what the run then takes."""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 import tempfile
-import time
-from argparse import Namespace
+from pathlib import Path
 from statistics import median
 
-from benchmarks.measure import ROOT, Side, in_turn, report, text_of
-from lit_gpt.errors import UserError
-
-UNITS = {"h": 3600, "min": 60, "s": 1, "ms": 1e-3}
-
-
-def run_measured(script: str, *options: str) -> tuple[float, float, str]:
-    """Runs a script of this project as a process: its seconds, peak memory in MB and output."""
-    command = [sys.executable, str(ROOT / script), *options]
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT)
-        try:
-            _, status, usage = os.wait4(process.pid, 0)  # of this process alone
-        except BaseException:
-            process.kill()
-            raise
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0), err.seek(0)
-        output, errors = out.read(), err.read()
-    if process.returncode == 2:  # the user's options
-        raise UserError(errors.strip().splitlines()[-1].removeprefix("error: "))
-    assert process.returncode == 0, errors
-    peak = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
-    return seconds, peak, output
+from benchmarks.measure import (
+    Options,
+    Process,
+    Side,
+    at_least_one,
+    in_turn,
+    places,
+    read_text,
+    report,
+    run_script,
+    run_training,
+)
 
 
-def estimates(output: str) -> tuple[float, float]:
-    """The seconds and MB that plan.py printed."""
-    text = re.search(r"^Time: about (.*) on this machine", output, re.M)[1]
-    seconds = sum(float(n) * UNITS[unit] for n, unit in re.findall(r"([\d.]+) (\w+)", text))
-    return seconds, float(
-        re.search(r"^Memory: about ([\d,]+) MB", output, re.M)[1].replace(",", "")
-    )
+def plan(options: Options, config: str | None = None, steps: int | None = None) -> None:
+    """The time and memory that plan.py predicts against train.py's.
 
-
-def plan(options: Namespace) -> None:
-    """plan.py, then train.py with the same options, as a user would run them."""
-    text_of(options.path)
+    Args:
+        options: shared by all benchmarks.
+        config: YAML file of options for both.
+        steps: instead of the usual number.
+    """
+    at_least_one(steps=steps)
+    read_text(options.path)
+    argv = [f"--config={Path(config).resolve()}"] if config else []
+    argv += [f"--data.path={Path(options.path).resolve()}"]
+    argv += [f"--trainer.max_steps={steps}"] if steps else []
     with tempfile.TemporaryDirectory() as folder:
-        places = (f"--trainer.default_root_dir={folder}", f"--data.cache={folder}/cache")
-        same = [f"--config={options.config}"] if options.config else []
-        same += [f"--data.path={options.path}", *places]
-        same += [f"--trainer.max_steps={options.steps}"] if options.steps else []
-        sides = {
-            s: (lambda s=s: run_measured(s, *same)) for s in ("scripts/plan.py", "scripts/train.py")
-        }
-        results = in_turn(sides, options.repeats)
-    planned = [estimates(output) for _, _, output in results["scripts/plan.py"]]
-    estimated, estimated_mb = (median(values) for values in zip(*planned, strict=True))
-    real, real_mb = (
-        median(values) for values in list(zip(*results["scripts/train.py"], strict=True))[:2]
-    )
+
+        def run_plan() -> Process:
+            return run_script("scripts/plan.py", "--json", *places(folder), *argv)
+
+        def run_train() -> Process:
+            process, _ = run_training(folder, *argv)
+            return process
+
+        results = in_turn({"plan": run_plan, "train": run_train}, options.repeats)
+    predictions = [process.result() for process in results["plan"]]
+    predicted = median(prediction["seconds"] for prediction in predictions)
+    predicted_mb = median(prediction["memory_bytes"] for prediction in predictions) / 1e6
+    own = median(process.seconds for process in results["plan"])
+    real = median(process.seconds for process in results["train"])
+    real_mb = median(process.peak_mb for process in results["train"])
     rows = [
-        Side("train.py, as it was", real, "seconds", peak_mb=real_mb),
+        Side("train.py, measured", real, "seconds", peak_mb=real_mb),
         Side(
-            "plan.py's estimate of it", estimated, "seconds", estimated / real, None, estimated_mb
+            "predicted by plan.py",
+            predicted,
+            "seconds",
+            ratio=predicted / real,
+            peak_mb=predicted_mb,
         ),
     ]
-    own = median([seconds for seconds, _, _ in results["scripts/plan.py"]])
     note = (
-        f"Estimated by real: time {estimated / real:.2f}, memory {estimated_mb / real_mb:.2f}; "
+        f"Predicted / measured: time {predicted / real:.2f}, memory {predicted_mb / real_mb:.2f}; "
         f"plan.py itself took {own:.1f} s."
     )
     report("plan", rows, options.out, note)

@@ -1,4 +1,4 @@
-"""nanoGPT's recipe for a small model of characters, in plain PyTorch: what charlm is measured with.
+"""nanoGPT's recipe for a small character model, in plain PyTorch: charlm is measured against it.
 
 Its published settings for a CPU: 4 blocks, 4 heads, d_model 128, context 64, batch 12, 2,000
 steps, no dropout; GPT-2's layout (learned positions, LayerNorm, GELU, tied embeddings, no biases);
@@ -8,12 +8,16 @@ splits evaluated on 20 random batches every 250 steps. The model is ours with th
 """
 
 import argparse
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 from lit_gpt.data import EveryToken, read_windows
 from lit_gpt.model import GPT, GPTConfig
@@ -26,7 +30,9 @@ def train(path: str, steps: int) -> None:
     torch.manual_seed(1337)
     rng = np.random.default_rng(1337)
     ids = np.frombuffer(Path(path).read_bytes(), np.uint8)
-    cut, context_length, batch_size = int(len(ids) * 0.9), 64, 12
+    cut = int(len(ids) * 0.9)
+    context_length = 64
+    batch_size = 12
     splits = {"train": ids[:cut], "val": ids[cut:]}
     model = GPT(GPTConfig(256, context_length, 128, 4, 4, dropout=0.0, **LAYOUT))
     optimizer = build_optimizer(model, 1e-3, 0.1, (0.9, 0.99), fused=False)
@@ -61,7 +67,9 @@ def train(path: str, steps: int) -> None:
     with torch.no_grad():
         batches = EveryToken(ids[cut:], 64, context_length)
         nats = sum(loss_of(x, y).item() * y.numel() for x, y in batches)
-    print(f"Final validation loss: {nats / (len(ids) - cut - 1):.4f} nats a token")
+    loss = nats / (len(ids) - cut - 1)
+    print(f"Final validation loss: {loss:.4f} nats/token")
+    print(json.dumps({"loss": loss}))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py: sides measured in turn, honest ratios, the table and its JSON."""
+"""benchmarks/run.py: sides measured in turn, honest ratios, the table and its JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -14,19 +14,19 @@ import torch
 
 from benchmarks import measure
 from benchmarks import training as training_benchmark
-from benchmarks.measure import Side, in_turn, report
+from benchmarks.measure import Options, Process, Side, in_turn, report
 from benchmarks.parts import flops_per_token, recompute
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from tests.conftest import ROOT
 
 
-def run(*args: object) -> subprocess.CompletedProcess:
+def run(*args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "run.py"), *map(str, args)],
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=300,
     )
@@ -38,7 +38,7 @@ def test_sides_take_turns():
     assert in_turn(sides, 3) == {"a": [None] * 3, "b": [2, 4, 6]}
     assert calls == ["a", "b"] * 3
     assert median([9.0, 1.0, 2.0]) == 2.0
-    with pytest.raises(UserError, match="--repeats must be at least 1, not 0"):
+    with pytest.raises(UserError, match="repeats 0: must be at least 1"):
         in_turn(sides, 0)
 
 
@@ -55,9 +55,11 @@ def test_the_table_and_the_json_say_the_same(tmp_path, capsys):
         ("plain", 1),
         ("ours", 12.5),
     ]
-    assert content["machine"]["torch"]
+    machine = content["machine"]
+    assert machine["torch"] == torch.__version__
+    assert f"processor {machine['processor']}, threads {machine['threads']}, python 3" in out
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="name another folder with --out"):
+    with pytest.raises(UserError, match="out .*: can't be written .*; name another folder"):
         report("loop", rows, str(tmp_path / "file"))
 
 
@@ -72,7 +74,8 @@ def test_tokenize_measures_both_sides_in_processes(tmp_path, text_file):
 
 
 def test_generate_measures_one_sequence_and_many(tmp_path):
-    done = run("generate", "--tokens", 8, "--repeats", 1, "--out", tmp_path)
+    """From any folder, too."""
+    done = run("generate", "--tokens", 8, "--repeats", 1, "--out", ".", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "generate.json").read_text())["rows"]
     assert [row["name"].split("batch of ")[1] for row in rows] == ["1", "1", "32", "32"]
@@ -89,40 +92,52 @@ def test_overhead_is_of_the_default_job(tmp_path):
 
 @pytest.mark.parametrize(("kind", "sides"), [("loop", 3), ("charlm", 3)])
 def test_whole_runs_are_compared_with_the_reference(kind, sides, tmp_path, monkeypatch):
-    """Which processes are run, and what becomes of what they give."""
+    """Which processes are run, and what becomes of their results."""
     commands = []
 
-    def run_script(script: str, *options: str) -> tuple[float, float]:
-        commands.append((script, options))
-        return (60.0, 3.0) if "reference" in script else (5.0, 2.0)
+    def run_script(script: str, *argv: str) -> Process:
+        commands.append((script, *argv))
+        return Process(60.0, None, 'Some lines\n{"loss": 3.0}\n')
+
+    def run_training(folder: str, *argv: str) -> tuple[Process, float]:
+        assert list(Path(folder).iterdir()) == []  # so that the text is encoded anew
+        commands.append(argv)
+        return Process(5.0, None, ""), 2.0
 
     monkeypatch.setattr(training_benchmark, "run_script", run_script)
-    (tmp_path / "text").write_text("some text")
-    options = Namespace(path=str(tmp_path / "text"), steps=7, repeats=2, out=str(tmp_path))
-    getattr(training_benchmark, kind)(options)
-    assert [script for script, _ in commands[:sides]] == [
-        commands[0][0],
-        "scripts/train.py",
-        "scripts/train.py",
-    ]
+    monkeypatch.setattr(training_benchmark, "run_training", run_training)
+    path = tmp_path / "text"
+    path.write_text("some text")
+    options = Options(path=str(path), repeats=2, out=str(tmp_path))
+    getattr(training_benchmark, kind)(options, steps=7)
     assert len(commands) == 2 * sides
-    for script, given in commands:
-        reference = "reference" in script
-        assert given[0] == "--path" if reference else given[0] == f"--data.path={options.path}"
-        assert given[1] == options.path or not reference
-        # Last, where it wins over a config's.
-        assert given[-1] == ("7" if reference else "--trainer.max_steps=7")
+    for i, command in enumerate(commands):
+        if i % sides == 0:
+            script = f"benchmarks/reference_{kind}.py"
+            assert command == (script, "--path", str(path), "--steps", "7")
+        else:
+            assert command[0] == f"--data.path={path}"
+            assert command[-1] == "--trainer.max_steps=7"  # last, where it wins over a config's
     rows = json.loads((tmp_path / f"{kind}.json").read_text())["rows"]
     assert [(row["ratio"], row["loss"]) for row in rows] == [(1, 3.0), (12, 2.0), (12, 2.0)]
 
 
-def test_a_process_gives_its_seconds_and_its_final_loss(text_file, tmp_path):
-    options = ["--path", str(text_file), "--steps", "2"]
-    seconds, loss = measure.run_script("reference_charlm.py", *options)
-    assert seconds > 0.5
-    assert 5 < loss < 6  # about ln 256
-    with pytest.raises(UserError, match="no such file or folder"):
-        measure.run_script("scripts/train.py", "--data.path=nowhere", f"--data.cache={tmp_path}")
+def test_a_process_gives_its_seconds_memory_and_final_loss(text_file, tmp_path, capsys):
+    argv = ["--path", str(text_file), "--steps", "2"]
+    process = measure.run_script("benchmarks/reference_charlm.py", *argv)
+    assert process.seconds > 0.5
+    assert 100 < process.peak_mb < 2000
+    assert 5 < process.result()["loss"] < 6  # about ln 256
+    process, loss = measure.run_training(
+        str(tmp_path), f"--data.path={text_file}", "--data.tokenizer=bytes", "--trainer.max_steps=1"
+    )
+    assert f"Final validation loss: {loss:.4f}" in process.output
+    with pytest.raises(SystemExit, match="2"):
+        measure.run_training(str(tmp_path), "--data.path=nowhere")
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "no such file or folder" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_without_a_gpu_it_says_so(tmp_path):
@@ -136,18 +151,17 @@ def test_without_a_gpu_it_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "the following arguments are required: kind"),
-        (["speed"], "invalid choice: 'speed'"),
-        (["generate", "--repeats", "0"], "--repeats must be at least 1, not 0"),
-        (["tokenize", "--path", "nowhere.txt"], "--path"),
-        (["loop", "--path", "nowhere.txt"], "no text file at 'nowhere.txt': give --path"),
-        (["charlm", "--path", "data"], "no text file at 'data': give --path"),
-        (["generate", "--tokens", "0"], "--tokens: must be at least 1, not 0"),
-        (["charlm", "--steps", "-1"], "--steps: must be at least 1, not -1"),
-        (["tokenize", "--megabytes", "0"], "--megabytes: must be at least 1, not 0"),
-        (["gpu", "--batch_size", "many"], "--batch_size: invalid at_least_one value: 'many'"),
-        (["plan", "--path", "nowhere.txt"], "no text file at 'nowhere.txt': give --path"),
-        (["plan", "--steps", "0"], "--steps: must be at least 1, not 0"),
+        (["speed"], "no benchmark 'speed'; use one of loop, overhead, charlm"),
+        (["generate", "--repeats", "0"], "--repeats 0: must be at least 1"),
+        (["tokenize", "--path", "nowhere.txt"], "--path 'nowhere.txt': no text file"),
+        (["loop", "--path", "nowhere.txt"], "--path 'nowhere.txt': no text file"),
+        (["charlm", "--path", "data"], "--path 'data': no text file"),
+        (["generate", "--tokens", "0"], "--tokens 0: must be at least 1"),
+        (["charlm", "--steps", "-1"], "--steps -1: must be at least 1"),
+        (["tokenize", "--megabytes", "0"], "--megabytes 0: must be at least 1"),
+        (["gpu", "--batch_size", "many"], "--batch_size 'many': must be a whole number"),
+        (["plan", "--path", "nowhere.txt"], "--path 'nowhere.txt': no text file"),
+        (["plan", "--steps", "0"], "--steps 0: must be at least 1"),
         (["plan", "--config", "none.yaml", "--repeats", "1"], "none.yaml"),
         (["overhead", "--path", "nowhere.txt"], "no such file or folder: 'nowhere.txt'"),
     ],
