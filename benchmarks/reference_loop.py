@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that it runs from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 from lit_gpt.data import EveryToken
 from lit_gpt.text.vocabularies import load_tokenizer
+
+SAMPLE = Path(__file__).resolve().parents[1] / "data" / "订单商品名称.csv"
 
 
 class Head(nn.Module):
@@ -98,7 +99,7 @@ def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--path", default=str(ROOT / "data" / "订单商品名称.csv"))
+    parser.add_argument("--path", default=str(SAMPLE))
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1337)
     options = parser.parse_args()

@@ -59,7 +59,7 @@ def test_the_table_and_the_json_say_the_same(tmp_path, capsys):
     assert machine["torch"] == torch.__version__
     assert f"processor {machine['processor']}, threads {machine['threads']}, python 3" in out
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="out .*: can't be written .*; name another folder"):
+    with pytest.raises(UserError, match=r"out .*: can't be written .*; name another folder"):
         report("loop", rows, str(tmp_path / "file"))
 
 
