@@ -1,7 +1,6 @@
 """Odd corpora, prompts, configs and command lines: handled exactly, or refused in one line.
 
-A few of each here, 10,000 in all with `pytest -m fuzz`. Texts are held against the plainest way to
-read them, whole and by Python alone.
+A few of each in the main suite, 10,000 in all with `pytest -m fuzz`.
 """
 
 from __future__ import annotations
@@ -9,69 +8,44 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
-import runpy
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_gpt.__main__ import main
 from lit_gpt.checkpoint import save_atomically
 from lit_gpt.command import run as run_command
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.text import corpus as corpus_module
-from lit_gpt.text import files as files_module
+from lit_gpt.text import files, vocabularies
+from lit_gpt.text.corpus import load_corpus
 from lit_gpt.text.vocabularies import load_tokenizer
-from lit_gpt.training import train
-from tests.conftest import ROOT
+from tests.conftest import command_line
+from tests.fuzz.examples import check_refusal, examples, numbers
 
 
-def numbers(few: int, many: int):
-    """Runs a test with a few examples, and with many where they are asked for."""
-    slow = pytest.param(many, marks=pytest.mark.fuzz)
-    return pytest.mark.parametrize("number", [few, slow])
-
-
-def examples(number: int) -> settings:
-    return settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-def run(main) -> tuple[int, str, str]:
-    """Status, output and errors of a command; anything but a UserError comes through."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace") for _ in "oe")
+def captured(command: Callable[[], int]) -> tuple[int, str, str]:
+    """Status, output and errors of a command."""
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
+    err = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = run_command(main)
-        out.flush(), err.flush()
+        status = command()
+        out.flush()
+        err.flush()
     return status, out.buffer.getvalue().decode(), err.buffer.getvalue().decode()
-
-
-def check_refusal(err: str) -> None:
-    assert err.startswith("error: ")
-    assert err.endswith("\n")
-    assert len(err.splitlines()) == 1, err
 
 
 # Texts
 
 ODD = ["\0", "\ufeff", "\r", "\n", "\r\n", "\r\r\n", "\x85", "\u2028", "\ud800", "\udcff", "\ufffe"]
-ODD += [
-    "👩‍👩‍👧",
-    "🇩🇪",
-    "e\u0301",
-    "שלום",
-    "مرحبا",
-    "\u202e",
-    "\u200f",
-    "农夫山泉",
-    " ",
-    "a",
-    "it's",
-    "1",
-]
-ODD += ["<|endoftext|>", "\U0010ffff", "\x1b[2J", "\x1a", "%s", "{}", "\\", "'", '"', "𝒳", "ß", "ſ"]
+ODD += ["👩‍👩‍👧", "🇩🇪", "e\u0301", "שלום", "مرحبا", "\u202e", "\u200f", "农夫山泉", "𝒳", "ß", "ſ"]
+ODD += ["<|endoftext|>", "\U0010ffff", "\x1b[2J", "\x1a", "%s", "{}", "\\", "'", '"', " ", "a"]
+ODD += ["it's", "1"]
 texts = st.lists(st.sampled_from(ODD) | st.text(max_size=5), max_size=12).map("".join)
 SANE = "".join(x for x in ODD if x not in ("\0", "\ud800", "\udcff"))  # most texts must be kept
 sane = st.text(alphabet=SANE, max_size=40) | st.text(max_size=20).map(lambda t: t.replace("\0", ""))
@@ -87,7 +61,8 @@ ENCODINGS += [
     "cp1252",
     "cp437",
 ]
-ENCODINGS += ["ascii", "unicode_escape", "raw_unicode_escape", "cp037", "koi8-r", "utf-8", "utf-8"]
+ENCODINGS += ["cp437", "ascii", "unicode_escape", "raw_unicode_escape", "cp037", "koi8-r"]
+ENCODINGS += ["utf-8", "utf-8"]
 BOMS = {
     "utf-8-sig": (codecs.BOM_UTF8,),
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
@@ -119,8 +94,13 @@ def folders(draw) -> tuple[str, list[bytes]]:
 
 
 def read_plainly(encoding: str, contents: list[bytes]) -> tuple[str, int, int] | None:
-    """The text, the marks left out and the line ends added; None for what must be refused."""
-    whole, marks, ends = "", 0, 0
+    """The text, the marks dropped and the line ends added, found the plainest way: whole files.
+
+    None if it must be refused.
+    """
+    whole = ""
+    marks = 0
+    ends = 0
     for content in contents:
         try:
             text = content.decode(encoding)
@@ -131,19 +111,21 @@ def read_plainly(encoding: str, contents: list[bytes]) -> tuple[str, int, int] |
         if encoding in ("utf-16", "utf-32") and content and not has_mark:
             return None  # which end comes first would be a guess
         if not has_mark and text.startswith("\ufeff"):
-            text, has_mark = text[1:], True
+            text = text[1:]
+            has_mark = True
         marks += has_mark
         if "\0" in text:
             return None
         if whole and text and not whole.endswith("\n"):
-            whole, ends = whole + "\n", ends + 1
+            whole += "\n"
+            ends += 1
         whole += text
     return (whole, marks, ends) if whole else None
 
 
 @numbers(100, 4000)
 def test_a_corpus_is_kept_exactly_or_refused(number, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_module, "load_tokenizer", cache(load_tokenizer))
+    monkeypatch.setattr(vocabularies, "load_tokenizer", cache(load_tokenizer))
     kinds = [("bytes", True), ("cl100k_base", True)] * 9  # the others take half a second
     kinds += [("cl100k_base", False), ("o200k_base", True)]
     counts = {"kept": 0, "refused": 0}
@@ -152,7 +134,7 @@ def test_a_corpus_is_kept_exactly_or_refused(number, tmp_path, monkeypatch):
     @given(folders(), st.sampled_from(kinds), st.sampled_from([4, 5, 7, 64, 1 << 20]))
     def check(folder, kind, chunk):
         encoding, contents = folder
-        monkeypatch.setattr(files_module, "CHUNK", chunk)
+        monkeypatch.setattr(files, "CHUNK", chunk)
         texts = tmp_path / "texts"
         texts.mkdir(exist_ok=True)
         for path in texts.iterdir():
@@ -161,17 +143,15 @@ def test_a_corpus_is_kept_exactly_or_refused(number, tmp_path, monkeypatch):
             (texts / f"{i}.txt").write_bytes(content)
         found = []
 
-        def load():
-            found.append(
-                corpus_module.load_corpus(str(texts), *kind, encoding, str(tmp_path / "cache"))
-            )
+        def load() -> None:
+            cache_folder = str(tmp_path / "cache")
+            found.append(load_corpus(str(texts), *kind, encoding=encoding, cache=cache_folder))
 
-        status, _, err = run_command(load)
+        status, _, err = captured(lambda: run_command(load))
         expected = read_plainly(encoding, contents)
         counts["kept" if expected else "refused"] += 1
         if expected is None:
-            assert status == 2
-            check_refusal(err)
+            check_refusal(status, err)
             return
         assert (status, err) == (0, "")
         corpus = found[0]
@@ -208,27 +188,20 @@ def checkpoints(tmp_path) -> list[Path]:
 
 
 @numbers(60, 3000)
-def test_a_prompt_is_gone_on_with_exactly_or_refused(number, checkpoints, monkeypatch):
-    generate = runpy.run_path(str(ROOT / "scripts" / "generate.py"))["main"]
+def test_a_prompt_is_continued_exactly_or_refused(number, checkpoints):
+    some = st.dictionaries(st.sampled_from(CHOICES), st.sampled_from(NUMBERS), max_size=2)
 
     @examples(number)
-    @given(
-        st.sampled_from(checkpoints),
-        texts,
-        st.just({})
-        | st.dictionaries(st.sampled_from(CHOICES), st.sampled_from(NUMBERS), max_size=2),
-    )
+    @given(st.sampled_from(checkpoints), texts, st.just({}) | some)
     def check(path, prompt, options):
-        options = {"ckpt_path": path, "max_new_tokens": 3, "prompt": prompt, **options}
         if str(options.get("num_samples", ""))[:2] == "99":
             return  # that would take a while
-        words = [f"--{name}={value}" for name, value in options.items()]
-        monkeypatch.setattr("sys.argv", ["generate.py", *words])
-        status, out, err = run_command(generate)
+        all_options = {"ckpt_path": path, "max_new_tokens": 3, "prompt": prompt} | options
+        argv = ["generate", *command_line(all_options)]
+        status, out, err = captured(lambda: main(argv))
         if status:
-            assert status == 2
-            check_refusal(err)
-            assert len(options) > 3 or any("\ud800" <= x <= "\udfff" for x in prompt)
+            check_refusal(status, err)
+            assert options or any("\ud800" <= x <= "\udfff" for x in prompt)
             assert out == ""
         elif "num_samples" not in options:
             assert out.startswith(prompt or "\n")
@@ -239,30 +212,10 @@ def test_a_prompt_is_gone_on_with_exactly_or_refused(number, checkpoints, monkey
 
 # Options
 
-SPECIAL = [
-    "",
-    "last",
-    "~",
-    "~nobody_at_all/x",
-    "..",
-    "a\0b",
-    "😀",
-    "\ud800",
-    "nan",
-    "null",
-    "[",
-    "{",
-]
+SPECIAL = ["", "last", "~", "~nobody_at_all/x", "..", "a\0b", "😀", "\ud800", "nan", "null", "["]
 SPECIAL += ["&a [*a]", "*b", "!!python/name:os.system", "{class_path: os.system}", "-", "9" * 5000]
-SPECIAL += [
-    "lit_gpt.callbacks.samples.Samples",
-    "CSVLogger",
-    "x" * 5000,
-    "classic",
-    "bytes",
-    "a\nb",
-    "١",
-]
+SPECIAL += ["lit_gpt.callbacks.samples.Samples", "CSVLogger", "x" * 5000, "classic", "bytes"]
+SPECIAL += ["a\nb", "١", "{"]
 WHOLE = st.integers() | st.sampled_from([0, 1, -1, 2**31, 2**63, 10**40])
 scalars = (
     st.none() | st.booleans() | WHOLE | st.floats() | st.sampled_from(SPECIAL) | st.text(max_size=8)
@@ -280,24 +233,24 @@ values = st.recursive(
 
 @pytest.fixture
 def parse(monkeypatch):
-    """`parse(*words)`: the training command up to where it would make the model."""
-    monkeypatch.setattr("sys.argv", ["train.py"])
-    monkeypatch.setattr(train.TrainingCLI, "instantiate_classes", lambda self: None)
-    monkeypatch.setattr(train.TrainingCLI, "after_instantiate_classes", lambda self: None)
-    monkeypatch.setattr(train.TrainingCLI, "run", lambda self: 0)
+    """`parse(*argv)`: the training command up to where it would make the model."""
+    from lit_gpt.training.train import TrainingCLI
 
-    def main(words: list[str]) -> int:
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.setattr(TrainingCLI, "instantiate_classes", lambda self: None)
+    monkeypatch.setattr(TrainingCLI, "after_instantiate_classes", lambda self: None)
+    monkeypatch.setattr(TrainingCLI, "run", lambda self: 0)
+
+    def command(argv: tuple[str, ...]) -> int:
         try:
-            return train.main(words)
+            return main(["train", *argv])
         except SystemExit as stop:  # --help, --print_config
             return stop.code or 0
 
-    def check(*words: str) -> bool:
-        status, _, err = run_command(lambda: main(list(words)))
+    def check(*argv: str) -> None:
+        status, _, err = captured(lambda: command(argv))
         if status:
-            assert status == 2
-            check_refusal(err)
-        return status == 0
+            check_refusal(status, err)
 
     return check
 
@@ -306,9 +259,10 @@ def parse(monkeypatch):
 def names(monkeypatch) -> list[str]:
     """Of all options and groups of them."""
     monkeypatch.setattr("sys.argv", ["train.py"])
-    out, leaves = io.StringIO(), []
+    out = io.StringIO()
+    leaves = []
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        train.main(["--print_config"])
+        main(["train", "--print_config"])
 
     def walk(tree: dict, prefix: str) -> None:
         for key, value in tree.items():

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_gpt.checkpoint import load_checkpoint, read_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.training.resume import open_checkpoint
+from tests.conftest import ROOT, SMALL, command_line, write_text
+from tests.fuzz.examples import examples, numbers
 
 plain = st.recursive(
     st.none()
@@ -30,18 +34,12 @@ plain = st.recursive(
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """A checkpoint of a run, made once."""
-    import subprocess
-    import sys
-
-    from conftest import ROOT, SMALL
-
+    """The checkpoint of a run."""
     folder = tmp_path_factory.mktemp("fuzz")
-    (folder / "text.txt").write_text("the cat sat on a mat. 一只猫\n" * 60, encoding="utf-8")
-    options = SMALL | {"data.path": folder / "text.txt", "data.cache": folder / "cache"}
-    options |= {"trainer.default_root_dir": folder / "logs", "trainer.max_steps": 2}
-    words = [f"--{name}={value}" for name, value in options.items()]
-    subprocess.run([sys.executable, ROOT / "scripts" / "train.py", *words], check=True)
+    options = SMALL | {"trainer.max_steps": 2, "trainer.default_root_dir": folder / "logs"}
+    options |= {"data.path": write_text(folder / "text.txt"), "data.cache": folder / "cache"}
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *command_line(options)]
+    subprocess.run(command, check=True)
     return folder / "logs" / "version_0" / "checkpoints" / "last.ckpt"
 
 
@@ -73,15 +71,6 @@ def check(path: Path) -> None:
         except UserError as error:
             assert path.name in str(error)  # noqa: PT017
             assert len(str(error)) < 2000  # noqa: PT017
-
-
-def numbers(few: int, many: int):
-    slow = pytest.param(many, marks=pytest.mark.fuzz)
-    return pytest.mark.parametrize("number", [few, slow])
-
-
-def examples(number: int) -> settings:
-    return settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @numbers(60, 1500)
