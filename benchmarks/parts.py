@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,7 +12,16 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Options, Side, at_least_one, in_turn, read_text, report
+from benchmarks.measure import (
+    Options,
+    Process,
+    Side,
+    at_least_one,
+    in_turn,
+    read_text,
+    report,
+    run_script,
+)
 from lit_gpt.generation.sampling import Sampling, generate
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.module import next_token_loss
@@ -66,28 +72,6 @@ def generation(options: Options, tokens: int = 256) -> None:
     report("generate", rows, options.out)
 
 
-ENCODE = {  # each in a process of its own, so that its memory is its own
-    "tiktoken.encode_ordinary": """
-from pathlib import Path
-from lit_gpt.text.tokenizer import load_tokenizer
-encoding = load_tokenizer("cl100k_base").encoding
-start = time.perf_counter()
-encoding.encode_ordinary(Path(path).read_text(encoding="utf-8"))
-""",
-    "text file to token cache": """
-from lit_gpt.text.corpus import load_corpus
-start = time.perf_counter()
-load_corpus(path, "cl100k_base", True, "utf-8", folder)
-""",
-}
-MEASURE = """
-import json, resource
-seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB; on a Mac bytes
-print(json.dumps([seconds, peak / (1e6 if sys.platform == "darwin" else 1e3)]))
-"""
-
-
 def tokenization(options: Options, megabytes: int = 50, only_ours: bool = False) -> None:
     """MB/s and peak memory from a text file to the token cache, against tiktoken.
 
@@ -104,23 +88,24 @@ def tokenization(options: Options, megabytes: int = 50, only_ours: bool = False)
             while size < megabytes * 1_000_000:
                 size += file.write(text)
 
-        def measure(code: str) -> tuple[float, float]:
-            with tempfile.TemporaryDirectory(dir=folder) as cache:
-                start = "import sys, time\npath, folder = sys.argv[1:]\n"
-                command = [sys.executable, "-c", start + code + MEASURE, file.name, cache]
-                result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                return tuple(json.loads(result.stdout))
+        def tiktoken() -> Process:
+            return run_script("benchmarks/encode.py", file.name)
 
-        sides = {name: (lambda code=code: measure(code)) for name, code in ENCODE.items()}
-        if only_ours:
-            del sides["tiktoken.encode_ordinary"]
+        def token_cache() -> Process:
+            with tempfile.TemporaryDirectory(dir=folder) as cache:
+                return run_script("benchmarks/encode.py", file.name, cache)
+
+        sides = {"text file to token cache": token_cache}
+        if not only_ours:
+            sides = {"tiktoken.encode_ordinary": tiktoken} | sides
         results = in_turn(sides, options.repeats)
-    rates = {name: size / 1e6 / median([s for s, _ in found]) for name, found in results.items()}
-    first = next(iter(rates.values()))
-    rows = [
-        Side(name, rate, "MB/s", rate / first, peak_mb=max(peak for _, peak in results[name]))
-        for name, rate in rates.items()
-    ]
+    rows: list[Side] = []
+    for name, processes in results.items():
+        measured = [process.result() for process in processes]
+        rate = size / 1e6 / median(result["seconds"] for result in measured)
+        ratio = rate / rows[0].value if rows else 1.0
+        peak_mb = max(result["peak_mb"] for result in measured)
+        rows.append(Side(name, rate, "MB/s", ratio, peak_mb=peak_mb))
     report("tokenize", rows, options.out, f"{options.path} repeated to {size / 1e6:,.1f} MB.")
 
 

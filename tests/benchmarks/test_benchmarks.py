@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,23 +12,22 @@ import pytest
 import torch
 
 from benchmarks import measure
+from benchmarks import run as benchmark
 from benchmarks import training as training_benchmark
 from benchmarks.measure import Options, Process, Side, in_turn, report
 from benchmarks.parts import flops_per_token, recompute
+from lit_gpt import command
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from tests.conftest import ROOT
 
 
-def run(*args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "run.py"), *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
+def here(*args: object) -> int:
+    """Runs a benchmark in this process; its exit status."""
+    try:
+        return command.run(lambda: benchmark.main([str(arg) for arg in args]))
+    except SystemExit as stop:  # of a process that it started
+        return int(stop.code)
 
 
 def test_sides_take_turns():
@@ -64,8 +62,8 @@ def test_the_table_and_the_json_say_the_same(tmp_path, capsys):
 
 
 def test_tokenize_measures_both_sides_in_processes(tmp_path, text_file):
-    done = run("tokenize", "--path", text_file, "--megabytes", 1, "--repeats", 1, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
+    argv = ("--path", text_file, "--megabytes", 1, "--repeats", 1, "--out", tmp_path)
+    assert here("tokenize", *argv) == 0
     plain, ours = json.loads((tmp_path / "tokenize.json").read_text())["rows"]
     assert ours["ratio"] == pytest.approx(ours["value"] / plain["value"])
     assert plain["ratio"] == 1
@@ -74,20 +72,17 @@ def test_tokenize_measures_both_sides_in_processes(tmp_path, text_file):
 
 
 def test_generate_measures_one_sequence_and_many(tmp_path):
-    """From any folder, too."""
-    done = run("generate", "--tokens", 8, "--repeats", 1, "--out", ".", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert here("generate", "--tokens", 8, "--repeats", 1, "--out", tmp_path) == 0
     rows = json.loads((tmp_path / "generate.json").read_text())["rows"]
     assert [row["name"].split("batch of ")[1] for row in rows] == ["1", "1", "32", "32"]
     assert [row["ratio"] for row in rows][::2] == [1, 1]
 
 
-def test_overhead_is_of_the_default_job(tmp_path):
-    done = run("overhead", "--repeats", 1, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_overhead_is_of_the_default_job(tmp_path, capsys):
+    assert here("overhead", "--repeats", 1, "--out", tmp_path) == 0
     bare, inside = json.loads((tmp_path / "overhead.json").read_text())["rows"]
     assert inside["ratio"] == pytest.approx(bare["value"] / inside["value"])
-    assert f"{inside['value'] / bare['value'] - 1:.1%}" in done.stdout
+    assert f"{inside['value'] / bare['value'] - 1:.1%}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("kind", "sides"), [("loop", 3), ("charlm", 3)])
@@ -141,9 +136,11 @@ def test_a_process_gives_its_seconds_memory_and_final_loss(text_file, tmp_path, 
 
 
 def test_without_a_gpu_it_says_so(tmp_path):
+    """As a process, from another folder."""
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    done = run("gpu", "--out", tmp_path)
+    script = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "gpu", "--out", "results"]
+    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert (done.returncode, done.stdout) == (0, "No NVIDIA GPU here: nothing to measure\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -166,12 +163,33 @@ def test_without_a_gpu_it_says_so(tmp_path):
         (["overhead", "--path", "nowhere.txt"], "no such file or folder: 'nowhere.txt'"),
     ],
 )
-def test_wrong_input_is_one_line(args, message):
-    done = run(*args)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_wrong_input_is_one_line(args, message, capsys):
+    assert here(*args) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_help_lists_the_kinds_and_their_options(capsys):
+    assert here() == 0
+    listed = capsys.readouterr().out
+    for kind in ("loop", "overhead", "charlm", "generate", "tokenize", "plan", "gpu"):
+        assert f"\n  {kind} " in listed
+        assert here(kind, "--help") == 0
+        described = capsys.readouterr().out
+        assert all(f"--{option} " in described for option in ("repeats", "out", "path"))
+
+
+def test_plan_compares_what_it_predicts_with_the_run(tmp_path, text_file):
+    config = tmp_path / "small.yaml"
+    config.write_text("model: {d_model: 16, num_blocks: 1}\ndata: {context_length: 16}\n")
+    argv = ("--path", text_file, "--config", config, "--steps", 3, "--repeats", 1)
+    assert here("plan", *argv, "--out", tmp_path) == 0
+    real, predicted = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    assert predicted["ratio"] == pytest.approx(predicted["value"] / real["value"])
+    assert 0.2 < predicted["ratio"] < 5
+    assert 0.5 < predicted["peak_mb"] / real["peak_mb"] < 2
 
 
 def test_flops_follow_palms_formula():
