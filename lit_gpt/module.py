@@ -106,7 +106,7 @@ class LitGPT(pl.LightningModule):
 
     hparams: Any  # the arguments of __init__, all of plain types: checkpoints hold them
     gpt: GPT
-    losses: nn.ModuleList  # one MeanMetric for each of SPLITS
+    losses: Any  # nn.ModuleList of a MeanMetric for each of SPLITS
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Owns what happens around the steps: console, samples, overfit notice, the last evaluation."""
+"""What each evaluation prints, and the evaluation over the whole validation split at the end."""
 
 from __future__ import annotations
 
@@ -7,72 +7,81 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gpt.callbacks.stopping import GracefulStop, agreed
+from lit_gpt.module import Evaluation, LitGPT
 
 
 class StepLines(Callback):
-    """Says the losses of each evaluation, and once when the model begins to overfit.
+    """Prints the losses of each evaluation, and once that the model begins to overfit.
 
     Args:
         patience: how many evaluations in a row may end above the best validation loss, while the
             training loss falls, before it is called overfitting.
     """
 
+    state_key = "StepLines"
+
     def __init__(self, patience: int = 3) -> None:
         self.patience = patience
         self.best = {"val": float("inf"), "train": 0.0, "step": 0}
-        self.worse, self.said = 0, False
+        self.worse = 0  # evaluations since the best
+        self.has_warned = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:  # it has no metrics
+            return
         train = trainer.callback_metrics["train/eval_loss"].item()
         val = trainer.callback_metrics["val/loss"].item()
         step = trainer.global_step
-        self.print(trainer, f"Step: {step}, Training Loss: {train:.3f}, Validation Loss: {val:.3f}")
+        pl_module.print(f"Step: {step}, Training Loss: {train:.3f}, Validation Loss: {val:.3f}")
         if val < self.best["val"]:
-            self.best, self.worse = {"val": val, "train": train, "step": step}, 0
+            self.best = {"val": val, "train": train, "step": step}
+            self.worse = 0
             return
         self.worse += 1
-        if self.worse >= self.patience and train < self.best["train"] and not self.said:
-            self.said = True
-            self.print(
-                trainer,
+        overfits = self.worse >= self.patience and train < self.best["train"]
+        if overfits and not self.has_warned:
+            self.has_warned = True
+            pl_module.print(
                 f"The model is overfitting: the validation loss was best at step "
                 f"{self.best['step']} ({self.best['val']:.3f}) and has been higher for "
                 f"{self.worse} evaluations, while the training loss still falls. best.ckpt keeps "
-                "the best model; more text, more dropout or a smaller model would help.",
+                "the best model; more text, more dropout or a smaller model would help."
             )
 
-    @rank_zero_only
-    def print(self, trainer: pl.Trainer, line: str) -> None:
-        (trainer.progress_bar_callback.print if trainer.progress_bar_callback else print)(line)
-
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "worse": self.worse, "said": self.said}
+        return {"best": self.best, "worse": self.worse, "said": self.has_warned}  # 0.1.0's names
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.worse, self.said = (state_dict[k] for k in ("best", "worse", "said"))
+        self.best = state_dict["best"]
+        self.worse = state_dict["worse"]
+        self.has_warned = state_dict["said"]
 
 
 class FinalEvaluation(Checkpoint):
-    """The loss over the whole validation split, once, at the end of a run that wasn't stopped.
+    """The loss over the whole validation split, at the end of a run that wasn't stopped.
 
     A Checkpoint only so that Lightning calls it after those that save the last step.
+
+    Attributes:
+        result: None until then.
     """
 
     def __init__(self, stop: GracefulStop) -> None:
-        self.stop, self.result = stop, None
+        self.stop = stop
+        self.result: Evaluation | None = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.datamodule is not None and not self.stop.reason:
-            batches = trainer.datamodule.whole_val_split()
-            result = pl_module.full_loss(self.until_stopped(batches))
+        data = getattr(trainer, "datamodule", None)
+        if data is not None and not self.stop.reason:
+            assert isinstance(pl_module, LitGPT)
+            result = pl_module.full_loss(self._until_stopped(data.whole_val_split()))
             self.stop.reason = agreed(trainer, self.stop.signal)
             self.result = None if self.stop.reason else result
 
-    def until_stopped(self, batches: Iterable[Any]) -> Iterator[Any]:
+    def _until_stopped(self, batches: Iterable[Any]) -> Iterator[Any]:
         for batch in batches:
-            yield batch  # at least one: a mean of none is no number
+            yield batch  # at least one: there is no mean of none
             if self.stop.signal:
                 return

@@ -1,21 +1,27 @@
-"""Owns the console of a run: the progress bar and the throughput."""
+"""Progress of a run: throughput and the progress bar."""
 
 from __future__ import annotations
 
+import builtins
+import sys
 import time
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, ProgressBar
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from lit_gpt.module import LitGPT
+
+REFRESH = 0.2  # seconds; reading the loss waits for the device
 
 
 class Throughput(Callback):
-    """Logs tokens_per_second of training, all devices together, evaluations left out."""
+    """Logs tokens_per_second of training: all devices together, without evaluations."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.tokens, self.since = 0, time.monotonic()
+        self.tokens = 0
+        self.since = time.monotonic()
         self.rate: float | None = None  # the newest
         self.paused: float | None = None
 
@@ -30,60 +36,67 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
+        assert isinstance(pl_module, LitGPT)
         self.tokens += batch[0].numel() * trainer.world_size
         if pl_module.is_logged(trainer.global_step):  # which counts the step that just ended
             now = time.monotonic()
             self.rate = self.tokens / (now - self.since)
             pl_module.add_to_curves({"tokens_per_second": self.rate}, trainer.global_step)
-            self.tokens, self.since = 0, now
+            self.tokens = 0
+            self.since = now
 
 
-class Bar(ProgressBar):
-    """One line with step, loss and tokens a second; none where the output is no terminal."""
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, but it counts optimizer steps up to max_steps, and a resumed run's too.
+
+    Shows loss and tokens/s. Nothing of it is written where the output is not a terminal.
+    """
 
     def __init__(self, throughput: Throughput) -> None:
         super().__init__()
         self.throughput = throughput
-        self.console = Console(highlight=False)
-        self.enabled = self.console.is_terminal
-        self.progress: Progress | None = None
+        self.train_progress_bar = Tqdm(disable=True)  # until training starts
         self.last_refresh = 0.0
 
-    def disable(self) -> None:
-        self.enabled = False
+    @property
+    def is_enabled(self) -> bool:
+        return super().is_enabled and sys.stdout.isatty()
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        self.console.print(*args, markup=False, soft_wrap=True)
+    def init_train_tqdm(self) -> Tqdm:
+        bar = super().init_train_tqdm()
+        bar.leave = False
+        return bar
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.enabled:
-            return
-        columns = ("loss {task.fields[loss]}", "{task.fields[rate]} tokens/s")
-        self.progress = Progress(
-            TextColumn("Training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            *map(TextColumn, columns),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-        )
-        total = trainer.max_steps if trainer.max_steps > 0 else None
-        self.progress.add_task("", total=total, loss="-", rate="-", completed=trainer.global_step)
-        self.progress.start()
+    def init_validation_tqdm(self) -> Tqdm:
+        return Tqdm(disable=True)
+
+    init_sanity_tqdm = init_validation_tqdm
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        bar = self.train_progress_bar
+        bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)
+        bar.initial = bar.n = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        # Reading the loss waits for the device, so it is done five times a second, not each step.
-        if self.progress and time.monotonic() - self.last_refresh > 0.2:
+        if self.is_enabled and time.monotonic() - self.last_refresh > REFRESH:
             self.last_refresh = time.monotonic()
-            fields = {"loss": f"{pl_module.train_loss.item():.3f}"}
-            if self.throughput.rate:
-                fields["rate"] = f"{self.throughput.rate:,.0f}"
-            self.progress.update(self.progress.task_ids[0], completed=trainer.global_step, **fields)
+            self.train_progress_bar.n = trainer.global_step
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self.progress:
-            self.progress.stop()
-            self.progress = None
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        assert isinstance(pl_module, LitGPT)
+        metrics = {"loss": f"{pl_module.train_loss.item():.3f}"}
+        if rate := self.throughput.rate:
+            metrics["tokens/s"] = f"{rate:,.0f}"
+        return metrics
+
+    def on_exception(self, *_: Any) -> None:
+        self.train_progress_bar.close()
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        if self.train_progress_bar.disable:  # where Lightning's would print nothing
+            builtins.print(*args, **kwargs)
+        else:
+            super().print(*args, **kwargs)

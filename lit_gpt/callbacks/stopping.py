@@ -1,4 +1,4 @@
-"""Owns how a run is stopped: by a signal, --trainer.max_time or its last step, on all ranks."""
+"""Stopping a run: by a signal, max_time or its last step, on all ranks at once."""
 
 from __future__ import annotations
 
@@ -17,76 +17,82 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt.errors import UserError
 
-MAX_TIME = 1  # beside the numbers of signals, as a reason to stop; below those that we handle
+MAX_TIME = 1  # as a reason to stop, beside the numbers of signals; below those that we handle
 
 
 class GracefulStop(Callback):
-    """The first Ctrl-C or SIGTERM, or max_time, ends the run after the step in hand.
+    """Ends the run after the current step on the first Ctrl-C or SIGTERM, or after max_time.
 
-    It is saved at once: an evaluation that is due then is left to the run that goes on. A second
-    Ctrl-C or SIGTERM ends the process at once. Also ends the run after max_steps, so that the last
-    step is evaluated, on the interval or not.
+    The step is saved at once, and an evaluation due then is left to the run that resumes it. A
+    second Ctrl-C or SIGTERM ends the process at once. Also ends the run after max_steps, so that
+    the last step is evaluated, on the interval or not.
 
     Args:
-        max_time: how long this process may train, as Lightning's Timer takes it; the clock is
-            looked at after each step, and whatever the time is, one step is done.
+        max_time: how long this process may train, as Lightning's Timer takes it; checked after
+            each step, so at least one step is done.
 
     Attributes:
-        signal: the first signal that this process was sent, else 0.
+        signal: the first signal that this process received, else 0.
         reason: why the run was stopped, the same on all ranks: a signal, MAX_TIME, else 0.
-        owed: whether the evaluation after the newest step has still to be run.
+        evaluation_due: whether the evaluation after the newest step has still to be run.
 
     Raises:
-        UserError: a max_time that is no time.
+        UserError: a max_time that isn't a time.
     """
+
+    state_key = "GracefulStop"
 
     def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
         try:
             self.timer = Timer(max_time)
         except (MisconfigurationException, TypeError) as error:
             raise UserError(
-                "--trainer.max_time must be DD:HH:MM:SS (days, hours, minutes, seconds, as "
-                f"00:01:30:00), not {max_time!r}"
+                "must be DD:HH:MM:SS (days, hours, minutes, seconds), such as 00:01:30:00",
+                field="max_time",
+                value=max_time,
             ) from error
-        self.signals = [signal.SIGINT, signal.SIGTERM]
-        self.signal, self.reason = 0, 0
-        self.insisted, self.owed = False, False
+        self.signals: list[int] = [signal.SIGINT, signal.SIGTERM]
+        self.signal = 0
+        self.reason = 0
+        self.was_asked = False  # by Ctrl-C or SIGTERM
+        self.evaluation_due = False
         self.old_handlers: dict[int, Any] = {}
-        self.unfinished: Path | None = None  # the file that is being written, if it is there
-        self.launcher: Any = None  # of the other ranks, where this process has started them
+        self.unfinished: Path | None = None  # the file that is being written, if it exists
+        self.launcher: Any = None  # of the other ranks, if this process started them
 
     @property
     def name(self) -> str:
+        """Of the reason: max_time, SIGINT, ...; empty without one."""
         if self.reason == MAX_TIME:
-            return "--trainer.max_time"
+            return "max_time"
         return signal.Signals(self.reason).name if self.reason else ""
 
     @property
     def status(self) -> int:
-        """The exit status: what a shell would say of Ctrl-C and SIGTERM; all else is a success."""
+        """The exit status: a shell's for Ctrl-C and SIGTERM; anything else is a success."""
         return 128 + self.reason if self.reason in (signal.SIGINT, signal.SIGTERM) else 0
 
     def _handle(self, number: int, frame: Any) -> None:
-        # SLURM's warning may well be followed by SIGTERM: that one doesn't yet insist.
-        insists = number in (signal.SIGINT, signal.SIGTERM)
-        if insists and self.insisted:
+        # SLURM's warning may be followed by SIGTERM, which is then the first request.
+        is_request = number in (signal.SIGINT, signal.SIGTERM)
+        if is_request and self.was_asked:
             self.leave(128 + number)
-        self.insisted = self.insisted or insists
+        self.was_asked = self.was_asked or is_request
         self.signal = self.signal or number
 
     def leave(self, status: int) -> None:
-        """Ends the process where it is: an exception inside torch.save can abort it."""
+        """Ends the process at once: an exception inside torch.save can abort it."""
         if self.unfinished:
             self.unfinished.unlink(missing_ok=True)
         if self.launcher:
             self.launcher.kill(signal.SIGKILL)
-        with suppress(RuntimeError):  # in the midst of printing
-            sys.stdout.write("\x1b[?25h\n" if sys.stdout.isatty() else "")  # the bar hid the cursor
+        with suppress(RuntimeError):  # the signal came while something was being printed
+            sys.stdout.write("\n" if sys.stdout.isatty() else "")  # ends the progress bar's line
             sys.stdout.flush()
         os._exit(status)
 
     def __enter__(self) -> GracefulStop:
-        """Listens from here on, also while the model is evaluated before and after training."""
+        """Handles signals from here on, also in the evaluations before and after training."""
         for number in self.signals:
             self.old_handlers[number] = signal.signal(number, self._handle)
         return self
@@ -96,15 +102,19 @@ class GracefulStop(Callback):
             signal.signal(number, handler)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Lightning's own handlers save nothing, or inside a step, and hang under DDP.
-        trainer._signal_connector.register_signal_handlers = lambda: None
+        # Lightning's own handlers save nothing, or save inside a step, and hang under DDP:
+        # 2.6.6, docs/lightning-notes.md#signals.
+        connector: Any = trainer._signal_connector
+        connector.register_signal_handlers = lambda: None
         self.launcher = trainer.strategy.launcher
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.timer.on_train_start(trainer, pl_module)
-        if self.owed:
+        if self.evaluation_due:
+            # As Lightning's own loop evaluates, 2.6.6: docs/lightning-notes.md#private-parts.
             evaluation = trainer.fit_loop.epoch_loop.val_loop
-            trainer.validating, evaluation.restarting = True, False  # as Lightning does it
+            trainer.validating = True
+            evaluation.restarting = False
             evaluation.run()
             trainer.training = True
 
@@ -112,22 +122,26 @@ class GracefulStop(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
         if (i + 1) % trainer.accumulate_grad_batches:
-            return  # the step is not done: what it has added up would be lost
-        done = trainer.global_step >= trainer.max_steps > 0
+            return  # the step isn't done: its gradients so far would be lost
+        is_done = trainer.global_step >= trainer.max_steps > 0
         time_left = self.timer.time_remaining()
-        may = not done and trainer.global_step >= (trainer.min_steps or 0)
-        late = may and time_left is not None and time_left <= 0
-        self.reason = agreed(trainer, self.signal or late * MAX_TIME)
+        is_late = time_left is not None and time_left <= 0 and not is_done
+        is_late = is_late and trainer.global_step >= (trainer.min_steps or 0)
+        self.reason = agreed(trainer, self.signal or is_late * MAX_TIME)
         if self.reason:
-            self.owed = (i + 1) % trainer.val_check_batch == 0
+            interval: Any = trainer.val_check_batch  # inf without evaluations
+            self.evaluation_due = (i + 1) % interval == 0
+            # Leaves the evaluation out, and lifts the lower limits, which would win over
+            # should_stop: Lightning 2.6.6, docs/lightning-notes.md#private-parts.
             loop = trainer.fit_loop
             loop.epoch_loop._skip_next_val = True
-            loop.min_epochs = loop.epoch_loop.min_steps = None  # else it would not stop
-        if self.reason or done:
+            loop.min_epochs = None
+            loop.epoch_loop.min_steps = None
+        if self.reason or is_done:
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.owed = False
+        self.evaluation_due = False
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -136,15 +150,15 @@ class GracefulStop(Callback):
             self.launcher.kill(signal.SIGKILL)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"owed": self.owed}
+        return {"owed": self.evaluation_due}  # 0.1.0's name
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.owed = state_dict["owed"]
+        self.evaluation_due = state_dict["owed"]
 
 
 def agreed(trainer: pl.Trainer, reason: int) -> int:
     """The highest of all ranks' reasons to stop; each rank asks at the same point of the run."""
     if trainer.world_size == 1:
-        return reason  # and a GPU is not waited for
+        return reason  # without waiting for a GPU
     reasons = torch.tensor(reason, device=trainer.strategy.root_device)
     return int(trainer.strategy.reduce(reasons, reduce_op="max"))

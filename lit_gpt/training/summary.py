@@ -130,9 +130,10 @@ def print_end(trainer: pl.Trainer, data: TextDataModule) -> None:
     for text in samples.texts:
         print("Sample: " + " / ".join(text.splitlines()))
     if name := by_type[GracefulStop].name:
+        name = f"--trainer.{name}" if name == "max_time" else name
         print(f"Stopped by {name} after step {trainer.global_step}")
     if result := by_type[evaluation.FinalEvaluation].result:
-        print_copies(samples.written, data)
+        print_copies(samples.new_ids, data)
         print(
             f"Final validation loss: {result.loss:.4f} nats a token over all {result.num_tokens:,} "
             f"tokens, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt.callbacks import checkpoints, evaluation
 from lit_gpt.callbacks.nonfinite import NonFiniteGuard
-from lit_gpt.callbacks.progress import Bar, Throughput
+from lit_gpt.callbacks.progress import ProgressBar, Throughput
 from lit_gpt.callbacks.report_writer import ReportWriter
 from lit_gpt.callbacks.samples import Samples
 from lit_gpt.callbacks.stopping import GracefulStop
@@ -161,7 +161,8 @@ class TrainingCLI(LightningCLI):
         self.stop = GracefulStop(config.max_time)
         kwargs["max_time"] = None  # Lightning's own would stop inside a step
         throughput, final = Throughput(), evaluation.FinalEvaluation(self.stop)
-        self.report = ReportWriter(summary.command("python", sys.argv[0], *self.words), final)
+        words = summary.command("python", sys.argv[0], *self.words)
+        self.report = ReportWriter(words, self.config_init.samples, final)
         kwargs["callbacks"] = [
             *as_list(config.callbacks),
             NonFiniteGuard(),
@@ -171,7 +172,7 @@ class TrainingCLI(LightningCLI):
             checkpoints.BestCheckpoint(),  # before the last one, which keeps the best score
             checkpoints.LastCheckpoint(self.stop),
             final,
-            *([] if config.enable_progress_bar is False else [Bar(throughput)]),
+            *([] if config.enable_progress_bar is False else [ProgressBar(throughput)]),
             *([slurm.JobNote(self.words)] if slurm.job_id() else []),
         ]
         kwargs["plugins"] = [*as_list(config.plugins), checkpoints.CheckpointIO(self.stop)]

@@ -75,7 +75,7 @@ def test_a_run_that_the_disk_has_no_room_for_is_refused(train, small_disk):
     assert fits.status == 0, fits.err
     result = train(**place, **{"checkpoints.every_n_steps": 1, "checkpoints.keep": 5})
     assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
-    assert "this run's 7 checkpoints of 0 MB each need 2 MB: make room" in result.err
+    assert "this run's 7 checkpoints of 0 MB each need 2 MB; make room" in result.err
     assert list((disk / "logs" / "version_1").rglob("*.ckpt")) == []
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_does_not_fit_leaves_the_earlier_one(small_disk, spare):
     with pytest.raises(UserError, match=r"cannot write the checkpoint .*: earlier checkpoints are"):
         save_atomically({"weights": torch.ones(20_000)}, disk / "last.ckpt")
     assert {p.name for p in disk.iterdir()} == {"last.ckpt", "something else"}
-    loaded = read_checkpoint(disk / "last.ckpt", set())
+    loaded = read_checkpoint(disk / "last.ckpt", {})
     assert torch.equal(loaded["weights"], torch.zeros(10_000))
 
 

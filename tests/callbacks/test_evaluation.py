@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,20 +19,16 @@ from tests.conftest import ROOT
 NOTICE = "The model is overfitting"
 
 
-class Trainer:
-    """As much of a Trainer as StepLines looks at."""
-
-    progress_bar_callback = None
-
-    def __init__(self, step: int, train: float, val: float) -> None:
-        losses = {"train/eval_loss": train, "val/loss": val}
-        self.callback_metrics = {k: torch.tensor(v) for k, v in losses.items()}
-        self.global_step = step
-
-
 def lines_of(lines: StepLines, train: list[float], val: list[float], capsys, start=0) -> list[str]:
+    """What is printed at evaluations with these losses, every 50 steps."""
+    module = SimpleNamespace(print=print)
     for i, losses in enumerate(zip(train, val, strict=True), start):
-        lines.on_validation_end(Trainer(50 * i, *losses), None)
+        names = ("train/eval_loss", "val/loss")
+        metrics = dict(zip(names, map(torch.tensor, losses), strict=True))
+        trainer = SimpleNamespace(
+            callback_metrics=metrics, global_step=50 * i, sanity_checking=False
+        )
+        lines.on_validation_end(trainer, module)
     return capsys.readouterr().out.splitlines()
 
 

@@ -183,7 +183,7 @@ def test_a_signal_during_an_evaluation_saves_before_its_end(train, tmp_path, mon
 def test_a_max_time_that_is_none_is_one_line(train, value):
     result = train(**{"trainer.max_time": value})
     assert result.status == 2
-    assert re.fullmatch(r"error: .*--trainer.max_time.*\n", result.err)
+    assert re.fullmatch(r"error: --\S*max_time .*: must be DD:HH:MM:SS .*\n", result.err)
 
 
 def test_max_time_of_a_finished_run_changes_nothing(train):
