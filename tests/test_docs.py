@@ -202,3 +202,25 @@ def test_python_blocks_are_python(path):
     for language, code in FENCED.findall(TEXTS[path]):
         if language == "python":
             ast.parse(code)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/python-api.md"])
+def test_its_python_trains_and_generates(name, text_file, tmp_path, monkeypatch, capsys):
+    """All blocks of the page, the training first; with fewer steps and a smaller model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Path("my.txt").write_text(text_file.read_text(encoding="utf-8"), encoding="utf-8")
+    codes = [code for language, code in FENCED.findall(TEXTS[ROOT / name]) if language == "python"]
+    codes.sort(key=lambda code: "trainer.fit" not in code)
+    assert "trainer.fit" in codes[0]
+    for old, new in {
+        "d_model=64": "d_model=16",
+        "steps=200": "steps=4",
+        "interval=50": "interval=2",
+    }.items():
+        assert old in codes[0]
+        codes[0] = codes[0].replace(old, new)
+    for code in codes:
+        exec(code.replace("logs/version_0", "my.ckpt"), {})
+    assert "Once upon" not in capsys.readouterr().err
+    assert Path("my.ckpt").is_file()
