@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -10,8 +11,8 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from html import unescape
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -132,8 +133,11 @@ def test_killed_it_goes_on(sweep_file, sweep_here, tmp_path):
     tried = zip(sorted(SPACES), table[0][2:5], strict=True)  # as YAML sorts them
     assert lines[-1].startswith("python scripts/train.py --")
     assert lines[-1].endswith("".join(f" --{name}={value}" for name, value in tried))
-    svg = ElementTree.parse(tmp_path / "study" / "sweep.svg").getroot()
-    assert {"trial", *SPACES} <= {element.text for element in svg.iter()}
+    page = (tmp_path / "study" / "sweep.html").read_text(encoding="utf-8")
+    specs = [json.loads(unescape(spec)) for spec in re.findall(r'data-chart="([^"]+)"', page)]
+    assert [spec["x"] for spec in specs] == ["trial", *sorted(SPACES)]
+    found = sorted(float(row[5]) for row in table)
+    assert sorted(specs[0]["data"][-1]) == pytest.approx(found, abs=1e-4)
     asked = sweep_here(path)  # there is nothing left to do
     assert rows(asked.stdout) == table
     assert "Trial 1" not in asked.stdout
