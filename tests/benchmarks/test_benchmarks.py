@@ -16,7 +16,7 @@ from benchmarks import run as benchmark
 from benchmarks import training as training_benchmark
 from benchmarks.measure import Options, Process, Side, in_turn, report
 from benchmarks.parts import flops_per_token, recompute
-from lit_gpt import command
+from lit_gpt.command import run as run_command
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from tests.conftest import ROOT
@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 def here(*args: object) -> int:
     """Runs a benchmark in this process; its exit status."""
     try:
-        return command.run(lambda: benchmark.main([str(arg) for arg in args]))
+        return run_command(lambda: benchmark.main([str(arg) for arg in args]))
     except SystemExit as stop:  # of a process that it started
         return int(stop.code)
 
