@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.run import KINDS
+from benchmarks.run import main as measure
 from lit_gpt.__main__ import COMMANDS, main
 from lit_gpt.checkpoint import read_checkpoint
 from tests.conftest import ROOT
@@ -25,7 +27,6 @@ OTHERS = {  # commands of other packages
     *(".", "curl", "jupyter", "lint-imports", "mkdocs", "mypy", "pip", "pytest", "python", "ruff"),
     "tensorboard",
 }
-GROUPS = ("data", "model", "checkpoints", "samples", "overfit")  # of which every option is listed
 LINKED = {"data.seed", "model.seed", "model.context_length", "model.vocab_size"}  # no options
 COMPUTED = ("the ", "as many", "d_model", "4 d_model")  # defaults that depend on something else
 
@@ -97,17 +98,30 @@ def flatten(values: dict, prefix: str = "") -> dict[str, object]:
 
 
 @pytest.fixture
-def defaults(capsys: pytest.CaptureFixture) -> Callable[[str], dict[str, object]]:
-    """`defaults("train")`: the command's options, by their full names, and their defaults."""
+def ask(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """What a command prints and then exits, such as its help."""
 
-    @cache
-    def ask(command: str) -> dict[str, object]:
+    def run(command: Callable[[list[str]], int], *argv: str) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit):
-            main([command, "--print_config"])
-        return flatten(yaml.safe_load(capsys.readouterr().out))
+            command(list(argv))
+        return capsys.readouterr().out
 
-    return ask
+    return run
+
+
+@pytest.fixture
+def names(ask) -> Callable[..., set[str]]:
+    """`names(main, "generate")`: a command's options, by their full names."""
+    return cache(
+        lambda command, *argv: set(re.findall(r"--([\w.]+)", ask(command, *argv, "--help")))
+    )
+
+
+@pytest.fixture
+def defaults(ask) -> Callable[[str], dict[str, object]]:
+    """`defaults("train")`: the command's options, by their full names, and their defaults."""
+    return cache(lambda command: flatten(yaml.safe_load(ask(main, command, "--print_config"))))
 
 
 def commands_in(text: str) -> list[list[str]]:
@@ -118,15 +132,23 @@ def commands_in(text: str) -> list[list[str]]:
     return [words for part in parts if (words := shlex.split(part, comments=True))]
 
 
-def test_commands_and_their_options_exist(defaults):
+def test_commands_and_their_options_exist(names, defaults):
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for words in [words for text in TEXTS.values() for words in commands_in(text)]:
         match words:
             case ["lit-gpt", command, *rest]:
-                assert command in COMMANDS, words
+                pass
             case ["python", script, *rest] if script.startswith("scripts/"):
                 command = Path(script).stem
-                assert command in COMMANDS, words
+            case ["python", "benchmarks/run.py", kind, *rest]:
+                assert kind in KINDS, words
+                assert options_in(rest) <= names(measure, kind), words
+                continue
+            case ["python", "-m", "venv", *_]:
+                continue
+            case ["python", script, *_]:
+                assert (ROOT / script).is_file(), words
+                continue
             case ["pip", "install", "-e", target]:
                 extras = re.findall(r"\w+", target)
                 assert all(re.search(rf"^{extra} = \[", project, re.M) for extra in extras), words
@@ -134,17 +156,17 @@ def test_commands_and_their_options_exist(defaults):
             case ["pytest", "-m", marker]:
                 assert f'"{marker}: ' in project, words
                 continue
-            case ["python", "-m", module, *_]:
-                assert module == "venv" or (ROOT / f"{module.replace('.', '/')}.py").exists(), words
-                continue
             case [program, *_]:
                 assert program in OTHERS, words
                 continue
-        names = [word[2:].partition("=")[0] for word in rest if word.startswith("--")]
-        options = {*defaults("train" if command == "sweep" else command), "config", "help"}
-        if command == "sweep":
-            options |= set(defaults("sweep"))
-        assert set(names) <= options, words
+        assert command in COMMANDS, words
+        is_long = command in ("train", "plan")  # whose --help is not complete
+        known = set(defaults("train")) if is_long else names(main, command)
+        assert options_in(rest) <= {*known, "config", "help"}, words
+
+
+def options_in(words: list[str]) -> set[str]:
+    return {word[2:].partition("=")[0] for word in words if word.startswith("--")}
 
 
 def option_rows(text: str) -> dict[str, str]:
@@ -161,22 +183,26 @@ def same(written: str, default: object) -> bool:
     return written == str(default) or yaml.safe_load(written) == default
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "plan"])
-def test_the_page_of_options_is_what_the_command_takes(command, defaults):
+def section_of(command: str) -> dict[str, str]:
     page = TEXTS[ROOT / "docs" / "options.md"]
-    section = re.search(rf"^## {command}\b.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
-    listed, options = option_rows(section[0]), defaults(command)
+    return option_rows(re.search(rf"(?ms)^## {command}\b.*?(?=^## |\Z)", page)[0])
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("plan", "sweep")])
+def test_the_page_of_options_is_what_the_command_takes(command, defaults):
+    listed, options = section_of(command), defaults(command)
     wanted = {name for name in options if name != "runs"}
     if command == "train":
         wanted = {name for name in wanted if not name.startswith("trainer.")} - LINKED
         wanted |= {name for name in listed if name.startswith("trainer.")}
-    if command == "sweep":
-        wanted |= {"config"}
-        options |= {"config": "configs/sweep.yaml"}
     assert set(listed) == wanted
     for name, value in listed.items():
         if name != "data.path":  # wherever the sample corpus is installed
             assert same(value, options[name]), f"--{name}: {value} is not {options[name]!r}"
+
+
+def test_the_page_of_options_has_those_of_the_sweep(names):
+    assert set(section_of("sweep")) == names(main, "sweep") - {"help", "trainer.max_steps"}
 
 
 def test_the_page_of_architecture_lists_what_a_checkpoint_contains():
