@@ -53,8 +53,9 @@ def state():
 def importing(name, globals=None, *args, **kwargs):
     importer = (globals or {}).get("__name__", "")
     if importer.startswith("lit_gpt") and name.split(".")[0] in OPTIONAL:
-        # Only `serve` imports this one, after it has checked that the web framework is there.
-        assert importer == "lit_gpt.serving.app", f"{importer} imports {name}"
+        # `serve` imports these, after it has checked that the web framework is there.
+        serving = ("lit_gpt.serving.app", "lit_gpt.serving.openai_api")
+        assert importer in serving, f"{importer} imports {name}"
     return original(name, globals, *args, **kwargs)
 
 original, builtins.__import__ = builtins.__import__, importing

@@ -15,6 +15,8 @@ import pytest
 
 from tests.conftest import ROOT, SMALL
 
+CACHES = {"__pycache__", ".mypy_cache", ".ruff_cache"}
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
@@ -24,8 +26,7 @@ def wheel(tmp_path_factory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("lit_gpt", "data", "tests", "benchmarks", "scripts"):
-        skip = shutil.ignore_patterns("__pycache__", "0.1.0")
-        shutil.copytree(ROOT / name, source / name, ignore=skip)
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns(*CACHES))
     command = ["pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source]
     subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True)
     return next(folder.glob("*.whl"))
@@ -34,8 +35,8 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     own = {name for name in names if not name.startswith(f"lit_gpt-{wheel.name.split('-')[1]}.")}
-    files = (p.relative_to(ROOT).as_posix() for p in (ROOT / "lit_gpt").rglob("*") if p.is_file())
-    assert own == {name for name in files if "__pycache__" not in name}
+    files = (path.relative_to(ROOT) for path in (ROOT / "lit_gpt").rglob("*") if path.is_file())
+    assert own == {path.as_posix() for path in files if not CACHES.intersection(path.parts)}
     assert any(name.endswith("/share/lit_gpt/订单商品名称.csv") for name in names)
     assert "lit_gpt/py.typed" in own
 

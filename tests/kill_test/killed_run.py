@@ -119,6 +119,7 @@ class Run:
         options = self.options | {"trainer.callbacks.folder": self.record}
         if self.first_step:
             options["ckpt_path"] = "last"
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # finds the recorder
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "scripts" / "train.py"), *command_line(options)],
             stdout=subprocess.PIPE,  # its end shows that the whole group is gone
@@ -126,7 +127,7 @@ class Run:
             text=True,
             errors="replace",
             start_new_session=True,  # a group that can be killed as one
-            env={"OMP_NUM_THREADS": "1", **os.environ},  # the fastest for such a small model
+            env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path},
         )
 
     def finish(self, seconds: float | None = None) -> str:
