@@ -51,7 +51,7 @@ class Samples(Callback):
         tokenizer = data.tokenizer
         prompts = line_starts(data)
         if self.prompts:
-            prompts = [np.array(tokenizer.encode(text or "\n")) for text in self.prompts]
+            prompts = [tokenizer.encode(text or "\n") for text in self.prompts]
         self.prompt_texts = [tokenizer.decode(prompt).rstrip("\ufffd") for prompt in prompts]
         by_length = defaultdict(list)  # prompts of one length are a batch
         for i, prompt in enumerate(prompts):

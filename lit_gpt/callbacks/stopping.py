@@ -102,10 +102,7 @@ class GracefulStop(Callback):
             signal.signal(number, handler)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Lightning's own handlers save nothing, or save inside a step, and hang under DDP:
-        # 2.6.6, docs/lightning-notes.md#signals.
-        connector: Any = trainer._signal_connector
-        connector.register_signal_handlers = lambda: None
+        keep_signal_handlers(trainer)
         self.launcher = trainer.strategy.launcher
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -154,6 +151,15 @@ class GracefulStop(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.evaluation_due = state_dict["owed"]
+
+
+def keep_signal_handlers(trainer: pl.Trainer) -> None:
+    """Keeps Lightning from handling signals: it saves nothing, or inside a step, or hangs (DDP).
+
+    2.6.6, docs/lightning-notes.md#signals.
+    """
+    connector: Any = trainer._signal_connector
+    connector.register_signal_handlers = lambda: None
 
 
 def agreed(trainer: pl.Trainer, reason: int) -> int:
