@@ -20,8 +20,9 @@ from torch import Tensor
 
 from lit_gpt.errors import UserError
 from lit_gpt.text.corpus import Corpus, load_corpus, split_at
+from lit_gpt.text.files import SAMPLE
 from lit_gpt.text.tokenizer import Tokenizer
-from lit_gpt.text.vocabularies import bpe_size
+from lit_gpt.text.vocabularies import Vocabulary
 
 Batch = tuple[Tensor, Tensor]  # x and y, each (B, T) int64
 
@@ -191,7 +192,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        path: str | list[str] = "data/订单商品名称.csv",
+        path: str | list[str] = SAMPLE,
         tokenizer: str = "cl100k_base",
         compact_vocab: bool = True,
         encoding: str = "utf-8",
@@ -225,7 +226,7 @@ class TextDataModule(pl.LightningDataModule):
         corpus = load_corpus(
             hparams.path,
             self.given_tokenizer or hparams.tokenizer,
-            self.is_compact,
+            hparams.compact_vocab,
             hparams.encoding,
             hparams.cache,
             hparams.train_fraction,
@@ -246,18 +247,15 @@ class TextDataModule(pl.LightningDataModule):
         return corpus
 
     @property
-    def is_compact(self) -> bool:
-        if self.given_tokenizer or bpe_size(self.hparams.tokenizer):
-            return False
-        return self.hparams.compact_vocab
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(
+            self.given_tokenizer or self.hparams.tokenizer, self.hparams.compact_vocab
+        )
 
     @property
     def vocabulary_name(self) -> str:
         """Where the vocabulary comes from, and whether it is smaller than that."""
-        name = self.hparams.tokenizer
-        if not self.given_tokenizer and self.vocab_size < (bpe_size(name) or 0):
-            return f"{name}, and the text has no more to merge"
-        return f"{name}, compact" if self.is_compact else name
+        return self.vocabulary.describe(self.hparams.tokenizer, self.vocab_size)
 
     @property
     def tokenizer(self) -> Tokenizer:

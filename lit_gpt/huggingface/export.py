@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lit_gpt.checkpoint import Checkpoint, find_newest
@@ -21,7 +21,7 @@ from lit_gpt.huggingface.model_card import model_card, quoted
 from lit_gpt.huggingface.tokenizer import import_transformers, to_hf, tokenizer_config
 from lit_gpt.model import GPT
 from lit_gpt.storage import temporary_folder
-from lit_gpt.text.corpus import Corpus, TextSource
+from lit_gpt.text.corpus import Corpus, load_corpus
 from lit_gpt.text.tokenizer import Tokenizer
 
 
@@ -41,6 +41,15 @@ def check_is_free(folder: Path) -> None:
         raise UserError(
             "already exists", field="out", value=str(folder), hint="name a new or an empty folder"
         )
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A text, and how it is read; fields as in `load_corpus`."""
+
+    path: str | list[str]
+    encoding: str
+    text_field: str | None
 
 
 def text_of_run(checkpoint: Checkpoint) -> TextSource:
@@ -68,7 +77,9 @@ def text_of_run(checkpoint: Checkpoint) -> TextSource:
 
 def load_text(source: TextSource, tokenizer: Tokenizer, cache: Path) -> Corpus:
     try:
-        return source.load(tokenizer, str(cache))
+        return load_corpus(
+            source.path, tokenizer, False, source.encoding, str(cache), 1.0, source.text_field
+        )
     except UserError as error:
         if error.field == "path":
             hint = "the export is compared on a text: name any with `path`"
@@ -179,7 +190,7 @@ def export(
     with new_folder(target) as folder:
         corpus = load_text(source, tokenizer, folder.parent / "tokens")
         write_folder(folder, model, tokenizer)
-        findings = check_export(folder, model, source, corpus, fraction)
+        findings = check_export(folder, model, corpus, fraction)
         is_own = corpus.info.fingerprint == checkpoint.corpus_info.get("fingerprint")
         # A stranger's checkpoint may name any file of the user's: show none of its text.
         prompt = example(corpus) if is_own else "\n"

@@ -15,7 +15,7 @@ from lit_gpt.generation.sampling import Sampling, generate
 from lit_gpt.huggingface.architectures import TOLERANCE, logit_difference
 from lit_gpt.huggingface.tokenizer import import_transformers
 from lit_gpt.model import GPT
-from lit_gpt.text.corpus import Corpus, TextSource, split_at
+from lit_gpt.text.corpus import Corpus, split_at
 
 NUM_WINDOWS = 8
 MAX_GREEDY = 64  # tokens
@@ -54,23 +54,20 @@ class Findings:
         ]
 
 
-def check_export(
-    folder: Path, model: GPT, source: TextSource, corpus: Corpus, train_fraction: float
-) -> Findings:
+def check_export(folder: Path, model: GPT, corpus: Corpus, train_fraction: float) -> Findings:
     """Loads the folder as its users will, and compares it with the model.
 
     Args:
         folder: the export.
         model: ours.
-        source: the text that `corpus` was made from.
-        corpus: its tokens, by our tokenizer.
+        corpus: a text encoded by our tokenizer.
         train_fraction: the logits are compared on what follows this share of the tokens.
 
     Raises:
         UserError: something differs.
     """
     load = import_transformers()
-    check_tokens(load.AutoTokenizer.from_pretrained(folder, local_files_only=True), source, corpus)
+    check_tokens(load.AutoTokenizer.from_pretrained(folder, local_files_only=True), corpus)
     theirs = load.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
     windows = spread_windows(corpus.tokens, train_fraction, model.config.context_length)
     num_windows, length = windows.shape
@@ -87,10 +84,10 @@ def differs(problem: str) -> UserError:
     )
 
 
-def check_tokens(theirs: Any, source: TextSource, corpus: Corpus) -> None:
+def check_tokens(theirs: Any, corpus: Corpus) -> None:
     """Compares the ids of the whole text; memory doesn't grow with it."""
     done = 0
-    for text in source.parts(corpus):
+    for text in corpus.parts():
         ids = [theirs.eos_token_id] if text is None else theirs(text, verbose=False)["input_ids"]
         found = np.array(ids)
         expected = corpus.tokens[done : done + len(found)]

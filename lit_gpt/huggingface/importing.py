@@ -158,19 +158,18 @@ def check_logits(model: GPT, theirs: Any, rows: np.ndarray, folder: Path) -> Non
         )
 
 
-def check_same_ids(folder: str | Path, corpus: Corpus, texts: Iterable[str | None]) -> None:
+def check_same_ids(folder: str | Path, corpus: Corpus) -> None:
     """As `check_ids` for a corpus, once: the result is kept in the corpus's cache.
 
     Args:
         folder: whose tokenizer made the corpus.
         corpus: the encoded text.
-        texts: the text itself, in parts; read only if the check runs.
 
     Raises:
         UserError: the folder's own tokenizer gives other ids.
     """
     name = f"same_ids_{fingerprint_of(folder)}"
-    corpus.remember(name, lambda: check_ids(folder, corpus.tokens, texts))
+    corpus.remember(name, lambda: check_ids(folder, corpus.tokens, corpus.parts()))
 
 
 def fingerprint_of(folder: str | Path) -> str:

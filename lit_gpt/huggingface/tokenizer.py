@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.tokenizer import OFFLINE, Tokenizer
+from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.vocabularies import OFFLINE
 
 SPECIAL = "<|endoftext|>"  # the name of our end-of-text token there, as in GPT-2 and Qwen3
 NAME = "of a Hugging Face folder"

@@ -26,7 +26,6 @@ from lit_gpt.planning.dry_run import Trial, peak_memory
 from lit_gpt.planning.suggestions import Suggestion, suggest_dropout, suggest_model, suggest_steps
 from lit_gpt.storage import temporary_folder
 from lit_gpt.text.overlap import SharedLines
-from lit_gpt.text.vocabularies import SUFFIX, full_size
 from lit_gpt.training import summary
 from lit_gpt.training.init_from import set_tokenizer
 from lit_gpt.training.run_folder import run_of_last
@@ -93,9 +92,8 @@ class PlanCLI(TrainingCLI):
 def print_text(data: TextDataModule) -> None:
     for name, value in summary.text_card(data):
         print(f"{name}: {value}")
-    tokenizer = data.hparams.tokenizer
-    if data.is_compact and not tokenizer.endswith(SUFFIX):
-        print(f"Full vocabulary: {full_size(tokenizer):,} tokens")
+    if data.vocabulary.is_compact:
+        print(f"Full vocabulary: {data.vocabulary.full_size():,} tokens")
 
 
 def print_model(cli: PlanCLI) -> None:

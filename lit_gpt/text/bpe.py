@@ -1,45 +1,44 @@
-"""Owns vocabularies of one's own: trained on the text by byte-pair encoding, or read from a file.
-
-Both split text as cl100k_base does, so that merges stay inside words, numbers and runs of blanks.
-"""
+"""Training a vocabulary by byte-pair encoding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import Any
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.tokenizer import OFFLINE, Tokenizer
+from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.vocabularies import PATTERN
 
-PATTERN = OFFLINE["cl100k_base"][0]
-SAMPLE = 1 << 26  # bytes of text to train on: 4096 merges of them take a minute and 1.3 GB at worst
-PIECE = 1 << 19  # characters handed over at a time; of a million blanks rustbpe makes a panic
+SAMPLE = 1 << 26  # bytes of text to train on: 4096 merges take a minute and 1.3 GB at worst
+PIECE = 1 << 19  # characters passed on at a time: rustbpe panics at a million spaces
 BUFFER = 16  # pieces held at a time
 
+Train = Callable[[Iterable[str]], Tokenizer]
 
-def training_text(texts: Iterable[str], num_bytes: int) -> Iterator[str]:
-    """The first bytes of a text, in pieces; where they are more than SAMPLE, every n-th part."""
-    every, at = -(-num_bytes // SAMPLE), 0
+
+def training_text(texts: Iterable[str | None], num_bytes: int) -> Iterator[str]:
+    """The first bytes of a text, in pieces; if they are more than SAMPLE, only every n-th part."""
+    every = -(-num_bytes // SAMPLE)
+    at = 0
     for i, text in enumerate(texts):
         if at >= num_bytes:
             return
         if not text:
             continue
-        size = len(encoded := text.encode())
-        if at + size > num_bytes:
-            text = encoded[: num_bytes - at].decode("utf-8", "ignore")  # no half character
-        at += size
+        encoded = text.encode()
+        if at + len(encoded) > num_bytes:
+            text = encoded[: num_bytes - at].decode("utf-8", "ignore")  # drops half a character
+        at += len(encoded)
         if i % every == 0:
             yield from (text[start : start + PIECE] for start in range(0, len(text), PIECE))
 
 
-def load_trainer(size: int) -> Callable[[Iterable[str]], Tokenizer]:
-    """What makes a vocabulary of texts: `size` tokens, the 256 bytes, then merges as found.
+def load_trainer(size: int) -> Train:
+    """A function from texts to a vocabulary of `size` tokens: the 256 bytes, then the merges.
 
-    Each merge joins the pair of tokens that stands most often side by side inside a piece; of
-    equals, the pair with the smaller ids. So the same text gives the same vocabulary, on any
-    number of cores. Where the text runs out of pairs there are fewer tokens than `size`.
+    Text is first split as by cl100k_base, so merges stay inside words, numbers and runs of spaces.
+    Each merge joins the most frequent pair of adjacent tokens; of equals, the pair with the smaller
+    ids. So the same text gives the same vocabulary on any number of cores. If the text runs out of
+    pairs, there are fewer tokens than `size`.
 
     Raises:
         UserError: rustbpe is not installed.
@@ -48,22 +47,18 @@ def load_trainer(size: int) -> Callable[[Iterable[str]], Tokenizer]:
         import rustbpe
     except ImportError as error:
         raise UserError(
-            f'--data.tokenizer=bpe:{size} needs the package rustbpe: pip install -e ".[bpe]"'
+            "needs the package rustbpe",
+            field="tokenizer",
+            value=f"bpe:{size}",
+            hint='install it: pip install -e ".[bpe]"',
         ) from error
-    return partial(_train, rustbpe, size)
 
+    def train(texts: Iterable[str]) -> Tokenizer:
+        trainer = rustbpe.Tokenizer()
+        trainer.train_from_iterator(texts, size, buffer_size=BUFFER, pattern=PATTERN)
+        ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
+        tokenizer = Tokenizer(f"bpe:{size}", PATTERN, [bytes(token) for token, _ in ranks])
+        tokenizer.use_splintr()
+        return tokenizer
 
-def _train(rustbpe: Any, size: int, texts: Iterable[str]) -> Tokenizer:
-    trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(texts, size, buffer_size=BUFFER, pattern=PATTERN)
-    ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
-    tokenizer = Tokenizer(f"bpe:{size}", PATTERN, [bytes(token) for token, _ in ranks])
-    # As with cl100k_base, whose pattern it is: 170,000 odd texts split as tiktoken splits them.
-    import splintr
-
-    vocabulary = tokenizer.to_dict()["vocabulary"].encode()
-    tokenizer.fast = splintr.Tokenizer.from_bytes(vocabulary, splintr.CL100K_BASE_PATTERN)
-    return tokenizer
-
-
-Train = Callable[[Iterable[str]], Tokenizer]
+    return train

@@ -1,7 +1,7 @@
-"""Owns how documents are read out of .jsonl, .csv, .tsv and .parquet files, and of .gz and .zst.
+"""Documents in .jsonl, .csv, .tsv and .parquet files, and unpacking of .gz and .zst files.
 
-Piece by piece: what is held in memory is one document, or one batch of rows, at a time. Whatever a
-file is not, is one error that names it and the line.
+Read piece by piece: memory holds one document, or one batch of rows, at a time. A file that is not
+what its name says is an error that names it and the line.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from typing import IO, Any
 
 from lit_gpt.errors import UserError
 
-FIELD = "text"  # of .jsonl and .parquet files, unless --data.text_field names another
-# A piece of a compressed file can't be larger than 32 MB when it is unpacked (zstd: 128 KB from 4
-# bytes), so memory stays bounded whatever somebody packed.
-PACKED, UNPACKED = 1 << 10, 1 << 18  # bytes unpacked at a time; handed on together, or more
+FIELD = "text"  # of .jsonl and .parquet files, unless `text_field` names another
+# Unpacking this much at a time yields at most 32 MB (zstd makes 128 KB out of 4 bytes), so memory
+# stays bounded whatever a file expands to.
+PACKED = 1 << 10  # bytes
+UNPACKED = 1 << 18  # bytes that are passed on together
 WINDOW = 1 << 31  # bytes of text that a .zst file may look back, as `zstd --long=31` makes them
-ROWS, BUFFER = 1 << 10, 1 << 20  # of a .parquet file, at a time: rows, bytes
-MAX_FIELD = 1 << 28  # characters of a .csv: a quote that nobody closed ends there
-MAX_LISTED = 20  # fields that an error lists
+ROWS = 1 << 10  # of a .parquet file, read at a time
+BUFFER = 1 << 20  # bytes of a .parquet file, read at a time
+MAX_FIELD = 1 << 28  # characters of a .csv field: limits one whose quote is never closed
+MAX_LISTED = 20  # field names in an error
 
 LINE_END = re.compile(r"\n")
 CSV_LINE_END = re.compile(r"\r\n|\n|\r(?=[^\n])")  # a CR at the end may be half of one
@@ -32,12 +34,12 @@ CSV_LINE_END = re.compile(r"\r\n|\n|\r(?=[^\n])")  # a CR at the end may be half
 
 @dataclass(frozen=True)
 class Format:
-    """How a file is read: by the ending of its name, whatever its case.
+    """How a file is read: decided by the ending of its name, in either case.
 
     Args:
-        kind: jsonl, csv, tsv or parquet, or text for all others.
-        packed: gz, zst or nothing.
-        field: the one that holds the documents; None where `kind` is text.
+        kind: jsonl, csv, tsv or parquet; text for all others.
+        packed: gz, zst or "".
+        field: the one that holds the documents; None if `kind` is text.
     """
 
     kind: str
@@ -46,14 +48,15 @@ class Format:
 
     @property
     def label(self) -> str:
-        """Nothing for plain text; else differs where what is read does."""
-        plain = self.kind == "text" and not self.packed
-        return "" if plain else json.dumps([self.kind, self.packed, self.field])
+        """Differs between formats that read the same bytes differently; "" for plain text."""
+        is_plain = self.kind == "text" and not self.packed
+        return "" if is_plain else json.dumps([self.kind, self.packed, self.field])
 
 
 def format_of(path: Path, text_field: str | None) -> Format:
-    """Of a file by that name. A .csv or .tsv is plain text unless a field is named."""
-    name, packed = path.name.lower(), ""
+    """The format of a file with this name; .csv and .tsv are plain text unless a field is named."""
+    name = path.name.lower()
+    packed = ""
     if name.endswith((".gz", ".zst")):
         name, _, packed = name.rpartition(".")
     kind = name.rpartition(".")[2]
@@ -63,41 +66,44 @@ def format_of(path: Path, text_field: str | None) -> Format:
 
 
 def unpack(path: Path, packed: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Chunks of a .gz or .zst file, the last b"", to those of what is in it, the last b"" too.
+    """Unpacks the chunks of a .gz or .zst file; in the end yields b"".
 
-    Several streams in a row are one, as gzip and zstd have it.
+    Several streams in a row are one, as in gzip and zstd.
 
     Raises:
-        UserError: truncated, damaged or something else; zstandard is not installed.
+        UserError: a file that is truncated, damaged or something else; zstandard is not installed.
     """
-    new, failures = _decoder(path, packed)
-    decoder, parts, size = None, [], 0
+    new_decoder, failure = _decoder(path, packed)
+    decoder = None
+    parts: list[bytes] = []
+    size = 0
     try:
         for chunk in chunks:
             for at in range(0, len(chunk), PACKED):
                 piece = chunk[at : at + PACKED]
-                while piece := piece if decoder else piece.lstrip(b"\0"):  # padding, as of tapes
-                    decoder = decoder or new()
+                while piece := piece if decoder else piece.lstrip(b"\0"):  # padding, as on tapes
+                    decoder = decoder or new_decoder()
                     parts.append(decoder.decompress(piece))
                     size += len(parts[-1])
                     piece = decoder.unused_data
                     decoder = None if decoder.eof else decoder
                 if size >= UNPACKED:
                     yield b"".join(parts)
-                    parts, size = [], 0
-    except failures as error:
+                    parts = []
+                    size = 0
+    except failure as error:
         raise UserError(
-            f"{path} is no whole .{packed} file ({error}): it is damaged or something else"
+            f"{path} is not a valid .{packed} file ({error}): it is damaged or something else"
         ) from error
     if decoder:
-        raise UserError(f"{path} is no whole .{packed} file: its end is missing, get it again")
+        raise UserError(f"{path} is truncated", hint="get the file again")
     if size:
         yield b"".join(parts)
     yield b""
 
 
 def _decoder(path: Path, packed: str) -> tuple[Callable[[], Any], type[Exception]]:
-    """What makes a new decoder, with `decompress`, `eof` and `unused_data`; what that raises."""
+    """A maker of decoders, with `decompress`, `eof` and `unused_data`, and what these raise."""
     if packed == "gz":
         return lambda: zlib.decompressobj(wbits=31), zlib.error
     try:
@@ -109,22 +115,25 @@ def _decoder(path: Path, packed: str) -> tuple[Callable[[], Any], type[Exception
 
 
 def _needs(path: Path, package: str, extra: str) -> UserError:
-    return UserError(f'{path} needs the package {package}: pip install -e ".[{extra}]"')
+    return UserError(
+        f"{path} needs the package {package}", hint=f'install it: pip install -e ".[{extra}]"'
+    )
 
 
 def read_documents(path: Path, form: Format, texts: Iterable[str]) -> Iterator[str]:
     """The documents in the text of a .jsonl, .csv or .tsv file; "" for one that is null.
 
     Raises:
-        UserError: names the line that is not as it must be.
+        UserError: names the line that is invalid.
     """
+    assert form.field is not None
     if form.kind == "jsonl":
         return _read_jsonl(path, form.field, texts)
     return _read_csv(path, form.field, texts, "\t" if form.kind == "tsv" else ",")
 
 
-def _lines(texts: Iterable[str], line_end: re.Pattern) -> Iterator[str]:
-    """The text in lines, each with its end, however it was cut."""
+def _lines(texts: Iterable[str], line_end: re.Pattern[str]) -> Iterator[str]:
+    """The text's lines, each with its end, wherever the parts were cut."""
     begun: list[str] = []  # pieces of a line
     for text in texts:
         if begun and begun[-1].endswith("\r"):
@@ -132,7 +141,8 @@ def _lines(texts: Iterable[str], line_end: re.Pattern) -> Iterator[str]:
         start = 0
         for match in line_end.finditer(text):
             yield "".join([*begun, text[start : match.end()]])
-            begun, start = [], match.end()
+            begun = []
+            start = match.end()
         begun.append(text[start:])
     if rest := "".join(begun):
         yield rest
@@ -142,14 +152,20 @@ def _read_jsonl(path: Path, field: str, texts: Iterable[str]) -> Iterator[str]:
     for number, line in enumerate(_lines(texts, LINE_END), 1):
         where = f"{path}, line {number:,}"
         if not line.strip():
-            raise UserError(f"{where} is empty: each line must hold one JSON object, take it out")
+            raise UserError(
+                f"{where} is empty, but each line must be a JSON object", hint="remove it"
+            )
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            reason = f"{error.msg} at {error.colno:,}" if hasattr(error, "colno") else str(error)
-            raise UserError(f"{where} is not valid JSON ({reason}): mend or remove it") from error
+            reason = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                reason = f"{error.msg} at {error.colno:,}"
+            raise UserError(
+                f"{where} is not valid JSON ({reason})", hint="fix or remove it"
+            ) from error
         if not isinstance(values, dict):
-            raise UserError(f"{where} is not a JSON object, as {{{json.dumps(field)}: ...}} is")
+            raise UserError(f"{where} is not a JSON object such as {{{json.dumps(field)}: ...}}")
         if field not in values:
             raise _no_field(where, field, list(values))
         yield _checked(where, field, values[field])
@@ -158,10 +174,13 @@ def _read_jsonl(path: Path, field: str, texts: Iterable[str]) -> Iterator[str]:
 def _read_csv(path: Path, field: str, texts: Iterable[str], delimiter: str) -> Iterator[str]:
     csv.field_size_limit(MAX_FIELD)
     rows = csv.reader(_lines(texts, CSV_LINE_END), delimiter=delimiter, strict=True)
-    header, column, number = None, 0, 1
+    header: list[str] | None = None
+    column = 0
+    number = 1  # of the line that the next row begins
     try:
         for row in rows:
-            where, number = f"{path}, line {number:,}", rows.line_num + 1  # of the next row
+            where = f"{path}, line {number:,}"
+            number = rows.line_num + 1
             if not row:
                 continue  # an empty line
             if header is None:
@@ -171,58 +190,59 @@ def _read_csv(path: Path, field: str, texts: Iterable[str], delimiter: str) -> I
                 column = header.index(field)
             elif len(row) != len(header):
                 raise UserError(
-                    f"{where} has {len(row):,} fields, its header {len(header):,}: text with "
-                    "separators, quotes or line ends in it must stand in double quotes"
+                    f"{where} has {len(row):,} fields, its header {len(header):,}",
+                    hint="put text that contains separators, quotes or line ends in double quotes",
                 )
             else:
                 yield row[column]
     except csv.Error as error:
-        raise UserError(f"{path}, line {number:,} can't be read as .csv: {error}") from error
+        raise UserError(f"{path}, line {number:,} cannot be read as .csv: {error}") from error
 
 
-def read_parquet(path: Path, field: str, file: IO[bytes]) -> Iterator[str]:
+def read_parquet(path: Path, form: Format, file: IO[bytes]) -> Iterator[str]:
     """The documents in a column of a .parquet file, batch by batch; "" for one that is null.
 
     Raises:
-        UserError: no column of texts by that name, damaged, or pyarrow is not installed.
+        UserError: no column of texts with this name, damaged, or pyarrow is not installed.
     """
     try:
         import pyarrow
         from pyarrow import parquet, types
     except ImportError as error:
         raise _needs(path, "pyarrow", "parquet") from error
+    assert form.field is not None
     number = 0
     try:
-        # In pieces too where a group of rows is large: the whole column would be read ahead.
+        # Without `pre_buffer`, which would read the whole column of a large row group ahead.
         table = parquet.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
         names = table.schema_arrow.names
-        if names.count(field) != 1:
-            raise _no_field(str(path), field, names)
-        kind = table.schema_arrow.field(field).type
+        if names.count(form.field) != 1:
+            raise _no_field(str(path), form.field, names)
+        kind = table.schema_arrow.field(form.field).type
         if types.is_dictionary(kind):
             kind = kind.value_type
         if not (types.is_string(kind) or types.is_large_string(kind)):
             raise UserError(
-                f"{path}: the column {field!r} holds no text but {kind}: name another with "
-                "--data.text_field"
+                f"{path}: column {form.field!r} holds {kind}, not text",
+                hint="name another one with `text_field`",
             )
-        for batch in table.iter_batches(ROWS, columns=[field]):
+        for batch in table.iter_batches(ROWS, columns=[form.field]):
             for value in batch.column(0):
                 text = value.as_py()
                 number += 1
                 yield text or ""
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         after = f" after row {number:,}" if number else ""
-        raise UserError(f"{path} can't be read as .parquet{after}: {error}") from error
+        raise UserError(f"{path} cannot be read as .parquet{after}: {error}") from error
 
 
 def _checked(where: str, field: str, value: Any) -> str:
-    """Null is no document; what is one must be text."""
+    """A document's text; "" for null, which is no document."""
     if value is None:
         return ""
     if not isinstance(value, str):
         kind = {dict: "an object", list: "a list", bool: "a truth value"}.get(type(value))
-        raise UserError(f"{where}: {field!r} holds no text but {kind or 'a number'}")
+        raise UserError(f"{where}: {field!r} holds {kind or 'a number'}, not text")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # a lone surrogate, as \ud800 writes it
@@ -235,5 +255,5 @@ def _no_field(where: str, field: str, names: list[str]) -> UserError:
     more = f" and {len(names) - MAX_LISTED:,} more" if len(names) > MAX_LISTED else ""
     has = f"{names.count(field)} fields {field!r}" if field in names else f"no field {field!r}"
     return UserError(
-        f"{where} has {has}: name one with --data.text_field, there are {listed}{more}"
+        f"{where} has {has}", hint=f"name one with `text_field`; there are {listed}{more}"
     )

@@ -1,4 +1,4 @@
-"""Owns the baselines of counting: what unigrams and bigrams reach on the validation text."""
+"""Baselines: how well unigram and bigram counts predict the validation text."""
 
 from __future__ import annotations
 
@@ -8,37 +8,33 @@ import numpy as np
 
 from lit_gpt.text.overlap import chunks
 
-SORTED_CHUNK = 1 << 23  # pairs sorted at a time: fewer searches in what is sorted
-
-
+SORTED_CHUNK = 1 << 23  # pairs sorted at a time: large, because each chunk is searched once
 MAX_TARGETS = 1 << 21  # validation tokens that the baselines are measured on
-
-
 CONCENTRATIONS = 2.0 ** np.arange(-2, 18)  # tried for the priors, in pseudo-counts
 
 
 def frequency_baselines(
     train: np.ndarray, val: np.ndarray, token_lengths: np.ndarray
 ) -> tuple[float, float]:
-    """What counting alone reaches on the validation text, in bits per byte: unigram and bigram.
+    """Bits per byte of the validation text under unigram and under bigram counts.
 
-    Measured on val[1:], the targets of the final loss; of more than MAX_TARGETS on that many
-    or half of them, evenly spread. Probabilities are the training split's counts, smoothed by
-    Dirichlet priors, the bigram's by the unigram's, that one's by a uniform one (MacKay and Peto
+    Measured on val[1:], the targets of the final loss; if these are more than MAX_TARGETS, on that
+    many or half of it, evenly spread. Probabilities are the training split's counts, smoothed by
+    Dirichlet priors, the bigram's by the unigram's and that one's by a uniform one (MacKay and Peto
     1995, A Hierarchical Dirichlet Language Model): p(w | c) = (n(c, w) + a p(w)) / (n(c) + a).
-    Of a few values of each `a` the one that does best on the validation text is taken: this
-    favours the baselines, not the model that is compared with them.
+    Each `a` is the best of a few values on the validation text, which favours the baselines over
+    the model that is compared with them.
 
     Args:
         train: (M,) ids.
         val: (N,) ids, N at least 2.
-        token_lengths: bytes of each token of the vocabulary, (V,).
+        token_lengths: (V,) bytes of each token of the vocabulary.
     """
     vocab_size = len(token_lengths)
     every = -(-(len(val) - 1) // MAX_TARGETS)
     codes = pair_codes(val[:-1:every], val[1::every], vocab_size)
     pairs, times = np.unique(codes, return_counts=True)
-    before, target = np.divmod(pairs, pairs.dtype.type(vocab_size))
+    context, target = np.divmod(pairs, pairs.dtype.type(vocab_size))
     token_counts = np.zeros(vocab_size, dtype=np.int64)
     pair_counts = np.zeros(len(pairs), dtype=np.int64)
     for chunk in chunks(train, SORTED_CHUNK, overlap=1):
@@ -46,18 +42,20 @@ def frequency_baselines(
         codes = pair_codes(chunk[:-1], chunk[1:], vocab_size)
         codes.sort()
         pair_counts += np.searchsorted(codes, pairs, "right") - np.searchsorted(codes, pairs)
-    followed = token_counts[before] - (before == train[-1])  # the last token has no successor
+    context_counts = token_counts[context] - (context == train[-1])  # nothing follows the last one
     num_bytes = times @ token_lengths[target]
-    prior, results = 1 / vocab_size, []
-    for counts, totals in ((token_counts[target], len(train)), (pair_counts, followed)):
+    prior: float | np.ndarray = 1 / vocab_size
+    results = []
+    for counts, totals in ((token_counts[target], len(train)), (pair_counts, context_counts)):
         tried = ((counts + a * prior) / (totals + a) for a in CONCENTRATIONS)
         bits, prior = min(((-(times @ np.log2(p)), p) for p in tried), key=itemgetter(0))
         results.append(float(bits / num_bytes))
-    return results[0], results[1]
+    unigram, bigram = results
+    return unigram, bigram
 
 
 def pair_codes(first: np.ndarray, second: np.ndarray, vocab_size: int) -> np.ndarray:
-    """One number for each pair of ids, of 32 bits where they do: those are sorted sooner."""
+    """One number per pair of ids, of 32 bits if they suffice: those sort faster."""
     codes = first.astype(np.uint32 if vocab_size <= 1 << 16 else np.uint64)
     codes *= codes.dtype.type(vocab_size)
     codes += second

@@ -1,4 +1,8 @@
-"""Owns text <-> token ids: tiktoken encodings, built offline, and compact ones for one corpus."""
+"""Tokenizer: text to token ids and back, by byte-pair encoding.
+
+Where vocabularies come from is the business of `vocabularies.py`. Shapes: N tokens of a text,
+V tokens of the vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -12,59 +16,55 @@ from typing import Any
 import numpy as np
 import tiktoken
 
-# Split patterns and sha256 of the vocabulary files, both as tiktoken pins them
-# (tiktoken_ext/openai_public.py), and the number of ordinary tokens.
-OFFLINE = {
-    "cl100k_base": (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-        r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
-        "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
-        100_256,
-    ),
-    "o200k_base": (
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
-        199_998,
-    ),
-}
-BYTES = "bytes"
+BYTES = "bytes"  # the name of the vocabulary that has one token for each byte
 END_OF_TEXT = b"\n\n"  # how the end of a document reads: as a blank line
 
 
 class Tokenizer:
-    """Text to ids and back, without loss: all text is ordinary text, `<|endoftext|>` included.
+    """Text to ids and back without loss; all text is ordinary text, `<|endoftext|>` included.
 
-    The one token that no text encodes to is `end_of_text`, after each document; only a tokenizer
-    from `with_end_of_text` has it.
+    The only token that no text encodes to is `end_of_text`, which follows each document; a
+    tokenizer has it if it comes from `with_end_of_text`.
 
     Args:
-        name: where the vocabulary comes from, as given to `load_tokenizer`.
+        name: where the vocabulary comes from, as in `vocabularies.load_tokenizer`.
         pattern: regular expression that splits text into pieces; merges stay inside a piece.
-        tokens: the bytes of token 0, 1, ...: all 256 single bytes, merges in the order of rank.
+        tokens: the bytes of token 0, 1, ...: all 256 single bytes, and merges in order of rank.
     """
 
     def __init__(self, name: str, pattern: str, tokens: list[bytes]) -> None:
-        self.name, self.pattern, self.tokens = name, pattern, tokens
-        self.fast: Any = None  # splintr's tokenizer, where it gives the same ids, sooner
+        self.name = name
+        self.pattern = pattern
+        self.tokens = tokens
         self.ranks = {token: rank for rank, token in enumerate(tokens)}
         self.encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={}
         )
+        self.fast: Any = None  # a splintr tokenizer
         self.end_of_text: int | None = None
         self._may_follow: dict[bytes, np.ndarray] = {}
 
-    def with_end_of_text(self) -> Tokenizer:
-        """The same with one more token, the last, for the end of a document.
+    def use_splintr(self) -> None:
+        """Encodes on all cores from now on; only for the pattern of cl100k_base.
 
-        It reads as END_OF_TEXT, but counts as no bytes of text and may not cut a character.
+        With that pattern splintr splits every text exactly as tiktoken does (half a million random
+        ones were tried), with that of o200k_base not quite.
         """
-        new = copy.copy(self)  # the ranks, so how text is split, stay as they are
+        import splintr
+
+        vocabulary = self.to_dict()["vocabulary"].encode()
+        # Made without special tokens: all text is ordinary text.
+        self.fast = splintr.Tokenizer.from_bytes(vocabulary, splintr.CL100K_BASE_PATTERN)
+
+    def with_end_of_text(self) -> Tokenizer:
+        """The same tokenizer with one more token, the last, for the end of a document.
+
+        It decodes to END_OF_TEXT, but has no bytes of the text and may not interrupt a character.
+        """
+        new = copy.copy(self)  # shares the ranks: they decide how text is split
         new.end_of_text = len(self.tokens)
-        new.tokens, new._may_follow = [*self.tokens, END_OF_TEXT], {}
+        new.tokens = [*self.tokens, END_OF_TEXT]
+        new._may_follow = {}
         return new
 
     @property
@@ -81,15 +81,12 @@ class Tokenizer:
             return self.encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:
             raise
-        except ValueError:  # its regular expression gives up on a million blanks in a row
+        except ValueError:  # its regular expression gives up on a million spaces in a row
             half = len(text) // 2
             return np.concatenate([self.encode(text[:half]), self.encode(text[half:])])
 
     def encode_parts(self, texts: list[str | None]) -> np.ndarray:
-        """Ids of one text after the other, (N,) uint32; splintr does so on all cores.
-
-        None stands for the end of a document, a token of its own.
-        """
+        """Ids of one text after the other, (N,) uint32; None is the end of a document."""
         parts = [text for text in texts if text is not None]
         if self.fast:
             ids, starts = map(np.frombuffer, self.fast.encode_batch_flat(parts), ("<u4", "<u8"))
@@ -99,45 +96,45 @@ class Tokenizer:
             starts = np.cumsum([0, *map(len, rows)])
         if len(parts) == len(texts):
             return ids
-        before = np.cumsum([text is not None for text in texts])  # parts, at each of the texts
-        ends = [count for count, text in zip(before, texts, strict=True) if text is None]
+        assert self.end_of_text is not None
+        num_parts = np.cumsum([text is not None for text in texts])  # up to each of the texts
+        ends = [num for num, text in zip(num_parts, texts, strict=True) if text is None]
         return np.insert(ids, starts[ends].astype(np.int64), self.end_of_text)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(self.tokens[i] for i in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids to text; bytes that are no UTF-8 (a character cut in two) show as U+FFFD."""
+        """Ids to text; invalid UTF-8, such as half a character, becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def may_follow(self, begun: bytes) -> np.ndarray:
-        """Which tokens, (vocab_size,) bool, go on from the bytes of a begun character as UTF-8."""
+        """Which tokens, (V,) bool, keep the text valid UTF-8 after a character's first bytes."""
         if begun not in self._may_follow:
             allowed = np.zeros(self.vocab_size, dtype=bool)
             for i, token in enumerate(self.tokens):
-                # Only 10xxxxxx goes on from a begun character: spares trying most tokens.
+                # Only 10xxxxxx can continue a character: most tokens need no closer look.
                 if (token[0] >> 6 == 0b10) == bool(begun):
                     allowed[i] = unfinished_bytes(begun + token) is not None
             self._may_follow[begun] = allowed
         return self._may_follow[begun]
 
     def token_lengths(self) -> np.ndarray:
-        """UTF-8 bytes of each token, (vocab_size,) int64: what bits per byte are counted with."""
+        """UTF-8 bytes of each token, (V,) int64; bits per byte are counted with them."""
         lengths = np.array([len(token) for token in self.tokens], dtype=np.int64)
         if self.end_of_text is not None:
-            lengths[self.end_of_text] = 0  # it is none of the text
+            lengths[self.end_of_text] = 0  # not part of the text
         return lengths
 
     def compact(self, used: Iterable[int]) -> tuple[Tokenizer, np.ndarray]:
         """Keeps the 256 bytes, the tokens in `used` and, for each, the merges that lead to it.
 
-        An end-of-text token is kept, as the last.
-
-        Merging by rank takes the same steps with these as with all, so a text whose tokens are
-        all in `used` splits into the same tokens, and any other text still encodes exactly.
+        An end-of-text token is always kept, as the last. Merging by rank takes the same steps with
+        these tokens as with all, so a text whose tokens are all in `used` splits into the same
+        tokens, and any other text still encodes without loss.
 
         Returns:
-            the smaller tokenizer, and an array that maps old ids to new ones (-1: dropped).
+            The smaller tokenizer, and the new ids by old ones, (V,) int64; -1: dropped.
         """
         keep = {self.ranks[bytes([byte])] for byte in range(256)}
         todo = [int(i) for i in used if i != self.end_of_text]
@@ -156,18 +153,18 @@ class Tokenizer:
         return smaller.with_end_of_text(), new_ids
 
     def _last_merge(self, rank: int) -> list[bytes]:
-        """The tokens that byte-pair encoding joins last to make this one: merges below its rank."""
+        """The tokens that byte-pair encoding joins last into this one: merges below its rank."""
         parts = [bytes([byte]) for byte in self.tokens[rank]]
         while len(parts) > 2:
             joined = (self.ranks.get(left + right, rank) for left, right in pairwise(parts))
             best, at = min((candidate, i) for i, candidate in enumerate(joined))
-            if best >= rank:  # no merge leads to it: tiktoken still finds it as a whole piece
+            if best >= rank:  # no merges lead to it: tiktoken finds it only as a whole piece
                 break
             parts[at : at + 2] = [self.tokens[best]]
         return parts
 
     def to_dict(self) -> dict[str, str]:
-        """Plain strings that make the tokenizer again, the vocabulary in tiktoken's file format."""
+        """Plain strings for `from_dict`; the vocabulary is in tiktoken's file format."""
         tokens = self.tokens[: self.end_of_text]
         lines = (f"{base64.b64encode(t).decode()} {i}\n" for i, t in enumerate(tokens))
         state = {"name": self.name, "pattern": self.pattern, "vocabulary": "".join(lines)}
@@ -187,15 +184,13 @@ class Tokenizer:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.to_dict() == other.to_dict()
 
-    __hash__ = None
-
 
 def unfinished_bytes(text: bytes) -> bytes | None:
-    """The bytes of a character that `text` begins at its end; None where it is no UTF-8."""
+    """The bytes of a character that the end of `text` begins; None if it is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         decoder.decode(text)
     except UnicodeDecodeError:
         return None
     rest = decoder.getstate()[0]
-    return None if b"\xed\xa0" <= rest < b"\xee" else rest  # what would become a surrogate
+    return None if b"\xed\xa0" <= rest < b"\xee" else rest  # would become a surrogate

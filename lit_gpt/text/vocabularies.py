@@ -1,177 +1,233 @@
-"""Owns what --data.tokenizer means: which vocabulary it names, and how it is loaded."""
+"""What the setting `tokenizer` means: a name of tiktoken's, bytes, bpe:N, a file, a model's own."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
-from collections.abc import Callable
-from functools import partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tiktoken
 
 from lit_gpt.errors import UserError
-from lit_gpt.text import bpe
-from lit_gpt.text.bpe import PATTERN, Train
-from lit_gpt.text.tokenizer import BYTES, OFFLINE, Tokenizer
+from lit_gpt.text.tokenizer import BYTES, Tokenizer
+
+SUFFIX = ".tiktoken"
+MAX_TOKENS = 1 << 20  # of bpe:N
+
+
+class Offline(NamedTuple):
+    """A vocabulary that the splintr wheel brings along."""
+
+    pattern: str  # as in tiktoken_ext/openai_public.py, like the sha256
+    sha256: str  # of the vocabulary's file
+    size: int  # tokens, without special ones
+
+
+OFFLINE = {
+    "cl100k_base": Offline(
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+        r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+        "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+        100_256,
+    ),
+    "o200k_base": Offline(
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+        199_998,
+    ),
+}
+PATTERN = OFFLINE["cl100k_base"].pattern  # also splits text for bpe:N and .tiktoken files
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The full vocabulary of that name: any of tiktoken's, or `bytes` for raw UTF-8 bytes.
+    """The full vocabulary with a name of tiktoken's, or `bytes` for raw UTF-8 bytes.
 
-    cl100k_base and o200k_base are built from the copy in the splintr wheel and checked against
-    tiktoken's own sha256: no network. tiktoken downloads the others at their first use.
+    cl100k_base and o200k_base are built from the splintr wheel and checked against the sha256 that
+    tiktoken pins, without network. tiktoken downloads the others when they are first used.
 
     Raises:
-        UserError: unknown name, or a vocabulary that can't be downloaded.
+        UserError: an unknown name, or a vocabulary that can't be downloaded.
     """
     if name == BYTES:
         return Tokenizer(BYTES, r"(?s:.)", [bytes([byte]) for byte in range(256)])
     if name in OFFLINE:
-        return _from_splintr(name)
+        return _load_offline(name)
     known = [*tiktoken.list_encoding_names(), BYTES]
     if name not in known:
         raise UserError(
-            f"unknown tokenizer {name!r}: give --data.tokenizer one of {sorted(known)}; "
-            f"{', '.join(OFFLINE)} and {BYTES} need no network; bpe:4096 trains one; "
-            "a .tiktoken file, a .ckpt file or a folder with tokenizer.json is read"
+            "unknown tokenizer",
+            field="tokenizer",
+            value=name,
+            hint=f"use one of {', '.join(sorted(known))} ({', '.join(OFFLINE)} and {BYTES} need no "
+            "network), bpe:4096 to train one, a .tiktoken file, or a .ckpt file or a folder with "
+            "tokenizer.json for the tokenizer of a model",
         )
     try:
         encoding = tiktoken.get_encoding(name)
     except (OSError, ValueError) as error:  # requests' errors are OSErrors, a bad hash ValueError
         raise UserError(
-            f"tiktoken could not download the vocabulary of {name!r} ({type(error).__name__}): "
-            f"use {' or '.join(OFFLINE)}, which need no network, or point TIKTOKEN_CACHE_DIR "
-            "at a folder that holds it"
+            f"tiktoken could not download this vocabulary ({type(error).__name__})",
+            field="tokenizer",
+            value=name,
+            hint=f"use {' or '.join(OFFLINE)}, which need no network, or point TIKTOKEN_CACHE_DIR "
+            "at a folder that holds it",
         ) from error
-    tokens = sorted(encoding._mergeable_ranks, key=encoding._mergeable_ranks.get)
-    return Tokenizer(name, encoding._pat_str, tokens)
+    ranks = encoding._mergeable_ranks
+    return Tokenizer(name, encoding._pat_str, sorted(ranks, key=ranks.__getitem__))
 
 
-def full_size(name: str) -> int:
-    """How many tokens the full vocabulary of that name has."""
-    return OFFLINE[name][2] if name in OFFLINE else load_tokenizer(name).vocab_size
-
-
-def _from_splintr(name: str) -> Tokenizer:
+def _load_offline(name: str) -> Tokenizer:
     import splintr
 
     pattern, sha256, size = OFFLINE[name]
     source = splintr.Tokenizer.from_pretrained(name)
     tokenizer = Tokenizer(name, pattern, [source.decode_bytes([i]) for i in range(size)])
-    vocabulary = tokenizer.to_dict()["vocabulary"].encode()
-    found = hashlib.sha256(vocabulary).hexdigest()
+    found = hashlib.sha256(tokenizer.to_dict()["vocabulary"].encode()).hexdigest()
     if found != sha256:
         raise UserError(
-            f"the vocabulary of {name} in the installed splintr-rs is not tiktoken's (sha256 "
-            f"{found[:12]}..., not {sha256[:12]}...): pip install -U splintr-rs"
+            f"the installed splintr-rs has another vocabulary than tiktoken (sha256 {found[:12]}, "
+            f"not {sha256[:12]})",
+            field="tokenizer",
+            value=name,
+            hint="pip install -U splintr-rs",
         )
-    # Half a million random texts split as tiktoken splits them; in o200k_base not all do (those
-    # with a long s after an apostrophe). Made without special tokens: all text is ordinary text.
-    if name == "cl100k_base":
-        tokenizer.fast = splintr.Tokenizer.from_bytes(vocabulary, splintr.CL100K_BASE_PATTERN)
+    if pattern == PATTERN:
+        tokenizer.use_splintr()
     return tokenizer
 
 
-SUFFIX = ".tiktoken"
-
-
-MAX_TOKENS = 1 << 20
-
-
-MAX_FILE = 1 << 27  # bytes: no vocabulary is as large
-
-
 def bpe_size(name: str) -> int | None:
-    """The N of bpe:N, tokens in all, the 256 bytes included; None where it is another name.
+    """The N of bpe:N, tokens in all including the 256 bytes; None for other names.
 
     Raises:
-        UserError: no number, or one out of range.
+        UserError: not a number, or one out of range.
     """
     kind, _, size = name.partition(":")
     if kind != "bpe":
         return None
-    # Plain digits, not as many as int() would refuse.
+    # ASCII digits, and few enough for int().
     if re.fullmatch("[0-9]{1,9}", size) and 256 <= int(size) <= MAX_TOKENS:
         return int(size)
     raise UserError(
-        f"--data.tokenizer={name}: give bpe: the number of tokens, from 256 (the bytes alone) to "
-        f"{MAX_TOKENS:,}, as in bpe:4096"
+        f"the number of tokens must be from 256 (the bytes alone) to {MAX_TOKENS:,}",
+        field="tokenizer",
+        value=name,
+        hint="write it as in bpe:4096",
     )
 
 
-def read_vocabulary(name: str) -> bytes:
-    """What is in a .tiktoken file.
-
-    Raises:
-        UserError: it can't be read.
-    """
-    try:
-        path = Path(name).expanduser()
-        if path.exists() and not path.is_file():
-            raise UserError(f"--data.tokenizer={name} is no file")
-        if (size := path.stat().st_size) > MAX_FILE:
-            raise UserError(f"--data.tokenizer={name} is no vocabulary: it has {size:,} bytes")
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"no such file: {name!r} (--data.tokenizer)") from error
-    except (OSError, RuntimeError, ValueError) as error:  # ~ of nobody; a NUL character
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {name!r} (--data.tokenizer): {reason}") from error
-
-
 def parse_vocabulary(content: bytes, name: str) -> Tokenizer:
-    """The tokenizer of a file in tiktoken's format: on each line a token in base64 and its rank.
+    """The tokenizer in a file of tiktoken's format: each line has a token in base64 and its rank.
 
-    Ranks count 0, 1, 2, ...; each of the 256 bytes is a token, so any text can be encoded. A
+    Ranks count 0, 1, 2, ...; each of the 256 bytes is a token, so that any text can be encoded. A
     token that no merges lead to is allowed: tiktoken finds it where it is a whole piece. The
-    file's name is no part of the tokenizer, so it can be moved.
+    tokenizer doesn't contain the file's name, so the file can be moved.
 
     Raises:
-        UserError: the line that is none of these, or the bytes that are missing.
+        UserError: names the line that is invalid, or the bytes that are missing.
     """
+
+    def invalid(problem: str) -> UserError:
+        return UserError(problem, field="tokenizer", value=name)
+
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
             continue
         try:
-            fields = line.split()
-            token, rank = base64.b64decode(fields[0], validate=True), int(fields[1])
-            if len(fields) != 2 or not token:
-                raise ValueError
-        except (ValueError, IndexError):
-            problem = "not a token in base64, a blank and its rank"
-        else:
-            problem = ""
-            if rank != len(ranks):
-                problem = f"the rank is {rank}, where {len(ranks)} comes next"
-            elif token in ranks:
-                problem = f"the token of rank {ranks[token]} once more"
-            elif rank == MAX_TOKENS:
-                problem = f"more than {MAX_TOKENS:,} tokens"
-        if problem:
-            raise UserError(f"{name}, line {number}: {problem} (--data.tokenizer)")
-        ranks[token] = rank
+            encoded, rank = line.split()
+            token = base64.b64decode(encoded, validate=True)
+            is_next = int(rank) == len(ranks)
+        except ValueError:
+            token = b""
+        if not token:
+            raise invalid(f"line {number} is not a token in base64, a space and its rank")
+        if not is_next:
+            raise invalid(f"line {number} has rank {int(rank)} where {len(ranks)} comes next")
+        if token in ranks:
+            raise invalid(f"line {number} repeats the token of rank {ranks[token]}")
+        ranks[token] = len(ranks)
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise UserError(
-            f"{name} has no token for {len(missing)} of the 256 bytes, the first 0x{missing[0]:02x}"
-            ": it can't encode every text (--data.tokenizer)"
+        raise invalid(
+            f"has no token for {len(missing)} of the 256 bytes, the first 0x{missing[0]:02x}, so "
+            "it cannot encode every text"
         )
     return Tokenizer(f"of a {SUFFIX} file", PATTERN, list(ranks))
 
 
-def find_vocabulary(
-    tokenizer: str | Tokenizer, compact: bool, train_fraction: float
-) -> tuple[Any, bool, Callable[[], Tokenizer | Train]]:
-    """What stands for it in the cache's key, whether it is made compact, and what loads it."""
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer.to_dict(), compact, lambda: tokenizer
-    if size := bpe_size(tokenizer):
-        return ["bpe", size, train_fraction], False, partial(bpe.load_trainer, size)
-    if tokenizer.endswith(SUFFIX):
-        vocabulary = read_vocabulary(tokenizer)
-        label = [SUFFIX, hashlib.sha256(vocabulary).hexdigest()]
-        return label, compact, partial(parse_vocabulary, vocabulary, tokenizer)
-    return tokenizer, compact, partial(load_tokenizer, tokenizer)
+class Vocabulary:
+    """A vocabulary as the settings name it, before it is loaded.
+
+    Args:
+        tokenizer: a name for `load_tokenizer`; bpe:N, for a vocabulary that is trained on the text;
+            a .tiktoken file, whose text is split as by cl100k_base; or a model's own tokenizer.
+        compact: whether to leave out tokens that the text doesn't use. Applies neither to bpe:N,
+            which has N, nor to a model's own tokenizer, which must stay as it is.
+
+    Raises:
+        UserError: bpe:N with an impossible N.
+    """
+
+    def __init__(self, tokenizer: str | Tokenizer, compact: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.trained_size = bpe_size(tokenizer) if isinstance(tokenizer, str) else None
+        self.is_compact = compact and isinstance(tokenizer, str) and self.trained_size is None
+
+    @cached_property
+    def _file(self) -> bytes | None:
+        """The content of a .tiktoken file; None if the vocabulary is something else."""
+        name = self.tokenizer
+        if isinstance(name, Tokenizer) or not name.endswith(SUFFIX):
+            return None
+        try:
+            return Path(name).expanduser().read_bytes()
+        except (OSError, RuntimeError, ValueError) as error:  # also an unknown user's ~, a NUL
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot be read: {reason}", field="tokenizer", value=name) from error
+
+    def key(self, train_fraction: float) -> Any:
+        """Plain data that tells it apart from other vocabularies, in the key of a cache."""
+        if isinstance(self.tokenizer, Tokenizer):
+            return self.tokenizer.to_dict()
+        if self.trained_size:
+            return ["bpe", self.trained_size, train_fraction]
+        if self._file is not None:
+            return [SUFFIX, hashlib.sha256(self._file).hexdigest()]
+        return self.tokenizer
+
+    def load(self) -> Tokenizer:
+        """The full vocabulary; bpe:N must be trained instead.
+
+        Raises:
+            UserError: as `load_tokenizer` and `parse_vocabulary`.
+        """
+        assert self.trained_size is None
+        if isinstance(self.tokenizer, Tokenizer):
+            return self.tokenizer
+        if self._file is not None:
+            return parse_vocabulary(self._file, self.tokenizer)
+        return load_tokenizer(self.tokenizer)
+
+    def full_size(self) -> int:
+        """How many tokens it has before it is made compact."""
+        if isinstance(self.tokenizer, str) and self.tokenizer in OFFLINE:
+            return OFFLINE[self.tokenizer].size  # without half a second of loading
+        return self.trained_size or self.load().vocab_size
+
+    def describe(self, name: str, vocab_size: int) -> str:
+        """Where it comes from, and why its size is not what `name` says.
+
+        Args:
+            name: the setting as the user wrote it.
+            vocab_size: tokens in the end.
+        """
+        if vocab_size < (self.trained_size or 0):
+            return f"{name}, and the text has no more pairs to merge"
+        return f"{name}, compact" if self.is_compact else name

@@ -19,8 +19,6 @@ from lit_gpt.huggingface.importing import (
 )
 from lit_gpt.huggingface.tokenizer import from_hf
 from lit_gpt.model import GPT
-from lit_gpt.text.corpus import cut_safely
-from lit_gpt.text.files import Reader, find_files
 
 
 def set_tokenizer(data: TextDataModule) -> int:
@@ -37,8 +35,7 @@ def set_tokenizer(data: TextDataModule) -> int:
     h = data.hparams
     if is_folder(h.tokenizer):
         data.given_tokenizer = from_hf(h.tokenizer)[0]
-        reader = Reader(find_files(h.path), h.encoding, data.corpus.info.fingerprint, h.text_field)
-        check_same_ids(h.tokenizer, data.corpus, cut_safely(reader))
+        check_same_ids(h.tokenizer, data.corpus)
     elif h.tokenizer.endswith(".ckpt"):
         data.given_tokenizer = load_checkpoint(h.tokenizer)[1]
     return data.vocab_size

@@ -18,8 +18,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.huggingface.importing import check_ids, fingerprint_of
 from lit_gpt.huggingface.tokenizer import NAME, from_hf, onig_pattern, to_hf, tokenizer_config
 from lit_gpt.text.bpe import load_trainer
-from lit_gpt.text.tokenizer import OFFLINE, Tokenizer
-from lit_gpt.text.vocabularies import load_tokenizer
+from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.vocabularies import OFFLINE, load_tokenizer
 from tests.huggingface.folders import SPECIALS, TEXT, make_tokenizer
 
 ODD = (

@@ -1,14 +1,51 @@
-"""Vocabularies built once: cl100k_base takes half a second."""
+"""What the tests of text share: vocabularies built once, files, a cache of their own."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 
 from lit_gpt.text import vocabularies
+from lit_gpt.text.corpus import Corpus, load_corpus
 
 load_once = cache(vocabularies.load_tokenizer)
 
 
 @pytest.fixture(autouse=True)
 def tokenizers_built_once(monkeypatch):
+    """cl100k_base takes half a second."""
     monkeypatch.setattr(vocabularies, "load_tokenizer", load_once)
+
+
+@pytest.fixture
+def cache_folder(tmp_path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def load(cache_folder):
+    def load(
+        path, tokenizer="bytes", compact=True, encoding="utf-8", fraction=1.0, text_field=None
+    ) -> Corpus:
+        path = path if isinstance(path, list) else str(path)
+        tokenizer = str(tokenizer) if isinstance(tokenizer, Path) else tokenizer
+        return load_corpus(
+            path, tokenizer, compact, encoding, str(cache_folder), fraction, text_field
+        )
+
+    return load
+
+
+def write(path: Path, content: bytes = b"text") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def text_of(corpus: Corpus) -> str:
+    """The text of all tokens, byte for byte."""
+    return corpus.tokenizer.decode_bytes(corpus.tokens.tolist()).decode()
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*"))

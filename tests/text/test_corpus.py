@@ -15,45 +15,15 @@ from hypothesis import strategies as st
 
 from lit_gpt.command import run
 from lit_gpt.errors import UserError
-from lit_gpt.text import corpus as corpus_module
-from lit_gpt.text import files as files_module
 from lit_gpt.text import vocabularies
-from lit_gpt.text.corpus import Corpus, cut_safely, load_corpus
+from lit_gpt.text.corpus import cut_safely, load_corpus
 from lit_gpt.text.tokenizer import Tokenizer
-from tests.text.conftest import load_once
+from tests.text.conftest import entries, load_once, text_of, write
 
 CHUNK = 1 << 20  # bytes that are read at a time, unless a test says otherwise
 BOM = "\ufeff".encode()
 LINE = "It's 12.5 °C, “fine”!\r\n农夫山泉 天然水，550ml*24瓶。\n\n  été 👩‍👩‍👧 <|endoftext|> word1;"
 MIXED = LINE * 3
-
-
-@pytest.fixture
-def cache_folder(tmp_path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def load(cache_folder):
-    def load(path, tokenizer="bytes", compact=True, encoding="utf-8") -> Corpus:
-        return load_corpus(str(path), tokenizer, compact, encoding, str(cache_folder))
-
-    return load
-
-
-def write(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
-def text_of(corpus: Corpus) -> str:
-    """The text of all tokens, byte for byte."""
-    return corpus.tokenizer.decode_bytes(corpus.tokens.tolist()).decode()
-
-
-def entries(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*"))
 
 
 # The text
@@ -181,13 +151,12 @@ def test_parts_encode_to_the_tokens_of_the_whole(name, texts):
     assert piecewise == tokenizer.encode("".join(texts)).tolist()
 
 
-@pytest.mark.parametrize("chunk", [4, 5, 7, 64])  # bytes: 4 is the longest character
 @pytest.mark.parametrize("compact", [True, False])
-def test_corpus_read_in_small_chunks_has_the_tokens_of_the_whole(
-    chunk, compact, load, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(files_module, "CHUNK", chunk)
-    text = MIXED + "\ufeff" * 9  # inside a text it is kept, also where a chunk begins
+@pytest.mark.parametrize("cut", range(4))  # bytes of MIXED that are read with what comes before
+def test_corpus_of_several_chunks_has_the_tokens_of_the_whole(cut, compact, load, tmp_path):
+    text = "word " * (CHUNK // 5)
+    text = text[: CHUNK - len(BOM) - cut] + MIXED[MIXED.index("农") :] + MIXED
+    text += "\ufeff" * 9  # inside a text it is kept
     corpus = load(write(tmp_path / "x.txt", BOM + text.encode()), "cl100k_base", compact)
     full = load_once("cl100k_base")
     split = [corpus.tokenizer.tokens[i] for i in corpus.tokens]
@@ -201,7 +170,7 @@ def test_corpus_read_in_small_chunks_has_the_tokens_of_the_whole(
 @pytest.mark.parametrize(
     ("piece", "megabytes"),
     [
-        ("aé=1中😀", 10),
+        ("aé=1中😀", 3),
         ("x", 2),  # one word: byte-pair encoding of 10 MB of it alone takes 8 s
         *(
             pytest.param(x, 10, marks=pytest.mark.slow)
@@ -407,7 +376,6 @@ def raise_on_second_call(error: BaseException):
 def test_interrupted_run_leaves_nothing_half_made(error, load, tmp_path, cache_folder, monkeypatch):
     path = write(tmp_path / "x.txt", MIXED.encode())
     with monkeypatch.context() as patch:
-        patch.setattr(files_module, "CHUNK", 8)
         patch.setattr(Tokenizer, "encode", raise_on_second_call(error))
         with pytest.raises(type(error)):
             load(path)
@@ -418,19 +386,20 @@ def test_interrupted_run_leaves_nothing_half_made(error, load, tmp_path, cache_f
 def test_the_slower_of_two_processes_keeps_the_folder_of_the_quicker_one(
     load, tmp_path, cache_folder, monkeypatch
 ):
-    path, build, inodes = write(tmp_path / "x.txt", b"hello world"), corpus_module._build, []
+    path = write(tmp_path / "x.txt", b"hello world")
+    inodes = []
 
     def inode() -> int:
         (tokens,) = cache_folder.glob("*/tokens.bin")
         return tokens.stat().st_ino
 
-    def build_while_another_process_finishes(*args):
-        monkeypatch.setattr(corpus_module, "_build", build)
+    def encode_after_another_process(tokenizer, texts, encode_parts=Tokenizer.encode_parts):
+        monkeypatch.setattr(Tokenizer, "encode_parts", encode_parts)
         load(path)
         inodes.append(inode())
-        build(*args)
+        return encode_parts(tokenizer, texts)
 
-    monkeypatch.setattr(corpus_module, "_build", build_while_another_process_finishes)
+    monkeypatch.setattr(Tokenizer, "encode_parts", encode_after_another_process)
     assert text_of(load(path)) == "hello world"
     assert [inode()] == inodes
 
@@ -441,42 +410,42 @@ def test_the_slower_of_two_processes_keeps_the_folder_of_the_quicker_one(
 @pytest.mark.parametrize(
     ("content", "encoding", "message"),
     [
-        (b"", "utf-8", "no text in {}: give --data.path a file that has some"),
-        (BOM, "utf-8", "no text in {}: give --data.path a file that has some"),
-        (b"caf\xe9 au lait", "utf-8", "{} is not utf-8 text (byte 0xe9 at offset 3): name its enc"),
-        (b"abc\xe5\x86", "utf-8", "{} is not utf-8 text (byte 0xe5 at offset 3): name its enc"),
-        (BOM + b"a\xff", "utf-8", "{} is not utf-8 text (byte 0xff at offset 4): name its enc"),
+        (b"", "utf-8", "path: no text in {}; name a file that has some"),
+        (BOM, "utf-8", "path: no text in {}; name a file that has some"),
+        (b"caf\xe9 au lait", "utf-8", "{} is not utf-8 text (byte 0xe9 at offset 3); name its enc"),
+        (b"abc\xe5\x86", "utf-8", "{} is not utf-8 text (byte 0xe5 at offset 3); name its enc"),
+        (BOM + b"a\xff", "utf-8", "{} is not utf-8 text (byte 0xff at offset 4); name its enc"),
         (
             b"a" * 1_500_000 + b"\xff" + b"a" * CHUNK,
             "utf-8",
-            "{} is not utf-8 text (byte 0xff at offset 1,500,000): name its encoding",
+            "{} is not utf-8 text (byte 0xff at offset 1,500,000); name its encoding",
         ),
         (
             b"a" * (CHUNK - 1) + b"\xe5\x86x",  # cut by the border of two chunks
             "utf-8",
-            "{} is not utf-8 text (byte 0xe5 at offset 1,048,575): name its encoding",
+            "{} is not utf-8 text (byte 0xe5 at offset 1,048,575); name its encoding",
         ),
         (
             b"a" * (2 * CHUNK - 2) + b"\xe5\x86",
             "utf-8",
-            "{} is not utf-8 text (byte 0xe5 at offset 2,097,150): name its encoding",
+            "{} is not utf-8 text (byte 0xe5 at offset 2,097,150); name its encoding",
         ),
         (
             "农夫".encode("gb18030") + b"\xff",
             "gb18030",
-            "{} is not gb18030 text (byte 0xff at offset 4): name its encoding",
+            "{} is not gb18030 text (byte 0xff at offset 4); name its encoding",
         ),
-        ("农夫".encode(), "ascii", "{} is not ascii text (byte 0xe5 at offset 0): name its enc"),
+        ("农夫".encode(), "ascii", "{} is not ascii text (byte 0xe5 at offset 0); name its enc"),
         (
             "odd".encode("utf-16") + b"!",
             "utf-16",
-            "{} is not utf-16 text (byte 0x21 at offset 8): name its encoding",
+            "{} is not utf-16 text (byte 0x21 at offset 8); name its encoding",
         ),
         (b"hello", "utf-16", "{} is not utf-16 text"),
         (b"\x7fELF\2\1\1\0", "utf-8", "{} looks like a binary file (NUL byte at offset 7)"),
-        (b"hello", "utf-9", "unknown --data.encoding 'utf-9': try utf-8 or gb18030"),
-        (b"hello", "rot13", "unknown --data.encoding 'rot13': try utf-8 or gb18030"),
-        (b"hello", "base64", "unknown --data.encoding 'base64': try utf-8 or gb18030"),
+        (b"hello", "utf-9", "encoding 'utf-9': unknown encoding; try utf-8 or gb18030"),
+        (b"hello", "rot13", "encoding 'rot13': unknown encoding; try utf-8 or gb18030"),
+        (b"hello", "base64", "encoding 'base64': unknown encoding; try utf-8 or gb18030"),
     ],
 )
 def test_text_that_cannot_be_used(content, encoding, message, load, tmp_path, cache_folder):
@@ -500,10 +469,10 @@ def test_folders_without_text(load, tmp_path):
     write(tmp_path / "hidden" / ".a.txt", b"hidden")
     write(tmp_path / "empty" / "a.txt", b"")
     with pytest.raises(
-        UserError, match=f"^no files in the folder '{tmp_path}/hidden': give --data"
+        UserError, match=f"^path '{tmp_path}/hidden': no files in this folder; name"
     ):
         load(tmp_path / "hidden")
-    with pytest.raises(UserError, match=f"^no text in {tmp_path}/empty/a.txt: give --data.path"):
+    with pytest.raises(UserError, match=f"^path: no text in {tmp_path}/empty/a.txt; name a"):
         load(tmp_path / "empty")
 
 
@@ -518,26 +487,21 @@ def test_folders_without_text(load, tmp_path):
 )
 def test_missing_path(name, load, tmp_path):
     path = str(tmp_path / name)
-    with pytest.raises(
-        UserError, match=re.escape(f"no such file or folder: '{path}' (--data.path)")
-    ):
+    with pytest.raises(UserError, match=f"^path {re.escape(repr(path))}: no such file or folder$"):
         load(path)
 
 
 def test_a_text_that_is_changed_while_it_is_encoded_leaves_nothing(
     load, tmp_path, cache_folder, monkeypatch
 ):
-    path = write(tmp_path / "x.txt", MIXED.encode() * 1000)
-    monkeypatch.setattr(files_module, "CHUNK", 10_000)
+    path = write(tmp_path / "x.txt", MIXED.encode() * 40_000)  # more than is encoded at once
 
-    def cut_and_truncate(texts):
-        parts = cut_safely(texts)
-        yield next(parts)
+    def truncate_and_encode(tokenizer, texts, encode_parts=Tokenizer.encode_parts):
         os.truncate(path, 50_000)
-        yield from parts
+        return encode_parts(tokenizer, texts)
 
-    monkeypatch.setattr(corpus_module, "cut_safely", cut_and_truncate)
-    with pytest.raises(UserError, match=f"^{path} was changed while it was read: start again$"):
+    monkeypatch.setattr(Tokenizer, "encode_parts", truncate_and_encode)
+    with pytest.raises(UserError, match=f"^{path} changed while it was being read; start again$"):
         load(path)
     assert entries(cache_folder) == []
 
@@ -551,7 +515,7 @@ def test_cache_that_cannot_be_written(cache_name, reason, tmp_path):
     with pytest.raises(UserError) as error:
         load_corpus(str(path), "bytes", True, "utf-8", str(where))
     assert str(error.value) == (
-        f"cannot keep the tokens in {where}: {reason}; name another folder with --data.cache"
+        f"cache: cannot keep the tokens in {where}: {reason}; name another folder"
     )
 
 
@@ -581,8 +545,8 @@ def test_full_disk_is_one_line_and_leaves_nothing(
     status = run(lambda: load_corpus(str(path), "bytes", True, "utf-8", str(small_disk)))
     assert (status, capfd.readouterr().err) == (
         2,
-        f"error: cannot keep the tokens in {small_disk}: No space left on device; "
-        "name another folder with --data.cache\n",
+        f"error: --cache: cannot keep the tokens in {small_disk}: No space left on device; "
+        "name another folder\n",
     )
     assert [(p, p.read_bytes()) for p in small_disk.rglob("*") if p.is_file()] == before
     again = load_corpus(str(small), "bytes", True, "utf-8", str(small_disk))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections import Counter
 from itertools import pairwise
 
@@ -98,21 +99,20 @@ def test_lines_in_tokens_of_cl100k_base():
     assert (found.num_lines, found.num_shared, found.share_of_bytes) == (3, 2, 9 / 13)
 
 
-def test_a_text_without_line_ends_is_not_held_in_memory(monkeypatch):
-    monkeypatch.setattr(overlap, "CHUNK", 4)
-    monkeypatch.setattr(overlap, "MAX_LINE", 10)
-    parts = []
-    text_of = overlap.decoder(BYTES)
+def test_long_lines_are_compared_by_their_beginning():
+    long = b"abcdefgh" * (1 << 13)  # 64 KB
+    assert shared_in(long + b"\n", long + b"\n" + long + b"X\n") == pytest.approx((2, 2, 1))
+    assert shared_in(long + b"\n", long[1:] + b"\n") == (1, 0, 0)
 
-    def remembered(ids):
-        parts.append(text_of(ids))
-        return parts[-1]
 
-    lines = overlap.read_lines(as_tokens(b"abcdefgh" * 9 + b"\nx"), remembered, False, False)
-    assert [line for some in lines for line in some] == [b"abcdefghab", b"x"]
-    assert max(map(len, parts)) == 4
-    long = b"abcdefgh" * 9
-    assert shared_in(long + b"\n", long + b"\nabcdefghaX\n") == (2, 1, 0.5)
+def test_a_text_without_line_ends_is_not_held_in_memory():
+    text = np.tile(np.arange(97, 123, dtype=np.uint16), 500_000)  # 13 million bytes
+    tracemalloc.start()
+    found = shared_lines(text, text, BYTES)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.num_lines == 0
+    assert most < 4e6
 
 
 # Baselines

@@ -20,7 +20,7 @@ from lit_gpt.text.tokenizer import Tokenizer, unfinished_bytes
 from lit_gpt.text.vocabularies import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
-KNOWN = "'bytes', 'cl100k_base', 'gpt2', 'o200k_base'"  # how the list of the known names begins
+KNOWN = "bytes, cl100k_base, gpt2, o200k_base"  # how the list of the known names begins
 MIXED = "<|endoftext|> It's 1234567 °C…\r\n\r\n  农夫山泉 天然水 550ml*24瓶\té 👩‍👩‍👧 한국어 عربي\n"
 TEXTS = {
     "Chinese": (ROOT / "data" / "订单商品名称.csv").read_bytes().decode(),
@@ -112,13 +112,15 @@ def test_tampered_vocabulary_is_refused(changed, monkeypatch):
         decode_bytes = staticmethod(lambda ids: changed.get(ids[0], source.decode_bytes(ids)))
 
     monkeypatch.setattr(splintr, "Tokenizer", Tampered)
-    with pytest.raises(UserError, match=r"cl100k_base .* is not tiktoken's .*, not 223921b76ee9"):
+    with pytest.raises(
+        UserError, match=r"'cl100k_base': .* another vocabulary than tiktoken .*, not 223921b76ee9"
+    ):
         load_tokenizer("cl100k_base")
 
 
 @pytest.mark.parametrize("name", ["cl100k", "GPT2", ""])
 def test_unknown_name_is_answered_with_the_known_ones(name):
-    expected = f"unknown tokenizer {name!r}: give --data.tokenizer one of [{KNOWN}, "
+    expected = f"tokenizer {name!r}: unknown tokenizer; use one of {KNOWN}, "
     with pytest.raises(UserError, match=re.escape(expected)):
         load_tokenizer(name)
 
@@ -128,7 +130,7 @@ def test_vocabulary_that_needs_a_download_without_network(no_network, monkeypatc
     with pytest.raises(UserError) as error:
         load_tokenizer("r50k_base")
     assert str(error.value) == (
-        "tiktoken could not download the vocabulary of 'r50k_base' (ConnectionError): use "
+        "tokenizer 'r50k_base': tiktoken could not download this vocabulary (ConnectionError); use "
         "cl100k_base or o200k_base, which need no network, or point TIKTOKEN_CACHE_DIR at a "
         "folder that holds it"
     )
