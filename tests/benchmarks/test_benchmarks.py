@@ -160,7 +160,7 @@ def test_without_a_gpu_it_says_so(tmp_path):
         (["plan", "--path", "nowhere.txt"], "--path 'nowhere.txt': no text file"),
         (["plan", "--steps", "0"], "--steps 0: must be at least 1"),
         (["plan", "--config", "none.yaml", "--repeats", "1"], "none.yaml"),
-        (["overhead", "--path", "nowhere.txt"], "no such file or folder: 'nowhere.txt'"),
+        (["overhead", "--path", "nowhere.txt"], "'nowhere.txt': no such file or folder"),
     ],
 )
 def test_wrong_input_is_one_line(args, message, capsys):

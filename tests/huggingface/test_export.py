@@ -288,7 +288,7 @@ def test_another_text_will_do(text, tmp_path, capsys):
     text.unlink()
     status, _, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
     assert (status, err.count("\n")) == (2, 1)
-    assert err.startswith(f"error: no such file or folder: '{text}' (--data_path)")
+    assert err.startswith(f"error: --data_path '{text}': no such file or folder; ")
     assert err.endswith("the export is compared on a text: name any with --data_path\n")
     assert not (tmp_path / "folder").exists()
     other = tmp_path / "other.txt"
@@ -468,9 +468,9 @@ def test_windows_are_spread_over_what_validates(num_tokens, length, expected):
         ({"ckpt_path": "none.ckpt"}, "no checkpoint at '{here}/none.ckpt'"),
         ({"ckpt_path": "taken"}, "no checkpoint at '{here}/taken'"),
         ({"ckpt_path": "text.txt"}, "{here}/text.txt is not a checkpoint that can be loaded"),
-        ({"data_path": "none"}, "no such file or folder: '{here}/none' (--data_path)"),
-        ({"data_path": "empty.txt"}, "no text in {here}/empty.txt: give --data_path a file"),
-        ({"data_path": "rows.jsonl"}, "--data_path has documents, and the tokenizer"),
+        ({"data_path": "none"}, "--data_path '{here}/none': no such file or folder; "),
+        ({"data_path": "empty.txt"}, "--data_path: no text in {here}/empty.txt; "),
+        ({"data_path": "rows.jsonl"}, "--data_path: has documents, but the model's tokenizer"),
         ({"data_path": "some.ckpt"}, "looks like a binary file"),
         ({"encoding": "utf-99"}, "utf-99"),
         ({"out": "link"}, "--out '{here}/link': is a link or a mounted disk; name a folder in it"),

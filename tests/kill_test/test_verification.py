@@ -233,7 +233,7 @@ def test_a_missed_kill_is_no_kill(text_file, tmp_path, monkeypatch, capsys):
         (["--settings=adam"], "--settings 'adam': no such setting; use adamw, muon"),
         pytest.param(
             ["--path=nowhere.txt", "--settings=adamw"],
-            "no such file or folder: 'nowhere.txt'",
+            "'nowhere.txt': no such file or folder",
             marks=pytest.mark.slow,
         ),
     ],

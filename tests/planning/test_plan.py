@@ -212,7 +212,7 @@ def test_a_limit_of_time_is_told(make_plan):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data.path": "nowhere.txt"}, "no such file or folder: 'nowhere.txt'"),
+        ({"data.path": "nowhere.txt"}, "'nowhere.txt': no such file or folder"),
         ({"model.d_model": 15}, "--model.d_model 15 is not divisible by --model.num_heads 2"),
         ({"model.dmodel": 16}, "model.dmodel"),
         ({"ckpt_path": "last"}, "--ckpt_path last: no run below"),

@@ -88,7 +88,7 @@ def test_what_it_cannot_do_is_one_line(train, tmp_path):
     for options, words in (
         ({"ckpt_path": "last"}, "--find_lr tries a run from its start: leave out --ckpt_path"),
         ({"trainer.fast_dev_run": 1}, "--find_lr needs more than one step"),
-        ({"data.path": "nowhere.txt"}, "no such file or folder: 'nowhere.txt'"),
+        ({"data.path": "nowhere.txt"}, "'nowhere.txt': no such file or folder"),
         ({"trainer.accelerator": "abacus"}, "`accelerator='abacus'`"),
     ):
         result = train("--find_lr", **{"trainer.max_steps": 8} | options)

@@ -336,7 +336,7 @@ def test_each_option_changes_the_run(train):
 
 
 MISTAKES = {
-    "a missing path": ({"data.path": "nowhere.txt"}, "no such file or folder: 'nowhere.txt'"),
+    "a missing path": ({"data.path": "nowhere.txt"}, "'nowhere.txt': no such file or folder"),
     "heads": ({"model.d_model": 81, "model.num_heads": 4}, "d_model 81 is not divisible by"),
     "dropout 1": ({"model.dropout": 1.0}, "--model.dropout must be in [0, 1), not 1.0"),
     "dropout -1": ({"model.dropout": -1}, "--model.dropout must be in [0, 1), not -1.0"),
@@ -353,7 +353,7 @@ MISTAKES = {
     "batch size": ({"data.batch_size": 0}, "--data.batch_size must be at least 1, not 0"),
     "context": ({"data.context_length": -1}, "--data.context_length must be at least 1, not -1"),
     "too short": ({"data.context_length": 5000}, "its training split has"),
-    "tokenizer": ({"data.tokenizer": "gpt9"}, "unknown tokenizer 'gpt9'"),
+    "tokenizer": ({"data.tokenizer": "gpt9"}, "'gpt9': unknown tokenizer"),
     "a type": ({"model.d_model": "wide"}, "--model.d_model: Expected a <class 'int'>"),
     "a choice": ({"model.style": "baroque"}, "--model.style: Expected"),
     "an option": ({"model.size": 3}, "unrecognized arguments: --model.size=3"),
