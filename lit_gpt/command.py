@@ -28,8 +28,14 @@ METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 class OneLineErrors:
     """Makes an argument parser raise wrong options as a UserError."""
 
+    positional: str | None = None  # the argument that has no option's name
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         hint = "--help lists all options"
+        if required := re.match("(the following arguments are required: )(.+)", message):
+            names = required[2].split(", ")
+            names = [name if name == self.positional else f"`{name}`" for name in names]
+            message = required[1] + ", ".join(names)
         if (key := re.match('Parser key "(.+?)": *', message)) is None:
             raise UserError(message, hint=hint)
         problem = message[key.end() :]
@@ -78,7 +84,8 @@ def parser_of(
     kwargs = {"prog": program(), "usage": f"%(prog)s [options]{values}"} | kwargs
     parser = Parser(description=description, default_env=False, formatter_class=ShortHelp, **kwargs)
     if "config" not in signature(function).parameters:
-        parser.add_argument("--config", action="config", metavar="FILE", help="YAML of options")
+        parser.positional = positional
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML of options")
     _add_options(parser, function, settings, positional)
     return parser
 

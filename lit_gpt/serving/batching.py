@@ -1,8 +1,8 @@
-"""Owns the thread that completes: what waits is taken into a batch, batches take turns.
+"""A thread that completes requests in batches.
 
-A batch can't take in more while it goes on. So whoever comes meanwhile waits for its end, and
-together they are the next batch; but nobody waits longer than PATIENCE if there is room: then a
-batch of those who wait begins beside the others, and each writes a token in turn.
+A running batch takes in no new requests. Those that arrive meanwhile wait until it ends, and form
+the next batch together. But a request waits MAX_WAIT at most if there is room: then a batch of the
+waiting ones starts beside those that run, and batches write a token in turn.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from lit_gpt.generation.completion import Piece, Request, complete
 from lit_gpt.model import GPT
 from lit_gpt.text.tokenizer import Tokenizer
 
-PATIENCE = 0.2  # seconds
+MAX_WAIT = 0.2  # seconds
 
 
-class Refusal(Exception):
-    """Nothing is taken in: there is no room, or it stops."""
+class Busy(Exception):
+    """A job is not accepted: there is no room, or the server is stopping."""
 
 
 class Failure(Exception):
-    """What was taken in is not completed: the server stops, or the model failed."""
+    """An accepted job is not completed: the server is stopping, or the model failed."""
 
 
-class Call:
-    """Requests that somebody waits for, and the pieces that come of them.
+class Job:
+    """Requests that a client waits for, and their pieces.
 
-    It is made, read and given up in an event loop; the pieces come from a thread, by `hand_over`.
+    An event loop creates, reads and cancels it; the batcher's thread delivers the pieces.
     """
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self.requests = requests
-        self.is_wanted = True
+        self.is_cancelled = False
         self.loop = asyncio.get_running_loop()
         self.received: asyncio.Queue[Piece | Failure | None] = asyncio.Queue()
 
-    def give_up(self) -> None:
-        """Nobody waits any more: the work stops at the next token, and so does `pieces`."""
-        self.is_wanted = False
+    def cancel(self) -> None:
+        """Stops the work at the next token, and ends `pieces`."""
+        self.is_cancelled = True
         self.received.put_nowait(None)
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Each with the index of its request, until all are finished or it is given up.
+        """Yields pieces, with the index of their request, until all are finished or cancelled.
 
         Raises:
-            Failure: they won't be.
+            Failure: the requests will not be completed.
         """
         unfinished = len(self.requests)
         while unfinished and (piece := await self.received.get()):
@@ -63,30 +63,30 @@ class Call:
             unfinished -= piece.finish_reason is not None
 
 
-def hand_over(parts: list[tuple[Call, Piece | Failure]]) -> None:
-    """From a thread to whoever waits; all at once, as each time costs a system call."""
+def deliver(parts: Sequence[tuple[Job, Piece | Failure]]) -> None:
+    """Hands parts from a thread to the event loop; all at once, as each call is a system call."""
 
     def receive() -> None:
-        for call, part in parts:
-            call.received.put_nowait(part)
+        for job, part in parts:
+            job.received.put_nowait(part)
 
     if parts:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed
             parts[0][0].loop.call_soon_threadsafe(receive)
 
 
 @dataclass(eq=False)
 class Row:
-    """A request of a call, on its way."""
+    """One request of a job, waiting or in a batch."""
 
-    call: Call
-    index: int
-    since: float  # seconds of the monotonic clock
+    job: Job
+    index: int  # of the request
+    since: float  # when it arrived, by the monotonic clock
     is_finished: bool = False
 
     @property
-    def is_going(self) -> bool:
-        return self.call.is_wanted and not self.is_finished
+    def is_active(self) -> bool:
+        return not (self.job.is_cancelled or self.is_finished)
 
 
 class Batch:
@@ -94,53 +94,55 @@ class Batch:
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, rows: list[Row]) -> None:
         self.rows = rows
-        requests = [row.call.requests[row.index] for row in rows]
+        requests = [row.job.requests[row.index] for row in rows]
         self.pieces: Iterator[Piece] = complete(
-            model, tokenizer, requests, lambda index: rows[index].is_going
+            model, tokenizer, requests, lambda index: rows[index].is_active
         )
 
     @property
-    def going(self) -> list[Row]:
-        return [row for row in self.rows if row.is_going]
+    def active(self) -> list[Row]:
+        return [row for row in self.rows if row.is_active]
 
     def step(self) -> None:
-        """About a token for each row."""
-        parts: list[tuple[Call, Piece | Failure]] = []
-        reason = None
+        """Adds about one token to each row."""
+        parts: list[tuple[Job, Piece | Failure]] = []
+        problem = None
         try:
-            for piece in islice(self.pieces, len(self.going)):
+            for piece in islice(self.pieces, len(self.active)):
                 row = self.rows[piece.index]
                 row.is_finished = piece.finish_reason is not None
-                parts.append((row.call, replace(piece, index=row.index)))
-        except Exception as error:  # of the model, or of a device that is too small: others go on
+                parts.append((row.job, replace(piece, index=row.index)))
+        except Exception as error:  # such as a lack of memory; other batches go on
             traceback.print_exception(error)
-            reason = f"the model failed ({type(error).__name__}), see the server's messages"
-        hand_over(parts)
-        if reason:
-            self.fail(reason)
+            problem = f"the model failed ({type(error).__name__}), see the server's log"
+        deliver(parts)
+        if problem:
+            self.fail(problem)
 
-    def fail(self, reason: str) -> None:
-        going = self.going
-        for row in going:
+    def fail(self, problem: str) -> None:
+        rows = self.active
+        for row in rows:
             row.is_finished = True
-        hand_over([(row.call, Failure(reason)) for row in going])
+        deliver([(row.job, Failure(problem)) for row in rows])
 
 
 class Batcher:
-    """Completes what is submitted, in a thread of its own.
+    """Completes submitted requests in a thread of its own.
 
     Args:
         model: in eval mode.
         tokenizer: the model's.
-        max_concurrent: requests that may run and wait at a time, together.
-        max_batch_size: requests that may run at a time.
+        max_concurrent: the most requests that run or wait.
+        max_batch_size: the most requests that run.
     """
 
     def __init__(
         self, model: GPT, tokenizer: Tokenizer, max_concurrent: int, max_batch_size: int
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.max_concurrent, self.max_batch_size = max_concurrent, max_batch_size
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_concurrent = max_concurrent
+        self.max_batch_size = max_batch_size
         self._changed = threading.Condition()
         self._waiting: deque[Row] = deque()
         self._batches: list[Batch] = []
@@ -151,7 +153,7 @@ class Batcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """What is under way fails, at its next token."""
+        """Makes all requests fail at their next token."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
@@ -160,50 +162,51 @@ class Batcher:
         self._thread.join()
 
     def counts(self) -> tuple[int, int]:
-        """Requests that run and that wait."""
+        """The numbers of running and of waiting requests."""
         with self._changed:
-            running = sum(len(batch.going) for batch in self._batches)
-            return running, sum(row.is_going for row in self._waiting)
+            running = sum(len(batch.active) for batch in self._batches)
+            return running, sum(row.is_active for row in self._waiting)
 
-    def submit(self, requests: Sequence[Request]) -> Call:
-        """To be called in an event loop.
+    def submit(self, requests: Sequence[Request]) -> Job:
+        """Accepts requests; call it in an event loop.
 
         Raises:
-            Refusal: they would be more than max_concurrent, or it stops.
+            Busy: there would be more than max_concurrent, or the server is stopping.
         """
         with self._changed:
             if self._is_stopping:
-                raise Refusal("the server stops")
-            under_way = sum(self.counts())
-            if under_way + len(requests) > self.max_concurrent:
-                raise Refusal(
-                    f"{under_way} requests are under way and {self.max_concurrent} may be: "
+                raise Busy("the server is stopping")
+            in_progress = sum(self.counts())
+            if in_progress + len(requests) > self.max_concurrent:
+                raise Busy(
+                    f"{in_progress} of at most {self.max_concurrent} requests are in progress: "
                     "try again later"
                 )
-            call, now = Call(requests), time.monotonic()
-            self._waiting += [Row(call, index, now) for index in range(len(requests))]
+            job = Job(requests)
+            now = time.monotonic()
+            self._waiting += [Row(job, index, now) for index in range(len(requests))]
             self._changed.notify()
-        return call
+        return job
 
     def _run(self) -> None:
         while not self._is_stopping:
-            self._take_in()
+            self._start_batch()
             for batch in self._batches:
                 batch.step()
         for batch in [*self._batches, Batch(self.model, self.tokenizer, list(self._waiting))]:
-            batch.fail("the server stops")
+            batch.fail("the server is stopping")
 
-    def _take_in(self) -> None:
-        """Begins a batch of those who wait, if it is time; sleeps while there is nothing to do."""
+    def _start_batch(self) -> None:
+        """Starts a batch of the waiting rows if it is time; sleeps while there is nothing to do."""
         with self._changed:
-            self._batches = [batch for batch in self._batches if batch.going]
+            self._batches = [batch for batch in self._batches if batch.active]
             if not self._batches:
                 self._changed.wait_for(lambda: self._waiting or self._is_stopping)
-            self._waiting = deque(row for row in self._waiting if row.is_going)
+            self._waiting = deque(row for row in self._waiting if row.is_active)
             if not self._waiting:
                 return
             waited = time.monotonic() - self._waiting[0].since
-            room = self.max_batch_size - sum(len(batch.going) for batch in self._batches)
-            if room > 0 and (not self._batches or waited > PATIENCE):
+            room = self.max_batch_size - sum(len(batch.active) for batch in self._batches)
+            if room > 0 and (not self._batches or waited > MAX_WAIT):
                 rows = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
                 self._batches.append(Batch(self.model, self.tokenizer, rows))

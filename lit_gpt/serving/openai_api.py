@@ -1,7 +1,10 @@
-"""Owns OpenAI's completions protocol: a body of JSON -> requests, pieces -> JSON, errors.
+"""OpenAI's completions protocol: a JSON body to requests, pieces to JSON, errors.
 
-https://platform.openai.com/docs/api-reference/completions. What it has and this server has not is
-refused, never ignored. Ours beyond it: top_k, min_p, repetition_penalty.
+https://platform.openai.com/docs/api-reference/completions. What this server does not support is
+refused, never ignored. top_k, min_p and repetition_penalty are additions.
+
+The responses are plain dicts, because openai's own models would add half a second of imports and
+a dependency; the tests check the responses against them.
 """
 
 from __future__ import annotations
@@ -11,13 +14,22 @@ import time
 from dataclasses import fields
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from lit_gpt.errors import UserError
 from lit_gpt.generation.completion import Piece, Request
 from lit_gpt.generation.sampling import Sampling
 
-WITHOUT_EFFECT = {  # values of what is not supported that change nothing
+UNSUPPORTED: dict[str, Any] = {  # the only value allowed, which changes nothing
     "suffix": "",
     "logprobs": None,
     "best_of": 1,
@@ -25,17 +37,19 @@ WITHOUT_EFFECT = {  # values of what is not supported that change nothing
     "presence_penalty": 0,
     "frequency_penalty": 0,
 }
-MOST = 2048  # prompts of a body, as OpenAI has it
-IN_WORDS = {"missing": "is required", "extra_forbidden": "is no parameter of this server"}
-
-
-def parameter_name(field: str) -> str:
-    """A field of Request or Sampling as OpenAI's API spells it."""
-    return "max_tokens" if field == "max_new_tokens" else field
+MAX_PROMPTS = 2048  # OpenAI's limit
 
 
 class ApiError(Exception):
-    """What is answered instead, in OpenAI's shape; `param` names the parameter to mend."""
+    """An error in OpenAI's shape.
+
+    Args:
+        status: of HTTP.
+        message: for people.
+        param: the parameter at fault.
+        code: for programs.
+        kind: OpenAI's `type`.
+    """
 
     def __init__(
         self,
@@ -51,15 +65,36 @@ class ApiError(Exception):
         self.content = {"error": error}
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-    include_usage: bool | None = False
+def invalid(param: str, problem: str, code: str | None = None) -> ApiError:
+    """A parameter's value can't be used."""
+    return ApiError(400, f"{param}: {problem}", param, code)
+
+
+def parameter_name(field: str) -> str:
+    """A field of Request or Sampling as the API spells it."""
+    return "max_tokens" if field == "max_new_tokens" else field
 
 
 class Body(BaseModel):
-    """What a client sends. A null is as if it were left out."""
+    """JSON from a client; a null counts as left out."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None}
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class CompletionBody(Body):
+    """The body of POST /v1/completions."""
+
     prompt: list[str] = Field(min_length=1)
     model: str | None = None
     max_tokens: int = 16
@@ -74,7 +109,7 @@ class Body(BaseModel):
     echo: bool = False
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    user: str | None = None  # says who asks, and changes nothing
+    user: str | None = None  # identifies the end user, and changes nothing
     suffix: Any = None
     logprobs: Any = None
     best_of: Any = None
@@ -82,44 +117,45 @@ class Body(BaseModel):
     presence_penalty: Any = None
     frequency_penalty: Any = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {name: value for name, value in data.items() if value is not None}
-
     @field_validator("prompt", "stop", mode="before")
     @classmethod
-    def _several(cls, value: Any) -> Any:
-        if isinstance(value, list) and len(value) > MOST:
-            raise ValueError(f"has {len(value)} texts, at most {MOST} may be")
-        if isinstance(value, list) and any(isinstance(part, int | list) for part in value):
-            raise ValueError("must be text: token ids are not supported")
+    def _to_list(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            if len(value) > MAX_PROMPTS:
+                raise PydanticCustomError("too_long", "List should have at most 2048 texts")
+            if any(isinstance(part, int | list) for part in value):
+                raise PydanticCustomError("token_ids", "Must be text: token ids are not supported")
         return [value] if isinstance(value, str) else value
 
-    @field_validator(*WITHOUT_EFFECT)
+    @field_validator(*UNSUPPORTED)
     @classmethod
-    def _not_supported(cls, value: Any, info: Any) -> Any:
-        if value != WITHOUT_EFFECT[info.field_name]:
-            raise ValueError("is not supported by this server: leave it out")
+    def _refuse_unsupported(cls, value: Any, info: ValidationInfo) -> Any:
+        if value != UNSUPPORTED[info.field_name or ""]:
+            raise PydanticCustomError("unsupported", "Not supported by this server: leave it out")
         return value
 
     @classmethod
-    def parse(cls, raw: bytes) -> Body:
-        """Raises:
-        ApiError: no JSON, or values that are not to be.
+    def parse(cls, raw: bytes) -> CompletionBody:
+        """Reads a body.
+
+        Raises:
+            ApiError: invalid JSON or values.
         """
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:
-            raise _refused(error) from error
+            first = error.errors(include_url=False)[0]
+        if not first["loc"]:
+            raise ApiError(400, f"The body must be a JSON object: {first['msg']}")
+        names = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
+        message = f"{''.join(names).removeprefix('.')}: {first['msg']}"
+        raise ApiError(400, message, str(first["loc"][0]))
 
     def requests(self) -> list[Request]:
-        """n for each prompt; the first draws with the seed, the next with the next ones.
+        """n for each prompt; the first draws with the seed, the others with the following ones.
 
         Raises:
-            ApiError: values out of range.
+            ApiError: a value out of range.
         """
         given = {field.name: getattr(self, field.name) for field in fields(Sampling)}
         try:
@@ -139,31 +175,20 @@ class Body(BaseModel):
         return [self.seed + i for i in range(self.n)]
 
 
-def _refused(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body."""
-    first = error.errors(include_url=False)[0]
-    if not first["loc"]:
-        return ApiError(400, f"The body is no JSON object that can be read: {first['msg']}")
-    names = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
-    name = "".join(names).removeprefix(".")
-    words = first["msg"].removeprefix("Value error, ")
-    words = IN_WORDS.get(first["type"], words[0].lower() + words[1:].replace("Input", "input"))
-    return ApiError(400, f"{name}: {words}", str(first["loc"][0]))
-
-
-class Answer:
-    """What is answered to a body, as its pieces come.
+class CompletionResponse:
+    """The response to a body, built from pieces as they come.
 
     Args:
-        model: as it is called.
-        beginnings: of the text of each choice.
+        model: its name.
+        echoes: what the text of each choice starts with.
         prompt_tokens: of all prompts.
     """
 
-    def __init__(self, model: str, beginnings: list[str], prompt_tokens: int) -> None:
-        self.texts, self.prompt_tokens = beginnings, prompt_tokens
-        self.reasons: list[str | None] = [None] * len(beginnings)
-        self.num_tokens = [0] * len(beginnings)
+    def __init__(self, model: str, echoes: list[str], prompt_tokens: int) -> None:
+        self.texts = echoes
+        self.prompt_tokens = prompt_tokens
+        self.finish_reasons: list[str | None] = [None] * len(echoes)
+        self.num_tokens = [0] * len(echoes)
         self.head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -173,34 +198,34 @@ class Answer:
 
     def add(self, piece: Piece) -> None:
         self.texts[piece.index] += piece.text
-        self.reasons[piece.index] = piece.finish_reason
+        self.finish_reasons[piece.index] = piece.finish_reason
         self.num_tokens[piece.index] = piece.num_tokens
 
     @property
-    def is_whole(self) -> bool:
-        return all(self.reasons)
+    def is_finished(self) -> bool:
+        return all(self.finish_reasons)
 
     def whole(self) -> dict[str, Any]:
-        choices = enumerate(zip(self.texts, self.reasons, strict=True))
-        choices = [_choice(index, text, reason) for index, (text, reason) in choices]
-        return {**self.head, "choices": choices, "usage": self.usage()}
+        results = zip(self.texts, self.finish_reasons, strict=True)
+        choices = [_choice(index, *result) for index, result in enumerate(results)]
+        return {**self.head, "choices": choices, "usage": self._usage()}
 
-    def chunk(self, index: int, text: str, reason: str | None = None) -> dict[str, Any]:
-        """A part of a choice's text; the reason it ends for, with the last part."""
-        return {**self.head, "choices": [_choice(index, text, reason)], "usage": None}
+    def chunk(self, index: int, text: str, finish_reason: str | None = None) -> dict[str, Any]:
+        """A part of a choice's text, the last one with the reason why it ends."""
+        return {**self.head, "choices": [_choice(index, text, finish_reason)], "usage": None}
 
-    def last_chunk(self) -> dict[str, Any]:
-        """After all text: the usage."""
-        return {**self.head, "choices": [], "usage": self.usage()}
+    def usage_chunk(self) -> dict[str, Any]:
+        """What follows the last text if the client asks for the usage."""
+        return {**self.head, "choices": [], "usage": self._usage()}
 
-    def usage(self) -> dict[str, int]:
-        written = sum(self.num_tokens)
+    def _usage(self) -> dict[str, int]:
+        completion_tokens = sum(self.num_tokens)
         return {
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": written,
-            "total_tokens": self.prompt_tokens + written,
+            "completion_tokens": completion_tokens,
+            "total_tokens": self.prompt_tokens + completion_tokens,
         }
 
 
-def _choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}

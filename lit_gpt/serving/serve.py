@@ -1,4 +1,4 @@
-"""Owns the serve command: options in, a server on a port until it is stopped."""
+"""The serve command: a server for one checkpoint, until it is stopped."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def serve(
             f"{sum(model.num_parameters()):,} parameters, a context of "
             f"{context:,} tokens, a vocabulary of {tokenizer.vocab_size:,} ({tokenizer.name})"
         )
-        name = name_of(path)
+        name = model_name(path)
         batcher = Batcher(model, tokenizer, max_concurrent, max_batch_size)
         service = Service(
             batcher,
@@ -74,7 +74,9 @@ def serve(
             max_prompt_tokens or context,
             max_tokens,
         )
-        url, hosts = reach(listener, host)
+        url, hosts = address(listener, host)
+        if hosts is None:
+            print(f"Warning: other machines can use this server (host {host})", file=sys.stderr)
         line = f"Serving {path} at {url} (Ctrl-C stops)"
         batcher.start()
         try:
@@ -85,8 +87,10 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Raises:
-    UserError: it can't be listened there.
+    """A socket that listens at this address.
+
+    Raises:
+        UserError: the address can't be used.
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -100,21 +104,19 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def reach(listener: socket.socket, host: str) -> tuple[str, set[str] | None]:
-    """The address to open, and the names that the server goes by; None: any."""
+def address(listener: socket.socket, host: str) -> tuple[str, set[str] | None]:
+    """The URL to open, and the host names that requests may use; None: any."""
     bound, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    if ipaddress.ip_address(bound).is_loopback:
-        return url, {"localhost", "127.0.0.1", "::1", host.lower()}
-    print(f"Warning: --host {host} lets other machines use this server", file=sys.stderr)
-    return url, None
+    is_local = ipaddress.ip_address(bound).is_loopback
+    return url, {"localhost", "127.0.0.1", "::1", host.lower()} if is_local else None
 
 
-def name_of(path: Path) -> str:
-    """What requests call the model: version_0/best for logs/version_0/checkpoints/best.ckpt."""
+def model_name(path: Path) -> str:
+    """The name in requests: version_0/best for logs/version_0/checkpoints/best.ckpt."""
     folder = path.absolute().parent
     name = f"{folder.parent.name}/{path.stem}" if folder.name == "checkpoints" else path.stem
-    return name.encode(errors="replace").decode()  # a path need not be text
+    return name.encode(errors="replace").decode()  # a path may not be valid text
 
 
 def main(argv: list[str]) -> int:

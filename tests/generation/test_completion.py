@@ -5,20 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_gpt.generation.completion import Request, Text, begun, complete, encode_prompt
+from lit_gpt.generation.completion import Completion, Request, complete, encode_prompt
 from lit_gpt.generation.sampling import Sampling, generate, stream_text
-from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text.vocabularies import load_tokenizer
+from tests.generation.models import small_model
 
 PROMPTS = ["a", "农夫山泉", "", "the cat sat on the mat", "xyz " * 20]
-
-
-def small_model(style: str = "modern", vocab_size: int = 256) -> GPT:
-    torch.manual_seed(3)
-    model = GPT(GPTConfig(vocab_size, 16, 16, 2, 2, style=style)).eval()
-    for weight in model.parameters():
-        weight.data *= 4  # logits that differ, so that the text does not hang on rounding
-    return model
 
 
 def texts_of(model, tokenizer, requests) -> list[str]:
@@ -32,7 +24,7 @@ def texts_of(model, tokenizer, requests) -> list[str]:
 @pytest.mark.parametrize("sampling", [Sampling(0), Sampling(1), Sampling(0.9, 20, 0.9, 1.2, 0.01)])
 def test_what_stands_beside_a_request_changes_nothing(style, sampling):
     """Prompts of all lengths, beyond the context too, with seeds and lengths of their own."""
-    model, tokenizer = small_model(style), load_tokenizer("bytes")
+    model, tokenizer = small_model(style=style), load_tokenizer("bytes")
     requests = [Request(p, 7 + 9 * i, sampling, seed=i) for i, p in enumerate(PROMPTS)]
     together = texts_of(model, tokenizer, requests)
     assert together == [texts_of(model, tokenizer, [request])[0] for request in requests]
@@ -92,10 +84,11 @@ def test_what_nobody_waits_for_is_not_gone_on_with():
 def pieces_of(text: str, stop: tuple[str, ...], max_new_tokens: int = 99) -> list[tuple]:
     """Texts and reasons, where the model writes that text in bytes."""
     tokenizer = load_tokenizer("bytes").with_end_of_text()
-    writer, pieces = Text(0, Request("", max_new_tokens, stop=stop), tokenizer), []
+    completion = Completion(0, Request("", max_new_tokens, stop=stop), tokenizer)
+    pieces = []
     for token in [*tokenizer.encode(text).tolist(), tokenizer.end_of_text]:
-        pieces.append(writer.add(token))
-        if writer.is_finished:
+        pieces.append(completion.add(token))
+        if completion.is_finished:
             break
     return [(piece.text, piece.finish_reason) for piece in pieces]
 
@@ -116,20 +109,13 @@ def test_what_only_begins_a_stop_is_written_after_all():
         ("", None),
         ("ab", "stop"),
     ]  # the document's end
+    assert pieces_of("ab!", ("abc", "b?")) == [("", None), ("", None), ("ab!", None), ("", "stop")]
     assert pieces_of("ab", ("abc",), max_new_tokens=2) == [("", None), ("ab", "length")]
 
 
 def test_a_character_comes_when_it_is_whole_and_half_of_one_not_at_all():
     assert pieces_of("猫", ()) == [("", None), ("", None), ("猫", None), ("", "stop")]
     assert pieces_of("猫", (), max_new_tokens=2) == [("", None), ("", "length")]
-
-
-@pytest.mark.parametrize(
-    ("text", "stops", "count"),
-    [("ab", ["bc"], 1), ("ab", ["abc", "b!"], 2), ("abc", ["x"], 0), ("", ["x"], 0), ("ab", [], 0)],
-)
-def test_begun(text, stops, count):
-    assert begun(text, stops) == count
 
 
 def test_a_prompt_has_something_to_go_on_from():

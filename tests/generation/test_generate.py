@@ -1,91 +1,103 @@
-"""The generate command: prompts in batches, JSON lines, traces."""
+"""The generate command: prompts in batches, JSON lines, traces, errors."""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 
 import pytest
-import torch
 
-from lit_gpt.checkpoint import save_atomically
-from lit_gpt.generation.generate import escape, unescape, write_samples
-from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.__main__ import main
+from lit_gpt.generation.generate import escape, unescape
 from lit_gpt.text.vocabularies import load_tokenizer
+from tests.generation.models import save_model, small_model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    tokenizer = load_tokenizer("bytes").with_end_of_text()
+    path = tmp_path_factory.mktemp("generate") / "small.ckpt"
+    return save_model(small_model(tokenizer.vocab_size), tokenizer, path)
 
 
 @pytest.fixture
-def write(tmp_path, capsys):
-    """`write(prompt=["a"])`: what the command prints, with an untrained model of bytes."""
-    torch.manual_seed(1)
-    tokenizer = load_tokenizer("bytes").with_end_of_text()
-    config = GPTConfig(tokenizer.vocab_size, 16, 16, 1, 2)
-    weights = {f"gpt.{name}": 3 * value for name, value in GPT(config).state_dict().items()}
-    content = {"gpt": vars(config), "tokenizer": tokenizer.to_dict(), "state_dict": weights}
-    save_atomically(content, tmp_path / "small.ckpt")
+def generate(checkpoint, capsys):
+    """`generate("--prompt=a")`: what the command prints."""
 
-    def call(**options) -> str:
-        defaults = {"ckpt_path": str(tmp_path / "small.ckpt"), "logs": "logs", "seed": 7}
-        defaults |= {"max_new_tokens": 12, "num_samples": 1, "temperature": 1.0, "top_k": None}
-        defaults |= {"top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
-        defaults |= dict.fromkeys(("prompt", "prompt_file", "stop"))
-        defaults |= dict.fromkeys(("interactive", "json", "trace"), False)
+    def call(*argv: str, status: int = 0) -> str:
+        defaults = [f"--ckpt_path={checkpoint}", "--seed=7", "--max_new_tokens=12"]
         capsys.readouterr()
-        write_samples(Namespace(**defaults | options))
-        return capsys.readouterr().out
+        assert main(["generate", *defaults, "--temperature=1", *argv]) == status
+        out, err = capsys.readouterr()
+        return err if status else out
 
     return call
 
 
-def test_a_batch_of_prompts_is_what_each_writes_alone(write):
+def test_a_batch_of_prompts_is_what_each_writes_alone(generate):
     """More of them than are computed at once, of all lengths."""
     prompts = ["prompt " * (i % 7) + str(i) for i in range(40)]
-    lines = write(prompt=prompts, json=True).splitlines()
+    lines = generate("--json", *(f"--prompt={prompt}" for prompt in prompts)).splitlines()
     assert [json.loads(line)["prompt"] for line in lines] == prompts
-    for number in (0, 5, 31, 32, 39):
-        assert write(prompt=[prompts[number]], json=True).rstrip("\n") == lines[number]
+    for number in (0, 31, 32):
+        assert generate(f"--prompt={prompts[number]}", "--json") == f"{lines[number]}\n"
 
 
-def test_prompts_and_samples_are_headed_and_in_order(write):
-    out = write(prompt=["one", "two"], num_samples=2)
+def test_prompts_and_samples_are_headed_and_in_order(generate):
     parts = [
-        f"--- prompt {p + 1}, sample {s + 1}, seed {7 + s}\n" + write(prompt=[text], seed=7 + s)
+        f"--- prompt {p + 1}, sample {s + 1}, seed {7 + s}\n"
+        + generate(f"--prompt={text}", f"--seed={7 + s}")
         for p, text in enumerate(("one", "two"))
         for s in range(2)
     ]
-    assert out == "".join(parts)
+    assert generate("--prompt=one", "--prompt=two", "--num_samples=2") == "".join(parts)
 
 
-def test_a_file_has_a_prompt_in_each_line(write, tmp_path):
+def test_a_file_has_a_prompt_in_each_line(generate, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeff一只猫 \r\n\n  \nthe\u2028cat".encode())
-    found = write(prompt_file=str(file), json=True).split("\n")[:-1]
-    assert [json.loads(line)["prompt"] for line in found] == ["一只猫 ", "the\u2028cat"]
-    found = write(prompt=["first"], prompt_file=str(file), json=True).split("\n")[:-1]
+    found = generate("--prompt=first", f"--prompt_file={file}", "--json").split("\n")[:-1]
     prompts = [json.loads(line)["prompt"] for line in found]
     assert prompts == ["first", "一只猫 ", "the\u2028cat"]
 
 
-def test_json_has_what_the_text_has(write):
-    line = json.loads(write(prompt=["the cat"], json=True))
-    text = write(prompt=["the cat"])
+def test_prompts_and_stops_are_plain_text(generate):
+    """What YAML or JSON would read as a list, a number or nothing is text here."""
+    prompts = ["[1, 2]", "null", "1e3", "{}"]
+    lines = generate("--json", *(f"--prompt={prompt}" for prompt in prompts)).splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == prompts
+
+
+def test_options_from_a_file(generate, tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("prompt: [one, two]\njson: true\ntemperature: 0.5\nstop: ['\\n', x]\n")
+    expected = generate("--prompt=one", "--prompt=two", "--json", "--temperature=0.5",
+                        r"--stop=\n", "--stop=x")  # fmt: skip
+    found = generate("--temperature=2", f"--config={file}")
+    assert found == expected
+    assert generate(f"--config={file}", "--temperature=2") != expected
+
+
+def test_json_has_what_the_text_has(generate):
+    line = json.loads(generate("--prompt=the cat", "--json"))
+    text = generate("--prompt=the cat")
     assert text == f"the cat{line['text']}\n"
     assert (line["finish_reason"], line["num_tokens"], line["seed"]) == ("length", 12, 7)
-    cut = json.loads(write(prompt=["the cat"], json=True, stop=[line["text"][4:6]]))
+    stop = escape(line["text"][4:6])
+    cut = json.loads(generate("--prompt=the cat", "--json", "--stop=never", f"--stop={stop}"))
     assert cut["text"] == line["text"][:4]
     assert cut["finish_reason"] == "stop"
     assert cut["num_tokens"] < 12
 
 
-def test_a_trace_as_json_and_as_a_table(write):
-    steps = json.loads(write(prompt=["the cat"], json=True, trace=True))["trace"]
+def test_a_trace_as_json_and_as_a_table(generate):
+    steps = json.loads(generate("--prompt=the cat", "--json", "--trace"))["trace"]
     assert len(steps) == 12
     for step in steps:
         ps = [entry["probability"] for entry in step["likeliest"]]
         assert len(ps) == 5
         assert ps == sorted(ps, reverse=True)
         assert step["drawn_with"] == pytest.approx(step["probability"], rel=1e-5)  # temperature 1
-    table = write(prompt=["the cat"], trace=True).splitlines()
+    table = generate("--prompt=the cat", "--trace").splitlines()
     rows = [line.split() for line in table if line.split()[:1] and line.split()[0].isdecimal()]
     rows = [row for row in rows if len(row) == 14]  # step, taken, two numbers, five pairs
     assert [row[1] for row in rows] == [step["token"] for step in steps]
@@ -100,10 +112,54 @@ def test_a_trace_as_json_and_as_a_table(write):
     ]
 
 
-def test_without_a_prompt_a_new_document_begins(write):
-    line = json.loads(write(json=True))
+def test_without_a_prompt_a_new_document_begins(generate):
+    line = json.loads(generate("--json"))
     assert line["prompt"] == ""
-    assert write() == f"{line['text']}\n"
+    assert generate() == f"{line['text']}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--temperature=-1"], "--temperature -1.0: must be in [0, 1e6]"),
+        (["--top_k=0"], "--top_k 0: must be at least 1"),
+        (["--max_new_tokens=0"], "--max_new_tokens 0: must be at least 1"),
+        (["--seed=-1"], "--seed -1: must be in [0, 2**63)"),
+        ([f"--seed={2**63 - 1}", "--num_samples=2"], f"--seed {2**63}: must be in [0, 2**63)"),
+        (["--stop="], "--stop: must not be empty; leave it out"),
+        (["--num_samples=0"], "--num_samples 0: must be at least 1"),
+        (
+            ["--prompt=a\udce4"],
+            "--prompt: is not valid Unicode text; check the terminal's encoding",
+        ),
+        (
+            ["--prompt_file=none.txt"],
+            "--prompt_file 'none.txt': can't be read (No such file or directory); "
+            "give a UTF-8 text file with a prompt in each line",
+        ),
+        (
+            ["--interactive", "--json"],
+            "--interactive: asks for prompts and answers each once; "
+            "leave out --prompt, --prompt_file, --num_samples and --json",
+        ),
+        (["--temperature=hot"], "--temperature 'hot': must be a number; --help lists all options"),
+        (["--tempo=1"], "unrecognized arguments: --tempo=1; --help lists all options"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line_that_names_the_option(generate, argv, message):
+    assert generate(*argv, status=2) == f"error: {message}\n"
+
+
+def test_help_has_every_option_with_description_and_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    text = capsys.readouterr().out
+    assert "Write text with a trained model." in text
+    assert "divides the logits; 0 always takes the likeliest token" in text
+    assert "(default: 0.8)" in text
+    for name in ("ckpt_path", "prompt_file", "max_new_tokens", "min_p", "stop", "trace", "config"):
+        assert f"--{name}" in text
+    assert len(text.splitlines()) < 45
 
 
 @pytest.mark.parametrize(

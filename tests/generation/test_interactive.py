@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import re
-import runpy
 import select
 import signal
 import sys
@@ -14,42 +13,30 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from lit_gpt.checkpoint import save_atomically
-from lit_gpt.command import run
-from lit_gpt.errors import UserError
-from lit_gpt.generation.completion import Request
-from lit_gpt.generation.interactive import OPTIONS, Session
-from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.__main__ import main
+from lit_gpt.generation.interactive import OPTIONS
 from lit_gpt.text.vocabularies import load_tokenizer
 from tests.conftest import ROOT
+from tests.generation.models import save_model, small_model
 
 pty = pytest.importorskip("pty")  # where terminals are
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> Path:
-    torch.manual_seed(1)
     path = tmp_path_factory.mktemp("interactive") / "small.ckpt"
-    tokenizer = load_tokenizer("bytes")
-    config = GPTConfig(tokenizer.vocab_size, 64, 16, 1, 2)
-    weights = {f"gpt.{name}": 3 * value for name, value in GPT(config).state_dict().items()}
-    content = {"gpt": vars(config), "tokenizer": tokenizer.to_dict(), "state_dict": weights}
-    save_atomically(content, path)
-    return path
+    return save_model(small_model(context_length=64), load_tokenizer("bytes"), path)
 
 
 @pytest.fixture
 def write(path, capsys, monkeypatch):
-    """`write("--seed=2")`: what generate.py prints, in this process, where it reads `stdin`."""
+    """`write("--seed=2")`: what the command prints when it reads `stdin`."""
 
-    def call(*words: str, stdin: str = "") -> str:
-        script = str(ROOT / "scripts" / "generate.py")
-        monkeypatch.setattr("sys.argv", [script, f"--ckpt_path={path}", *words])
+    def call(*argv: str, stdin: str = "") -> str:
         monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
         capsys.readouterr()
-        assert run(runpy.run_path(script)["main"]) == 0
+        assert main(["generate", f"--ckpt_path={path}", *argv]) == 0
         return capsys.readouterr().out
 
     return call
@@ -62,7 +49,7 @@ def talk(write):
     def call(*lines: str) -> list[str]:
         words = ["--interactive", "--max_new_tokens=9"]
         greeting, *said = write(*words, stdin="\n".join(lines)).split("> ")
-        assert greeting == "Type a text to go on from; /help lists the commands.\n"
+        assert greeting == "Type some text to continue; /help lists the commands.\n"
         return said
 
     return call
@@ -92,13 +79,12 @@ def test_each_command_changes_the_next_answer(talk, write):
 
 
 def test_more_history_and_a_prompt_with_a_slash(talk, write):
-    said = talk("/more", "//cat", "/more", "/history")
-    assert said[0] == "error: /more: there is no answer yet to go on from\n"
-    first, second = said[1].rstrip("\n"), said[2].rstrip("\n")
+    said = talk("//cat", "/more", "/history")
+    first, second = (text.rstrip("\n") for text in said[:2])
     assert first.startswith("/cat")
     assert second.startswith(first)
     assert len(second) > len(first)
-    history = "> ".join(said[3:])
+    history = "> ".join(said[2:])
     assert "/cat\n" + first.removeprefix("/cat") in history
     assert history.rstrip("\n> ").endswith(second.removeprefix(first))
 
@@ -112,22 +98,24 @@ def test_a_trace_can_be_turned_on_and_off(talk, write):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/temperature hot", "error: /temperature takes a number, not 'hot'"),
-        ("/temperature", "error: /temperature takes a number, not ''"),
-        ("/temperature -1", "error: /temperature must be in [0, 1e6], not -1.0"),
-        ("/top_k 0", "error: /top_k must be at least 1, not 0"),
-        ("/max_new_tokens 0", "error: /max_new_tokens must be at least 1, not 0"),
-        ("/seed -1", "error: /seed must be 0 or more and below 2**63, not -1"),
-        ("/trace maybe", "error: /trace takes on or off, not 'maybe'"),
-        ("/temprature 1", "error: /temprature is no command: /help lists them, //temprature is"),
+        ("/temperature hot", "/temperature 'hot': must be a number"),
+        ("/temperature", "/temperature '': must be a number"),
+        ("/temperature -1", "/temperature -1.0: must be in [0, 1e6]"),
+        ("/top_k 0", "/top_k 0: must be at least 1"),
+        ("/max_new_tokens 0", "/max_new_tokens 0: must be at least 1"),
+        ("/seed -1", "/seed -1: must be in [0, 2**63)"),
+        ("/trace maybe", "/trace 'maybe': must be on or off"),
+        ("/more", "/more: there is no answer to continue yet"),
+        (
+            "/temprature 1",
+            "unknown command /temprature; /help lists the commands, //temprature is a prompt",
+        ),
     ],
 )
-def test_mistakes_are_one_line_and_change_nothing(line, message):
-    session = Session(None, None, Request("", 9))
-    with pytest.raises(UserError) as error:
-        session.handle(line)
-    assert f"error: {error.value}".startswith(message)
-    assert session.request == Request("", 9)
+def test_mistakes_are_one_line_and_change_nothing(talk, line, message):
+    before, said, after, _ = talk("/options", line, "/options")
+    assert said == f"error: {message}\n"
+    assert before == after
 
 
 def test_help_names_every_command(talk, write):

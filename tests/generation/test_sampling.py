@@ -165,33 +165,28 @@ def test_a_high_penalty_repeats_nothing_the_model_sees(style):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.1}, "--temperature must be in [0, 1e6], not -0.1"),
-        ({"temperature": 1e39}, "--temperature must be in [0, 1e6], not 1e+39"),  # infinite there
-        ({"temperature": math.inf}, "--temperature must be in [0, 1e6], not inf"),
-        ({"temperature": math.nan}, "--temperature must be in [0, 1e6], not nan"),
-        ({"top_k": 0}, "--top_k must be at least 1, not 0"),
-        ({"top_k": -1}, "--top_k must be at least 1, not -1"),
-        ({"top_p": 0.0}, "--top_p must be in (0, 1], not 0.0"),
-        ({"top_p": 1.1}, "--top_p must be in (0, 1], not 1.1"),
-        ({"top_p": math.nan}, "--top_p must be in (0, 1], not nan"),
-        ({"min_p": -0.1}, "--min_p must be in [0, 1], not -0.1"),
-        ({"min_p": 1.1}, "--min_p must be in [0, 1], not 1.1"),
-        ({"min_p": math.nan}, "--min_p must be in [0, 1], not nan"),
-        ({"repetition_penalty": 0.0}, "--repetition_penalty must be in [0.01, 100], not 0.0"),
-        (
-            {"repetition_penalty": -1.0},
-            "--repetition_penalty must be in [0.01, 100], not -1.0",
-        ),
-        (
-            {"repetition_penalty": math.nan},
-            "--repetition_penalty must be in [0.01, 100], not nan",
-        ),
+        ({"temperature": -0.1}, "temperature -0.1: must be in [0, 1e6]"),
+        ({"temperature": 1e39}, "temperature 1e+39: must be in [0, 1e6]"),  # infinite as float32
+        ({"temperature": math.inf}, "temperature inf: must be in [0, 1e6]"),
+        ({"temperature": math.nan}, "temperature nan: must be in [0, 1e6]"),
+        ({"top_k": 0}, "top_k 0: must be at least 1"),
+        ({"top_k": -1}, "top_k -1: must be at least 1"),
+        ({"top_p": 0.0}, "top_p 0.0: must be in (0, 1]"),
+        ({"top_p": 1.1}, "top_p 1.1: must be in (0, 1]"),
+        ({"top_p": math.nan}, "top_p nan: must be in (0, 1]"),
+        ({"min_p": -0.1}, "min_p -0.1: must be in [0, 1]"),
+        ({"min_p": 1.1}, "min_p 1.1: must be in [0, 1]"),
+        ({"min_p": math.nan}, "min_p nan: must be in [0, 1]"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty 0.0: must be in [0.01, 100]"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty -1.0: must be in [0.01, 100]"),
+        ({"repetition_penalty": math.nan}, "repetition_penalty nan: must be in [0.01, 100]"),
     ],
 )
 def test_values_out_of_range_are_a_user_error(options, message):
     with pytest.raises(UserError) as error:
         Sampling(**options)
     assert str(error.value) == message
+    assert error.value.field in options
 
 
 # generate()
