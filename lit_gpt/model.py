@@ -1,11 +1,13 @@
-"""Owns the Transformer: GPTConfig and GPT, ids in and logits out, nothing else.
+"""The Transformer: GPTConfig and GPT, which turns ids into logits and does nothing else.
 
-Shapes: B batch, T time (tokens), C d_model, H heads, K key/value heads, D head size, V vocabulary.
+Shapes: B batch, T time (tokens), C d_model, H heads, K key/value heads, D head size, F hidden size
+of the feed-forward layer, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 
 from lit_gpt.errors import UserError
 
-CHOICES = {  # what each may be: the classic style's first, the modern style's last
+CHOICES = {  # possible values: the classic style's first, the modern style's last
     "position": ("sinusoidal", "learned", "rotary"),
     "norm": ("layer", "rms"),
     "activation": ("relu", "gelu", "gelu_tanh", "swiglu"),
@@ -29,33 +31,33 @@ STYLES = {"classic": 0, "modern": -1}
 
 @dataclass
 class GPTConfig:
-    """Size and choices of a GPT. A choice left at None takes what its style says.
+    """Size and choices of a GPT. A choice left at None becomes that of the style.
 
     Args:
         vocab_size: number of tokens, V.
-        context_length: the most tokens the model looks at, itself included.
-        d_model: embedding size, C; divisible by num_heads where head_size is None.
+        context_length: how many tokens the model can see, the current one included.
+        d_model: embedding size, C; divisible by num_heads unless head_size is given.
         num_blocks: number of Transformer blocks.
-        num_heads: attention heads in each block.
-        dropout: share dropped in training, in [0, 1), of the embedding and of what each layer adds.
+        num_heads: attention heads in each block, H.
+        dropout: in [0, 1), applied in training to the embedding and to what each layer adds.
         style: classic (sinusoidal positions, LayerNorm, ReLU) or modern (rotary positions,
             RMSNorm, QK norm, SwiGLU: Qwen3's layout).
-        position: how a token knows its place: sinusoidal (Vaswani et al. 2017), learned (GPT-2)
-            or rotary (Su et al. 2021).
+        position: encoding of positions: sinusoidal (Vaswani et al. 2017), learned (GPT-2) or
+            rotary (Su et al. 2021).
         norm: layer (Ba et al. 2016) or rms (Zhang and Sennrich 2019).
         activation: of the feed-forward layer: relu, gelu, gelu_tanh (its approximation, in GPT-2),
             or swiglu (Shazeer 2020).
-        bias: whether linear layers (the output one never does) and LayerNorms have biases.
+        bias: whether linear layers (never the output layer) and LayerNorms have biases.
         tie_embeddings: whether the output layer is the embedding table (Press and Wolf 2017).
-        num_kv_heads: key/value heads, fewer than num_heads for grouped queries
+        num_kv_heads: key/value heads, K; fewer than num_heads for grouped queries
             (Ainslie et al. 2023); None: as many.
         qk_norm: whether queries and keys are RMS-normalized in each head (Henry et al. 2020).
         head_size: of each head, D; None: d_model / num_heads.
-        hidden_size: inside the feed-forward layer; None: 4 d_model, or 8/3 d_model for swiglu.
+        hidden_size: of the feed-forward layer, F; None: 4 d_model, or 8/3 d_model for swiglu.
         rotary_base: of the rotary angles: the larger, the slower they turn.
 
     Raises:
-        UserError: values that don't fit.
+        UserError: values out of range, or that do not fit together.
     """
 
     vocab_size: int
@@ -78,62 +80,71 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
-            raise UserError(f"--model.style must be one of {list(STYLES)}, not {self.style!r}")
+            raise UserError(f"must be one of {list(STYLES)}", field="style", value=self.style)
         for choice, values in CHOICES.items():
             if getattr(self, choice) is None:
                 setattr(self, choice, values[STYLES[self.style]])
         if self.num_kv_heads is None:
             self.num_kv_heads = self.num_heads
         self._check()
-        self.head_size = self.head_size or self.d_model // self.num_heads
-        wide = 8 * math.ceil(self.d_model / 3) if self.activation == "swiglu" else 4 * self.d_model
-        self.hidden_size = self.hidden_size or wide
+        if self.head_size is None:
+            self.head_size = self.d_model // self.num_heads
+        if self.hidden_size is None:
+            is_gated = self.activation == "swiglu"
+            self.hidden_size = 8 * math.ceil(self.d_model / 3) if is_gated else 4 * self.d_model
         if self.position == "rotary" and self.head_size % 2:
             raise UserError(
-                f"rotary positions need an even head size, and it is {self.head_size}: change "
-                f"--model.head_size, or d_model {self.d_model} / num_heads {self.num_heads}"
+                "must be even for rotary positions",
+                field="head_size",
+                value=self.head_size,
+                hint=f"change it, or `d_model` ({self.d_model}) / `num_heads` ({self.num_heads})",
             )
 
     def _check(self) -> None:
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"--model.{name} must be one of {list(known)}, not {getattr(self, name)!r}"
-                )
-        sizes = ["vocab_size", "context_length", "d_model", "num_blocks", "num_heads"]
-        for name in [*sizes, "num_kv_heads", "head_size", "hidden_size"]:
-            value, owner = getattr(self, name), "data" if name == "context_length" else "model"
+        for name, values in CHOICES.items():
+            value = getattr(self, name)
+            if value not in values:
+                raise UserError(f"must be one of {list(values)}", field=name, value=value)
+        sizes = ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads")
+        for name in (*sizes, "num_kv_heads", "head_size", "hidden_size"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"--{owner}.{name} must be at least 1, not {value}")
+                raise UserError("must be at least 1", field=name, value=value)
         if not 0 <= self.dropout < 1:
-            raise UserError(f"--model.dropout must be in [0, 1), not {self.dropout}")
+            raise UserError("must be in [0, 1)", field="dropout", value=self.dropout)
         if not 1 < self.rotary_base < math.inf:
-            raise UserError(f"--model.rotary_base must be above 1, not {self.rotary_base}")
-        if self.head_size is None and self.d_model % self.num_heads:
-            below, above = (self.d_model // self.num_heads + i for i in (0, 1))
-            near = " or ".join(str(n * self.num_heads) for n in (below, above) if n)
+            raise UserError("must be above 1", field="rotary_base", value=self.rotary_base)
+        heads = self.num_heads
+        if self.head_size is None and self.d_model % heads:
+            below = self.d_model // heads * heads
+            hint = f"use {below} or {below + heads}" if below else f"use {heads}"
             raise UserError(
-                f"--model.d_model {self.d_model} is not divisible by --model.num_heads "
-                f"{self.num_heads}: give d_model {near}, for example"
+                f"must be divisible by `num_heads` ({heads})",
+                field="d_model",
+                value=self.d_model,
+                hint=hint,
             )
-        if self.num_heads % self.num_kv_heads:
+        if heads % self.num_kv_heads:
             raise UserError(
-                f"--model.num_kv_heads {self.num_kv_heads} must divide --model.num_heads "
-                f"{self.num_heads}"
+                f"must divide `num_heads` ({heads})", field="num_kv_heads", value=self.num_kv_heads
             )
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, of all blocks; `length` tokens are filled."""
+    """Keys and values of the tokens so far in all blocks; `length` tokens are filled.
+
+    Both are (num_blocks, B, K, context_length, D), on the device and of the type of `like`.
+    """
 
     def __init__(self, config: GPTConfig, batch_size: int, like: Tensor) -> None:
         c = config
         shape = (c.num_blocks, batch_size, c.num_kv_heads, c.context_length, c.head_size)
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.keys = like.new_zeros(shape)
+        self.values = like.new_zeros(shape)
         self.length = 0
 
     def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds a block's k and v (B, K, T, D); returns all of its, each (B, K, length + T, D)."""
+        """Adds k and v (B, K, T, D) to a block's; returns all of them, (B, K, length + T, D)."""
         end = self.length + k.size(2)
         self.keys[block, :, :, self.length : end] = k
         self.values[block, :, :, self.length : end] = v
@@ -147,25 +158,28 @@ def make_norm(config: GPTConfig, size: int) -> nn.Module:
 
 
 def sinusoids(length: int, size: int) -> Tensor:
-    """Table (length, size) of sines and cosines, section 3.5 of "Attention is all you need"."""
-    rates = torch.exp(torch.arange(0, size, 2) * (-math.log(10_000) / size))
+    """Sines and cosines (length, size), section 3.5 of "Attention is all you need"."""
+    rates = torch.exp(torch.arange(0, size, 2) * (-math.log(10_000) / size))  # (ceil(size / 2),)
     angles = torch.arange(length)[:, None] * rates  # (length, ceil(size / 2))
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :size]
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :size]  # (length, size)
 
 
 def rotary_table(length: int, head_size: int, base: float) -> Tensor:
-    """Cosines and sines (2, length, D) of the rotary angles, each half of D alike (as in Qwen3)."""
-    rates = base ** (-torch.arange(0, head_size, 2) / head_size)
+    """Cosines and sines (2, length, D) of the rotary angles, the same in both halves of D."""
+    rates = base ** (-torch.arange(0, head_size, 2) / head_size)  # (D / 2,)
     angles = torch.arange(length)[:, None] * rates  # (length, D / 2)
-    angles = torch.cat([angles, angles], dim=-1)
-    return torch.stack([angles.cos(), angles.sin()])
+    angles = torch.cat([angles, angles], dim=-1)  # (length, D)
+    return torch.stack([angles.cos(), angles.sin()])  # (2, length, D)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turns each pair (i, i + D/2) of x (B, H, T, D) by its position's angles, table (2, T, D)."""
+    """Turns each pair (i, i + D/2) of x (B, H, T, D) by its position's angles, table (2, T, D).
+
+    The layout of Qwen3 and Llama in transformers; the paper pairs neighbours (Su et al. 2021).
+    """
     cos, sin = table
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    first, second = x.chunk(2, dim=-1)  # each (B, H, T, D / 2)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin  # (B, H, T, D)
 
 
 class Attention(nn.Module):
@@ -173,7 +187,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig, index: int) -> None:
         super().__init__()
-        c = self.config = config
+        c = config
+        self.config = config
         self.index = index
         self.widths = [n * c.head_size for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
         self.qkv = nn.Linear(c.d_model, sum(self.widths), bias=c.bias)
@@ -182,25 +197,27 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(c.head_size, eps=1e-6) if c.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, rotary: Tensor | None, cache: KVCache | None) -> Tensor:
-        B, T = x.shape[:2]
-        q, k, v = (  # each (B, H or K, T, D)
+        B, T, _ = x.shape
+        q, k, v = (  # (B, H, T, D), (B, K, T, D), (B, K, T, D)
             part.view(B, T, -1, self.config.head_size).transpose(1, 2)
-            for part in self.qkv(x).split(self.widths, dim=-1)
+            for part in self.qkv(x).split(self.widths, dim=-1)  # (B, T, H * D), ...
         )
-        q, k = self.q_norm(q), self.k_norm(k)
+        q = self.q_norm(q)
+        k = self.k_norm(k)
         if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
+            q = rotate(q, rotary)
+            k = rotate(k, rotary)
         if cache is not None:
-            k, v = cache.extend(self.index, k, v)
-        # No dropout inside: its mask is most of a CPU step, and rules out the fused kernels.
+            k, v = cache.extend(self.index, k, v)  # (B, K, cache.length + T, D)
+        # No dropout inside: its mask takes most of a CPU step, and rules out the fused kernels.
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
-            is_causal=T > 1,  # a single new token may look at everything before it
+            is_causal=T > 1,  # a single new token sees everything before it
             enable_gqa=self.config.num_kv_heads < self.config.num_heads,
-        )
-        return self.out(y.transpose(1, 2).reshape(B, T, -1))
+        )  # (B, H, T, D)
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
 
 class FeedForward(nn.Module):
@@ -208,23 +225,28 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        size, hidden, bias = config.d_model, config.hidden_size, config.bias
-        gelu_tanh = partial(F.gelu, approximate="tanh")
-        functions = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": gelu_tanh, "swiglu": F.silu}
-        self.activation = functions[config.activation]
-        self.gated = config.activation == "swiglu"
-        self.up = nn.Linear(size, hidden * (2 if self.gated else 1), bias=bias)
-        self.out = nn.Linear(hidden, size, bias=bias)
+        c = config
+        functions: dict[str, Callable[[Tensor], Tensor]] = {
+            "relu": F.relu,
+            "gelu": F.gelu,
+            "gelu_tanh": partial(F.gelu, approximate="tanh"),
+            "swiglu": F.silu,
+        }
+        self.activation = functions[c.activation]
+        self.gated = c.activation == "swiglu"
+        self.up = nn.Linear(c.d_model, c.hidden_size * (2 if self.gated else 1), bias=c.bias)
+        self.out = nn.Linear(c.hidden_size, c.d_model, bias=c.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(x)  # (B, T, F), or twice as wide
         if self.gated:
-            gate, up = self.up(x).chunk(2, dim=-1)  # each (B, T, hidden)
-            return self.out(self.activation(gate) * up)
-        return self.out(self.activation(self.up(x)))
+            gate, hidden = hidden.chunk(2, dim=-1)  # each (B, T, F)
+            return self.out(self.activation(gate) * hidden)  # (B, T, C)
+        return self.out(self.activation(hidden))  # (B, T, C)
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward; each reads a normalized x and adds to it (pre-norm)."""
+    """Attention, then feed-forward, each on a normalized x, and added to x (pre-norm)."""
 
     def __init__(self, config: GPTConfig, index: int) -> None:
         super().__init__()
@@ -240,14 +262,18 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only Transformer: ids (B, T) to the logits (B, T, V) of each next token."""
+    """A decoder-only Transformer: ids (B, T) in, the logits (B, T, V) of the next tokens out."""
+
+    rotary: Tensor | None  # (2, context_length, D)
+    position: Tensor | None  # (context_length, C)
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        c = self.config = config
+        c = config
+        self.config = config
         self.embedding = nn.Embedding(c.vocab_size, c.d_model)
-        # As large as sinusoids are, which would drown a smaller table. Where nothing is added, a
-        # smaller one learns faster; one that is the output layer too starts with small logits.
+        # As large as sinusoids, which would drown a smaller table. Where nothing is added to it, a
+        # smaller table learns faster; as the output layer too, it has to start with small logits.
         self.scale = 0.02 if c.tie_embeddings else 0.1 if c.position == "rotary" else 1.0
         self.register_buffer("rotary", None, persistent=False)
         if c.position == "sinusoidal":
@@ -268,7 +294,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """Normal(0, 0.02), and less where a block adds to x, so that its variance stays (GPT-2)."""
+        """Normal(0, 0.02), and less where a block adds to x, to keep its variance (GPT-2)."""
         for name, weight in self.named_parameters():
             if name in ("embedding.weight", "position"):
                 nn.init.normal_(weight, 0, self.scale)
@@ -279,24 +305,24 @@ class GPT(nn.Module):
                 nn.init.zeros_(weight)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V). With a cache, `ids` are only the new tokens, which it then holds.
+        """Logits (B, T, V) of the token after each of `ids` (B, T).
 
-        New tokens are several only while the cache is empty; with it, T may not pass
-        context_length.
+        With a cache, `ids` are only the new tokens, which are added to it: a single one, unless the
+        cache is empty. Together they must not exceed context_length.
         """
-        return self.head(self.hidden_states(ids, cache))
+        return self.head(self.hidden_states(ids, cache))  # (B, T, V)
 
     def hidden_states(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the output layer multiplies, (B, T, C)."""
+        """The input of the output layer, (B, T, C); arguments as for `forward`."""
         start = 0 if cache is None else cache.length
         end = start + ids.size(1)
         assert end <= self.config.context_length, f"{end} tokens > {self.config.context_length}"
         assert start == 0 or ids.size(1) == 1
         x = self.embedding(ids)  # (B, T, C)
         if self.position is not None:
-            x = x + self.position[start:end]
+            x = x + self.position[start:end]  # (T, C) is added to each row
         x = self.dropout(x)
-        rotary = None if self.rotary is None else self.rotary[:, start:end]
+        rotary = None if self.rotary is None else self.rotary[:, start:end]  # (2, T, D)
         for block in self.blocks:
             x = block(x, rotary, cache)
         if cache is not None:
@@ -304,7 +330,10 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def num_parameters(self) -> tuple[int, int]:
-        """Weights of the token embedding and the output layer (once if tied), and of the rest."""
+        """Number of weights in the token embedding and output layer, and in everything else.
+
+        Tied weights count once.
+        """
         total = sum(p.numel() for p in self.parameters())
-        outer = self.embedding.weight.numel() * (1 if self.config.tie_embeddings else 2)
-        return outer, total - outer
+        vocabulary = self.embedding.weight.numel() * (1 if self.config.tie_embeddings else 2)
+        return vocabulary, total - vocabulary

@@ -1,32 +1,42 @@
-"""Owns the optimizer, its parameter groups and the learning-rate schedule."""
+"""The optimizer, its parameter groups and the learning-rate schedule.
+
+To add an optimizer: name it in OptimizerKind and build it in `build_optimizer`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lit_gpt.model import GPT
 
 OptimizerKind = Literal["adamw", "muon"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for matrices, AdamW for all else, as one optimizer.
+    """Muon (Jordan et al. 2024) for matrices and AdamW for the rest, as one optimizer.
 
-    Its updates are scaled as large as AdamW's ("Muon is scalable for LLM training", Liu et al.
-    2025), so one learning rate serves both, and one momentum, the first beta. State, schedule and
-    clipping are any optimizer's.
+    Muon's updates are scaled to the size of AdamW's ("Muon is scalable for LLM training", Liu et
+    al. 2025), so one learning rate serves both. The first beta is Muon's momentum. State, schedule
+    and clipping work as for any optimizer.
     """
 
     def __init__(
         self, matrices: list[Tensor], groups: list[dict[str, Any]], adamw: dict[str, Any]
     ) -> None:
-        same = {"lr": adamw["lr"], "weight_decay": groups[0]["weight_decay"]}
-        same["momentum"] = adamw["betas"][0]
-        self.muon = torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **same)
+        self.muon = torch.optim.Muon(
+            matrices,
+            lr=adamw["lr"],
+            weight_decay=groups[0]["weight_decay"],
+            momentum=adamw["betas"][0],
+            adjust_lr_fn="match_rms_adamw",
+        )
         self.adamw = torch.optim.AdamW(groups, **adamw)
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
 
@@ -34,49 +44,52 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         with torch.enable_grad():
             loss = closure() if closure else None
-        # Anew each time: loading a state replaces the groups and the state.
-        self.muon.param_groups, self.adamw.param_groups = (
-            self.param_groups[:1],
-            self.param_groups[1:],
-        )
-        self.muon.state = self.adamw.state = self.state
+        # Shared again at each step, because loading a state replaces the groups and the state.
+        self.muon.param_groups = self.param_groups[:1]
+        self.adamw.param_groups = self.param_groups[1:]
+        self.muon.state = self.state
+        self.adamw.state = self.state
         self.muon.step()
         self.adamw.step()
         return loss
 
 
 def build_optimizer(
-    model: nn.Module,
+    model: GPT,
     learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float],
     fused: bool = True,
     kind: OptimizerKind = "adamw",
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), or Muon for what `model.blocks` multiply with.
+    """AdamW (Loshchilov and Hutter 2019), or Muon for the matrices of `model.blocks`.
 
-    Matrices and tables decay, biases and norms don't. AdamW's fused kernel updates all weights at
-    once; `fused=False` where a gradient scaler needs to step in.
+    Matrices and embedding tables decay, biases and norms do not.
+
+    Args:
+        fused: whether AdamW updates all weights in one kernel; False under a gradient scaler.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in model.blocks.parameters() if p.ndim > 1] if kind == "muon" else []
+    matrices: list[Tensor] = []
+    if kind == "muon":
+        matrices = [p for p in model.blocks.parameters() if p.ndim > 1]
     taken = {id(p) for p in matrices}
-    tables = [p for p in weights if p.ndim > 1 and id(p) not in taken]
-    groups = [
-        {"params": tables, "weight_decay": weight_decay},
+    decayed = [p for p in weights if p.ndim > 1 and id(p) not in taken]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
         {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    adamw = {"lr": learning_rate, "betas": betas, "fused": fused}
+    adamw: dict[str, Any] = {"lr": learning_rate, "betas": betas, "fused": fused}
     return MuonAdamW(matrices, groups, adamw) if matrices else torch.optim.AdamW(groups, **adamw)
 
 
 def learning_rate_factor(
     step: int, max_steps: int, warmup_steps: int, schedule: Schedule, final_share: float
 ) -> float:
-    """The share of the peak learning rate that optimizer step `step` (from 0) uses.
+    """The learning rate of optimizer step `step` (from 0), as a share of its peak.
 
     Rises linearly over `warmup_steps`, then stays (constant) or falls to `final_share` at
-    `max_steps`, in a line or half a cosine (Loshchilov and Hutter 2017). Without an end
+    `max_steps`, linearly or along half a cosine (Loshchilov and Hutter 2017). Without an end
     (max_steps -1) it stays.
     """
     if step < warmup_steps:

@@ -160,7 +160,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(checkpoint, tmp_path):
     load_checkpoint(path)  # repacked as it was: all is well
     repack(checkpoint, path, zipfile.ZIP_DEFLATED, data_0=bytes(300_000_000))
     assert path.stat().st_size < 1_000_000
-    with pytest.raises(UserError, match=r"bomb\.ckpt is no checkpoint") as refusal:
+    with pytest.raises(UserError, match=r"bomb\.ckpt is not a checkpoint") as refusal:
         read_checkpoint(path)
     assert str(refusal.value.__cause__) == "parts that are compressed or overlap"
 
@@ -176,7 +176,9 @@ def test_a_tensor_whose_shape_lies_is_refused(checkpoint, tmp_path, shape):
             lie = torch.zeros(1).as_strided(shape, strides)
         for part in ("state_dict", "optimizer_states", "elsewhere"):
             torch.save(content | {part: {"gpt.embedding.weight": [lie]}}, tmp_path / "lie.ckpt")
-            with pytest.raises(UserError, match=r"lie\.ckpt is no checkpoint that can be loaded"):
+            with pytest.raises(
+                UserError, match=r"lie\.ckpt is not a checkpoint that can be loaded"
+            ):
                 read_checkpoint(tmp_path / "lie.ckpt")
 
 

@@ -390,9 +390,9 @@ def test_a_text_too_short_for_a_window(num_tokens, options, split, size, needed,
     with pytest.raises(UserError) as error:
         _ = module("x" * num_tokens, **options).corpus
     assert str(error.value) == (
-        f"{tmp_path}/text.txt is too short: its {split} split has {size:,} of {num_tokens:,} "
-        f"tokens and a window needs {needed:,}: give more text, a smaller --data.context_length "
-        "or another --data.train_fraction"
+        f"path '{tmp_path}/text.txt': too short a text: its {split} split has {size:,} of "
+        f"{num_tokens:,} tokens, and a window needs {needed:,}; use more text, a smaller "
+        "context_length or another train_fraction"
     )
 
 
@@ -403,15 +403,15 @@ def test_a_text_just_long_enough_for_a_window(module):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "--data.batch_size must be at least 1, not 0"),
-        ({"batch_size": -2}, "--data.batch_size must be at least 1, not -2"),
-        ({"context_length": 0}, "--data.context_length must be at least 1, not 0"),
-        ({"train_fraction": 0}, "--data.train_fraction must be above 0 and below 1, not 0"),
-        ({"train_fraction": 1.0}, "--data.train_fraction must be above 0 and below 1, not 1.0"),
-        ({"train_fraction": 90}, "--data.train_fraction must be above 0 and below 1, not 90"),
+        ({"batch_size": 0}, "batch_size 0: must be at least 1"),
+        ({"batch_size": -2}, "batch_size -2: must be at least 1"),
+        ({"context_length": 0}, "context_length 0: must be at least 1"),
+        ({"train_fraction": 0}, "train_fraction 0: must be between 0 and 1"),
+        ({"train_fraction": 1.0}, "train_fraction 1.0: must be between 0 and 1"),
+        ({"train_fraction": 90}, "train_fraction 90: must be between 0 and 1"),
         (
             {"train_fraction": float("nan")},
-            "--data.train_fraction must be above 0 and below 1, not nan",
+            "train_fraction nan: must be between 0 and 1",
         ),
     ],
 )
