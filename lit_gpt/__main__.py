@@ -30,8 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     name, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        print(f"{USAGE}\n\nlit-gpt COMMAND --help lists a command's options.")
-        return 0
+        return run(lambda: print(f"{USAGE}\n\nlit-gpt COMMAND --help lists a command's options."))
     if name not in COMMANDS:
 
         def refuse() -> int:
