@@ -116,7 +116,7 @@ def test_several_samples_are_numbered_and_differ(write):
     ("options", "message"),
     [
         ({"ckpt_path": "nowhere.ckpt"}, "no checkpoint at 'nowhere.ckpt'"),
-        ({"ckpt_path": ROOT / "README.md"}, "README.md is no checkpoint that can be loaded"),
+        ({"ckpt_path": ROOT / "README.md"}, "README.md is not a checkpoint that can be loaded"),
         ({"logs": "nowhere"}, "no checkpoint below 'nowhere'"),
         ({"temperature": -1}, "--temperature must be in [0, 1e6], not -1.0"),
         ({"temperature": "hot"}, "invalid float value: 'hot'"),

@@ -337,21 +337,21 @@ def test_each_option_changes_the_run(train):
 
 MISTAKES = {
     "a missing path": ({"data.path": "nowhere.txt"}, "'nowhere.txt': no such file or folder"),
-    "heads": ({"model.d_model": 81, "model.num_heads": 4}, "d_model 81 is not divisible by"),
-    "dropout 1": ({"model.dropout": 1.0}, "--model.dropout must be in [0, 1), not 1.0"),
-    "dropout -1": ({"model.dropout": -1}, "--model.dropout must be in [0, 1), not -1.0"),
-    "learning rate": ({"model.learning_rate": 0}, "--model.learning_rate must be above 0, not 0.0"),
-    "nan": ({"model.learning_rate": "nan"}, "--model.learning_rate"),
-    "weight decay": ({"model.weight_decay": -1}, "--model.weight_decay must be 0 or more"),
-    "betas": ({"model.betas": "[0.9, 1.0]"}, "--model.betas must both be in [0, 1)"),
-    "warm-up": ({"model.warmup_steps": -1}, "--model.warmup_steps must be 0 or more"),
-    "skipped steps": ({"model.skip_bad_steps": -1}, "--model.skip_bad_steps must be 0 or more"),
-    "every steps": ({"checkpoints.every_n_steps": -1}, "--checkpoints.every_n_steps must be 0 or"),
-    "keep": ({"checkpoints.keep": 0}, "--checkpoints.keep must be at least 1, or -1 for all"),
+    "heads": ({"model.d_model": 81, "model.num_heads": 4}, "d_model 81: must be divisible by"),
+    "dropout 1": ({"model.dropout": 1.0}, "dropout 1.0: must be in [0, 1)"),
+    "dropout -1": ({"model.dropout": -1}, "dropout -1.0: must be in [0, 1)"),
+    "learning rate": ({"model.learning_rate": 0}, "learning_rate 0.0: must be above 0"),
+    "nan": ({"model.learning_rate": "nan"}, "learning_rate nan: must be"),
+    "weight decay": ({"model.weight_decay": -1}, "weight_decay -1.0: must be at least 0"),
+    "betas": ({"model.betas": "[0.9, 1.0]"}, "betas [0.9, 1.0]: must both be in [0, 1)"),
+    "warm-up": ({"model.warmup_steps": -1}, "warmup_steps -1: must be at least 0"),
+    "skipped steps": ({"model.skip_bad_steps": -1}, "skip_bad_steps -1: must be at least 0"),
+    "every steps": ({"checkpoints.every_n_steps": -1}, "every_n_steps -1: must be at least 0"),
+    "keep": ({"checkpoints.keep": 0}, "keep 0: must be at least 1, or -1 for all"),
     "too huge": ({"model.d_model": 10**18}, "out of memory: lower"),
-    "minimum": ({"model.min_learning_rate": 1}, "--model.min_learning_rate must be between"),
-    "batch size": ({"data.batch_size": 0}, "--data.batch_size must be at least 1, not 0"),
-    "context": ({"data.context_length": -1}, "--data.context_length must be at least 1, not -1"),
+    "minimum": ({"model.min_learning_rate": 1}, "min_learning_rate 1.0: must be between"),
+    "batch size": ({"data.batch_size": 0}, "batch_size 0: must be at least 1"),
+    "context": ({"data.context_length": -1}, "context_length -1: must be at least 1"),
     "too short": ({"data.context_length": 5000}, "its training split has"),
     "tokenizer": ({"data.tokenizer": "gpt9"}, "'gpt9': unknown tokenizer"),
     "a type": ({"model.d_model": "wide"}, "--model.d_model: Expected a <class 'int'>"),
@@ -482,8 +482,8 @@ def test_foreign_and_damaged_checkpoints_are_refused(train, tmp_path):
         (tmp_path / name).write_bytes(content)
         result = train(f"--ckpt_path={tmp_path / name}")
         assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
-        assert f"{name} is no checkpoint that can be loaded" in result.err
+        assert f"{name} is not a checkpoint that can be loaded" in result.err
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.ckpt")
     result = train(f"--ckpt_path={tmp_path / 'foreign.ckpt'}")
     assert result.status == 2
-    assert "foreign.ckpt is not a whole checkpoint of lit_gpt" in result.err
+    assert "foreign.ckpt is not a complete checkpoint of lit_gpt" in result.err

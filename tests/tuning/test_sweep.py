@@ -177,11 +177,11 @@ def test_ctrl_c_shows_what_there_is_and_how_to_go_on(sweep_file, tmp_path):
 
 
 def test_trials_that_fail_are_told_and_the_rest_goes_on(sweep_file, sweep_here, tmp_path):
-    """Learning rates of 1e30 and more make no finite number; 1e-3 does. Pairs come once."""
+    """Learning rates of 1e30 and more give a non-finite loss; 1e-3 does not. Pairs come once."""
     path = sweep_file(options={"model.learning_rate": [1e-3, 1e30]}, trials=5)
     result = sweep_here(path)
     assert result.returncode == 0, result.stderr
-    assert "failed: loss or gradient is no finite number at step" in " ".join(result.stdout.split())
+    assert "failed: non-finite loss or gradient at step" in " ".join(result.stdout.split())
     table = rows(result.stdout)
     ranked = [row for row in table if row[0]]
     assert {row[2] for row in ranked} == {"0.001"}
