@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import random
 import shutil
@@ -165,6 +167,21 @@ def start(places: dict) -> Iterator[Callable[..., Running]]:
     yield begin
     for running in started:
         running.process.kill()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of a small modern model; a test that changes it copies it."""
+    from lit_gpt.__main__ import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    options = SMALL | {"model.style": "modern", "model.num_kv_heads": 1}
+    options |= {"data.path": write_text(folder / "text.txt"), "data.cache": folder / "cache"}
+    options |= {"trainer.default_root_dir": folder / "logs"}
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr("sys.argv", ["train.py"])  # LightningCLI warns if options come twice
+        assert main(["train", *command_line(options)]) == 0
+    return folder / "logs" / "version_0"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import runpy
+import shutil
 import struct
 import subprocess
 import zipfile
@@ -20,9 +21,9 @@ from lit_gpt.errors import UserError
 
 
 @pytest.fixture
-def checkpoint(train) -> Path:
-    result = train(**{"model.style": "modern", "model.num_kv_heads": 1})
-    return Path(result.cli.trainer.log_dir) / "checkpoints" / "last.ckpt"
+def checkpoint(trained, tmp_path) -> Path:
+    run = shutil.copytree(trained, tmp_path / "logs" / "version_0")
+    return run / "checkpoints" / "last.ckpt"
 
 
 def test_one_file_is_enough(checkpoint, train, text_file, tmp_path):
