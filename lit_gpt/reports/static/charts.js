@@ -1,5 +1,6 @@
 "use strict";
-// Draws each .plot of the page from its data-chart, which charts.py writes.
+// Draws each .plot of the page from its data-chart, which charts.py writes. Dragging zooms into the
+// steps; a double click shows all of them again.
 
 const FONT = "12px system-ui, sans-serif";
 const MAX_DOTS = 30;  // a line of more points has no dots
@@ -20,11 +21,10 @@ function logTicks(low, high) {
 
 // A number at an axis: 0.006, 3.5, 20,000, 150K, 1.5M.
 function short(number) {
-  const compact = Math.abs(number) >= 1e5;
-  if (number !== 0 && Math.abs(number) < 1e-4) return Number(number.toPrecision(3)).toExponential();
-  return number.toLocaleString("en", {
-    notation: compact ? "compact" : "standard", maximumSignificantDigits: 6,
-  });
+  const size = Math.abs(number);
+  if (size > 0 && size < 1e-4) return Number(number.toPrecision(3)).toExponential();
+  const notation = size >= 1e5 ? "compact" : "standard";
+  return number.toLocaleString("en", {notation, maximumSignificantDigits: 6});
 }
 
 const isDots = ({kind}) => kind === "dots" || kind === "rings";
@@ -58,8 +58,10 @@ function yRange(spec) {
 }
 
 function xRange(spec) {
+  const xs = spec.data[0];
   return (u, low, high) => {
     if (spec.names.length) return [-0.5, spec.names.length - 0.5];
+    if (low !== xs[0] || high !== xs[xs.length - 1]) return [low, high];  // zoomed in
     if (spec.log) return high > low ? [low / 1.1, high * 1.1] : [low / 2, high * 2];
     if (low > 0 && low < high / 5) low = 0;  // all charts of a run begin at the same step
     if (high === low) high = low + 1;
@@ -70,11 +72,13 @@ function xRange(spec) {
 
 // Circles the point of each series that has a mark, with its note beside it.
 function drawMarks(u, spec) {
-  const {ctx, bbox} = u, ratio = devicePixelRatio;
+  const {ctx, bbox} = u;
+  const ratio = devicePixelRatio;
   ctx.save();
   for (const {mark, note, color: number} of spec.series) {
     if (!mark) continue;
-    const x = u.valToPos(mark[0], "x", true), y = u.valToPos(mark[1], "y", true);
+    const x = u.valToPos(mark[0], "x", true);
+    const y = u.valToPos(mark[1], "y", true);
     if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue;  // zoomed away
     ctx.lineWidth = 2 * ratio;
     ctx.strokeStyle = color(`--c${number}`);
@@ -108,21 +112,25 @@ function showTip(u, spec, tip) {
   const {idx, idxs} = u.cursor;
   tip.hidden = idx == null;
   if (tip.hidden) return;
-  const value = y => spec.decimals === null ? String(+y.toPrecision(3)) : y.toLocaleString("en",
-    {minimumFractionDigits: spec.decimals, maximumFractionDigits: spec.decimals});
+  const rounded = number => String(Number(number.toPrecision(3)));
+  const fixed = (number, digits) => number.toLocaleString("en",
+    {minimumFractionDigits: digits, maximumFractionDigits: digits});
+  const value = y => spec.decimals === null ? rounded(y) : fixed(y, spec.decimals);
   const x = u.data[0][idx];
-  tip.textContent = spec.names.length ? spec.names[x] :
-    `${spec.x} ${short(spec.log ? Number(x.toPrecision(3)) : x)}`;
+  const place = spec.log ? rounded(x) : x.toLocaleString("en", {maximumFractionDigits: 6});
+  tip.textContent = spec.names.length ? spec.names[x] : `${spec.x} ${place}`;
   for (let i = spec.series.length - 1; i >= 0; i--) {
     const {name, kind, color: number} = spec.series[i];
-    const at = idxs[i + 1], y = at == null ? null : u.data[i + 1][at];
-    if (y === null) continue;
+    const values = u.data[i + 1];
+    const y = values[idx] ?? values[idxs[i + 1]];  // there, or else near by
+    if (y == null) continue;
     const line = document.createElement("span");
     line.className = `c${number} ${kind}`;
     line.textContent = (spec.series.length > 1 ? `${name} ` : "") + value(y);
     tip.append(line);
   }
-  const left = u.over.offsetLeft + u.valToPos(x, "x"), onRight = left > u.width / 2;
+  const left = u.over.offsetLeft + u.valToPos(x, "x");
+  const onRight = left > u.width / 2;
   tip.style.left = onRight ? "" : `${left + 10}px`;
   tip.style.right = onRight ? `${u.width - left + 10}px` : "";
 }
@@ -152,9 +160,10 @@ function drawChart(plot) {
     axes: [
       {
         ...axis, size: 28, gap: 6, space: small ? 60 : 80, grid: {show: false},
-        ...(whole && !spec.log ? {incrs: wholeSteps} : {}),
-        ...(spec.names.length ? {splits: spec.names.map((_, i) => i)} : {}),
-        ...(spec.log ? {splits: (u, axis, low, high) => logTicks(low, high), filter: (u, all) => all} : {}),
+        ...(spec.log && {splits: (u, axis, low, high) => logTicks(low, high)}),
+        ...(spec.names.length && {splits: spec.names.map((_, i) => i)}),
+        ...(whole && {incrs: wholeSteps}),
+        filter: (u, ticks) => ticks,
         values: (u, ticks) => ticks.map(x => x === null ? "" : spec.names[x] ?? short(x)),
       },
       {
