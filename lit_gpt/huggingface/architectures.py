@@ -184,7 +184,7 @@ def hf_weights(model: GPT) -> dict[str, Tensor]:
             put(f"{name}.weight", part.t() if is_transposed(layout, module, part) else part)
         if layout is GPT2 and module != "embedding":
             put(f"{names[0]}.bias", ours.get(f"{module}.bias", weight.new_zeros(len(weight))))
-    if layout is GPT2:
+    if model.position is not None:  # always so in GPT-2, never in Qwen3
         put("wpe.weight", model.position.detach())
     if not config.tie_embeddings:
         theirs["lm_head.weight"] = ours["head.weight"].clone()

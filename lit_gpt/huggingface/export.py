@@ -7,8 +7,9 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lit_gpt.checkpoint import Checkpoint, find_newest
 from lit_gpt.command import call, option
@@ -23,6 +24,8 @@ from lit_gpt.model import GPT
 from lit_gpt.storage import temporary_folder
 from lit_gpt.text.corpus import Corpus, load_corpus
 from lit_gpt.text.tokenizer import Tokenizer
+
+COMPARE_ON_ANOTHER = "name any text to compare the export on with `path`"
 
 
 def check_is_free(folder: Path) -> None:
@@ -43,17 +46,8 @@ def check_is_free(folder: Path) -> None:
         )
 
 
-@dataclass(frozen=True)
-class TextSource:
-    """A text, and how it is read; fields as in `load_corpus`."""
-
-    path: str | list[str]
-    encoding: str
-    text_field: str | None
-
-
-def text_of_run(checkpoint: Checkpoint) -> TextSource:
-    """The text that a checkpoint's model was trained on.
+def text_of_run(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Arguments of `load_corpus` for the text that a checkpoint's model was trained on.
 
     Raises:
         UserError: the checkpoint doesn't name it.
@@ -63,28 +57,15 @@ def text_of_run(checkpoint: Checkpoint) -> TextSource:
     encoding = data.get("encoding")
     text_field = data.get("text_field")
     paths = path if isinstance(path, list) else [path]
-    if path is None or not all(isinstance(part, str) for part in paths):
+    if not all(isinstance(part, str) for part in paths):
         raise UserError(
-            "the checkpoint does not name the text it was trained on",
-            hint="name any text to compare the export on with `path`",
+            "the checkpoint does not name the text it was trained on", hint=COMPARE_ON_ANOTHER
         )
-    return TextSource(
-        path,
-        encoding if isinstance(encoding, str) else "utf-8",
-        text_field if isinstance(text_field, str) else None,
-    )
-
-
-def load_text(source: TextSource, tokenizer: Tokenizer, cache: Path) -> Corpus:
-    try:
-        return load_corpus(
-            source.path, tokenizer, False, source.encoding, str(cache), 1.0, source.text_field
-        )
-    except UserError as error:
-        if error.field == "path":
-            hint = "the export is compared on a text: name any with `path`"
-            raise UserError(error.problem, field="path", value=error.value, hint=hint) from error
-        raise
+    return {
+        "path": path,
+        "encoding": encoding if isinstance(encoding, str) else "utf-8",
+        "text_field": text_field if isinstance(text_field, str) else None,
+    }
 
 
 @contextmanager
@@ -177,18 +158,26 @@ def export(
     checkpoint = Checkpoint.read(ckpt_path or find_newest(logs))
     model, tokenizer = checkpoint.build()
     label = layout_of(model.config).label
-    # Another text is read by its own options, whatever those of the run's text were.
-    source = TextSource(data_path, "utf-8", None) if data_path else text_of_run(checkpoint)
-    source = replace(
-        source,
-        encoding=encoding or source.encoding,
-        text_field=text_field or source.text_field,
-    )
+    if data_path:  # which is read by its own options, whatever those of the run's text were
+        text: dict[str, Any] = {"path": data_path, "encoding": "utf-8", "text_field": None}
+    else:
+        text = text_of_run(checkpoint)
+    text["encoding"] = encoding or text["encoding"]
+    text["text_field"] = text_field or text["text_field"]
     fraction = checkpoint.data_hyperparameters.get("train_fraction")
     if not (isinstance(fraction, float) and 0 < fraction < 1):
         fraction = 0.9
     with new_folder(target) as folder:
-        corpus = load_text(source, tokenizer, folder.parent / "tokens")
+        try:
+            corpus = load_corpus(
+                tokenizer=tokenizer, compact=False, cache=str(folder.parent / "tokens"), **text
+            )
+        except UserError as error:
+            if data_path or error.field == "cache":
+                raise
+            raise UserError(
+                error.problem, field=error.field, value=error.value, hint=COMPARE_ON_ANOTHER
+            ) from error
         write_folder(folder, model, tokenizer)
         findings = check_export(folder, model, corpus, fraction)
         is_own = corpus.info.fingerprint == checkpoint.corpus_info.get("fingerprint")

@@ -1,14 +1,14 @@
-"""Exports: train.py, export.py and generate.py as processes, and transformers that loads them."""
+"""Exports: train, export and generate, and transformers that loads the folder."""
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import re
 import shlex
-import subprocess
+import socket
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import yaml
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lit_gpt.__main__ import main
 from lit_gpt.checkpoint import Checkpoint, load_checkpoint
 from lit_gpt.command import run
 from lit_gpt.errors import UserError
@@ -33,31 +34,21 @@ from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.reports.history import read_history
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import load_tokenizer
-from tests.conftest import ROOT, SMALL
+from tests.conftest import SMALL, command_line
 
 LINES = [f"The {animal} sat on {n} mats. 猫坐在垫子上，不是吗？\n" for animal in ("cat", "dog")
          for n in range(1990, 2050)]  # fmt: skip
 PROMPT = "The cat"
-# Of each kind a text, and options of train.py.
-KINDS = {
-    "qwen3": {"style": "modern", "num_kv_heads": 1},
-    "gpt2": {"style": "classic", "tokenizer": "bpe:300", "documents": True},
-}
+KINDS = ("qwen3", "gpt2")
 
 
-def script(name: str, *args: object, **env: str) -> subprocess.Popen:
-    words = [sys.executable, str(ROOT / "scripts" / name), *map(str, args)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(words, **pipes, text=True, env={**os.environ, **env})
-
-
-def all_of(processes: dict[str, subprocess.Popen]) -> dict[str, str]:
-    """What each printed; they run side by side."""
-    outputs = {}
-    for kind, process in processes.items():
-        outputs[kind], errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    return outputs
+def printed(*argv: object) -> str:
+    """What a command prints."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with redirect_stdout(out):
+        assert main([str(arg) for arg in argv]) == 0
+    out.seek(0)
+    return out.read()
 
 
 @pytest.fixture(scope="module")
@@ -68,67 +59,47 @@ def base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def runs(base) -> dict[str, Path]:
     """The checkpoints of two short trainings."""
-    processes = {}
-    for kind, choices in KINDS.items():
-        text = base / f"{kind}.txt"
-        text.write_text("".join(LINES), encoding="utf-8")
-        options = {"data.context_length": 32, "trainer.max_steps": 60, "data.batch_size": 8}
-        options |= {"trainer.val_check_interval": 30, "model.learning_rate": 1e-2}
-        if choices.get("documents"):
-            text = base / "documents.jsonl"
-            rows = (json.dumps({"text": line}) for line in [*LINES, "<|endoftext|> as text"])
-            text.write_text("\n".join(rows))
-            options["data.tokenizer"] = choices["tokenizer"]
-        if "num_kv_heads" in choices:
-            options["model.num_kv_heads"] = choices["num_kv_heads"]
-        options |= {
-            "model.style": choices["style"],
-            "data.path": text,
-            "data.cache": base / "cache",
-        }
-        options["trainer.default_root_dir"] = base / kind
-        words = [f"--{name}={value}" for name, value in (SMALL | options).items()]
-        processes[kind] = script("train.py", *words)
-    all_of(processes)
+    text = base / "text.txt"
+    text.write_text("".join(LINES), encoding="utf-8")
+    documents = base / "documents.jsonl"
+    rows = (json.dumps({"text": line}) for line in [*LINES, "<|endoftext|> as text"])
+    documents.write_text("\n".join(rows))
+    shared = {
+        "data.context_length": 32,
+        "data.batch_size": 8,
+        "data.cache": base / "cache",
+        "model.learning_rate": 1e-2,
+        "trainer.max_steps": 60,
+        "trainer.val_check_interval": 30,
+    }
+    for kind, options in {
+        "qwen3": {"data.path": text, "model.style": "modern", "model.num_kv_heads": 1},
+        "gpt2": {"data.path": documents, "data.tokenizer": "bpe:300"},
+    }.items():
+        options = SMALL | shared | options | {"trainer.default_root_dir": base / kind}
+        printed("train", *command_line(options))
     return {kind: base / kind / "version_0" / "checkpoints" / "last.ckpt" for kind in KINDS}
-
-
-NO_NETWORK = """
-import os, socket
-
-def refuse(*args):
-    open(os.environ["DIALLED"], "a").write(f"{args}")
-    raise OSError("no network here")
-
-socket.socket.connect = socket.getaddrinfo = refuse
-"""
 
 
 @pytest.fixture(scope="module")
 def exports(runs, base) -> dict[str, tuple[Path, list[str]]]:
-    """Of each kind the folder that export.py makes, and what it prints."""
-    (base / "sitecustomize.py").write_text(NO_NETWORK)
-    paths = os.pathsep.join([str(base), os.environ.get("PYTHONPATH", "")])
-    env = {"PYTHONPATH": paths, "DIALLED": str(base / "dialled")}
-    processes = {
-        kind: script("export.py", "--ckpt_path", path, "--out", base / f"{kind}-folder", **env)
-        for kind, path in runs.items()
-    }
-    printed = all_of(processes)
-    return {kind: (base / f"{kind}-folder", printed[kind].splitlines()) for kind in runs}
+    """Of each kind the folder that `export` makes, and what it prints; without a network."""
 
+    def refuse(*args: object) -> None:
+        raise AssertionError(f"looked for {args} in the network")
 
-@pytest.fixture(scope="module")
-def greedy(runs) -> dict[str, str]:
-    """What generate.py writes without chance."""
-    words = ("--prompt", PROMPT, "--temperature", 0, "--max_new_tokens", 24)
-    return all_of(
-        {kind: script("generate.py", "--ckpt_path", path, *words) for kind, path in runs.items()}
-    )
+    exports = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        for kind, path in runs.items():
+            out = printed("export", "--ckpt_path", path, "--out", base / f"{kind}-folder")
+            exports[kind] = (base / f"{kind}-folder", out.splitlines())
+    return exports
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_writes_what_generate_writes(kind, exports, greedy):
+def test_transformers_writes_what_generate_writes(kind, exports, runs):
     folder, _ = exports[kind]
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
@@ -137,16 +108,16 @@ def test_transformers_writes_what_generate_writes(kind, exports, greedy):
     written = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0]
     text = tokenizer.decode(written, skip_special_tokens=True)
     assert len(text) > len(PROMPT) + 20
-    assert greedy[kind] == text + "\n"
+    options = ("--prompt", PROMPT, "--temperature", 0, "--max_new_tokens", 24)
+    assert printed("generate", "--ckpt_path", runs[kind], *options) == text + "\n"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_says_what_it_compared(kind, exports, base):
+def test_it_says_what_it_compared(kind, exports, runs):
     folder, lines = exports[kind]
     tokens, logits, text, made, use = lines
-    assert re.fullmatch(r"Tokens: [\d,]+ identical", tokens)
-    corpus = torch.load(base / kind / "version_0" / "checkpoints" / "last.ckpt")["corpus"]
-    assert tokens == f"Tokens: {corpus['num_tokens']:,} identical"
+    info = Checkpoint.read(runs[kind]).corpus_info
+    assert tokens == f"Tokens: {info['num_tokens']:,} identical"
     found = re.fullmatch(
         r"Logits on 8 windows of 32 tokens: largest difference (\S+), below 1e-04", logits
     )
@@ -154,7 +125,6 @@ def test_it_says_what_it_compared(kind, exports, base):
     assert re.fullmatch(r"Greedy text: \d+ tokens identical", text)
     assert made == f"Exported as {'Qwen3' if kind == 'qwen3' else 'GPT-2'}: {folder}"
     assert use.startswith("Use it:  python -c ")
-    assert not (base / "dialled").exists()  # nothing was looked for in the network
 
 
 def test_the_last_line_can_be_pasted(exports, capsys):
@@ -196,7 +166,7 @@ def test_the_model_card_says_what_is_known(kind, exports, base):
     assert f"{history.final.loss:.4f}" in card
     assert f"{history.final.bits_per_byte:.4f}" in card
     assert "At step 60." in card
-    assert {"gpt2": "`documents.jsonl`", "qwen3": "`qwen3.txt`"}[kind] in card
+    assert {"gpt2": "`documents.jsonl`", "qwen3": "`text.txt`"}[kind] in card
     assert str(base) not in card
     assert exports[kind][1][0] in card
     assert "on\nits training text:" in card
@@ -288,8 +258,10 @@ def test_another_text_will_do(text, tmp_path, capsys):
     text.unlink()
     status, _, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
     assert (status, err.count("\n")) == (2, 1)
-    assert err.startswith(f"error: --data_path '{text}': no such file or folder; ")
-    assert err.endswith("the export is compared on a text: name any with --data_path\n")
+    assert err == (
+        f"error: --data_path '{text}': no such file or folder; name any text to compare the export "
+        "on with --data_path\n"
+    )
     assert not (tmp_path / "folder").exists()
     other = tmp_path / "other.txt"
     other.write_text("Grüße, 猫! " * 3, encoding="latin-1", errors="replace")
@@ -463,12 +435,12 @@ def test_windows_are_spread_over_what_validates(num_tokens, length, expected):
         ({"out": "text.txt"}, "--out '{here}/text.txt': already exists"),
         (
             {"out": "text.txt/folder"},
-            "--out '{here}/text.txt/folder': can't be written (Not a",
+            "--out '{here}/text.txt/folder': can't be written (",
         ),
         ({"ckpt_path": "none.ckpt"}, "no checkpoint at '{here}/none.ckpt'"),
         ({"ckpt_path": "taken"}, "no checkpoint at '{here}/taken'"),
         ({"ckpt_path": "text.txt"}, "{here}/text.txt is not a checkpoint that can be loaded"),
-        ({"data_path": "none"}, "--data_path '{here}/none': no such file or folder; "),
+        ({"data_path": "none"}, "--data_path '{here}/none': no such file or folder"),
         ({"data_path": "empty.txt"}, "--data_path: no text in {here}/empty.txt; "),
         ({"data_path": "rows.jsonl"}, "--data_path: has documents, but the model's tokenizer"),
         ({"data_path": "some.ckpt"}, "looks like a binary file"),
@@ -513,16 +485,16 @@ def test_without_a_run_or_a_checkpoint_it_says_so(tmp_path, capsys):
     assert "name a checkpoint with --ckpt_path" in err
 
 
-def test_without_transformers_it_says_what_to_install(tmp_path):
-    (tmp_path / "transformers.py").write_text("raise ImportError('none')")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    process = script("export.py", "--out", tmp_path / "folder", PYTHONPATH=path)
-    _, err = process.communicate(timeout=100)
-    assert (process.returncode, err.count("\n")) == (2, 1)
+def test_without_transformers_it_says_what_to_install(tmp_path, capsys, monkeypatch):
+    status, _, err = run_export(capsys)
+    assert (status, err) == (
+        2,
+        "error: the following arguments are required: --out; --help lists all options\n",
+    )
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    status, _, err = run_export(capsys, out=tmp_path / "folder")
+    assert (status, err.count("\n")) == (2, 1)
     assert 'pip install -e ".[hf]"' in err
-    process = script("export.py")
-    assert "--out" in process.communicate(timeout=100)[1]
-    assert process.returncode == 2
 
 
 @pytest.mark.parametrize("rubbish", [None, 3, "x", [1], {"path": 3, "val": "x"}, {"StepLines": 1}])

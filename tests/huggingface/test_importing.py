@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,14 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from lit_gpt.checkpoint import load_checkpoint, read_checkpoint
+from lit_gpt.__main__ import main
+from lit_gpt.checkpoint import Checkpoint, load_checkpoint
 from lit_gpt.data import EvalBatches, TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.huggingface.importing import check_logits, load_folder, load_theirs
 from lit_gpt.huggingface.tokenizer import from_hf
 from lit_gpt.text.tokenizer import unfinished_bytes
 from lit_gpt.training.init_from import model_fields, set_tokenizer
-from tests.conftest import ROOT, SMALL
+from tests.conftest import SMALL
 from tests.huggingface.folders import TEXT, make_folder, make_model
 
 KINDS = ("gpt2", "qwen3")
@@ -82,19 +81,14 @@ def their_loss(folder: Path, data: TextDataModule, split: str) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_command_starts_at_transformers_own_loss(folders, text, tmp_path, kind):
-    source, options = folders / kind, PLAIN | {"data.path": text, "trainer.max_steps": 2}
-    options |= {"data.cache": tmp_path / "cache", "model.init_from": source}
-    options["trainer.default_root_dir"] = tmp_path / "logs"
-    words = [f"--{name}={value}" for name, value in options.items()]
-    script = [sys.executable, str(ROOT / "scripts" / "train.py"), *words]
-    result = subprocess.run(script, capture_output=True, text=True, timeout=120)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert f"Weights, model and tokenizer: {source}" in result.stdout
-    step = next(line for line in result.stdout.splitlines() if line.startswith("Step: 0,"))
+def test_the_command_starts_at_transformers_own_loss(tune, folders, text, tmp_path, kind):
+    source = folders / kind
+    result = tune(source, **{"trainer.max_steps": 2})
+    assert (result.status, result.err) == (0, "")
+    assert f"Weights, model and tokenizer: {source}" in result.out
     data = TextDataModule(str(text), str(source), context_length=16, cache=str(tmp_path / "cache"))
     set_tokenizer(data)
-    found = [float(part.split()[-1]) for part in step.split(",")[1:]]
+    found = [float(part.split()[-1]) for part in result.steps[0].split(",")[1:]]
     expected = [their_loss(source, data, split) for split in ("train", "val")]
     assert found == pytest.approx(expected, abs=6e-4)  # printed with three places
     assert min(expected) > 3  # random weights, so not what any model would have
@@ -158,25 +152,28 @@ def test_weights_in_half_precision_are_trained_in_full(tmp_path):
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("with_config", [False, True], ids=["same options", "--config"])
-def test_tuning_that_is_interrupted_goes_on_without_the_folder(tune, train, folder, with_config):
+@pytest.mark.parametrize("kind", KINDS)
+def test_tuning_that_is_interrupted_continues_without_the_folder(
+    tune, train, folders, tmp_path, kind
+):
+    folder = shutil.copytree(folders / kind, tmp_path / kind)
     options = {"model.dropout": 0.2, "model.learning_rate": 1e-3}
     whole = tune(folder, **options, **{"trainer.max_steps": 8})
     first = tune(folder, **options, **{"trainer.max_steps": 4})
     assert first.status == 0, first.err
     path = checkpoint_of(first)
     shutil.rmtree(folder)
-    if with_config:
+    if kind == "gpt2":  # by its config.yaml, and by the same options
         config = path.parents[1] / "config.yaml"
-        words = ["--config", str(config), "--ckpt_path", str(path), "--trainer.max_steps=8"]
-        second = train(*words, defaults={})
+        argv = ["--config", str(config), "--ckpt_path", str(path), "--trainer.max_steps=8"]
+        second = train(*argv, defaults={})
     else:
         second = tune(folder, "--ckpt_path=last", **options, **{"trainer.max_steps": 8})
     assert second.status == 0, second.err
-    assert "Continued with other options" not in second.out
+    assert "other options" not in second.out
     assert second.steps == whole.steps[3:]
     assert checkpoint_of(second) == path
-    weights = [read_checkpoint(checkpoint_of(r))["state_dict"] for r in (whole, second)]
+    weights = [Checkpoint.read(checkpoint_of(result)).weights for result in (whole, second)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -193,24 +190,18 @@ def their_greedy_text(folder: Path, prompt: str, num_tokens: int, context_length
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_tuned_checkpoint_generates_alone(tune, folders, tmp_path, kind):
+def test_the_tuned_checkpoint_generates_alone(tune, folders, capfd, monkeypatch, kind):
     """As transformers would: weights hardly moved, no folder, no transformers."""
     result = tune(folders / kind, **{"model.learning_rate": 1e-9, "trainer.max_steps": 1})
     assert result.status == 0, result.err
-    words = ["--ckpt_path", str(checkpoint_of(result)), "--prompt", "The cat"]
-    words += ["--temperature", "0", "--max_new_tokens", "8"]
-    code = (
-        "import runpy, sys\n"
-        "for name in ('transformers', 'tokenizers', 'safetensors'): sys.modules[name] = None\n"
-        f"sys.argv = ['generate.py', *{words}]\n"
-        f"runpy.run_path({str(ROOT / 'scripts' / 'generate.py')!r}, run_name='__main__')"
-    )
-    env = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, env=env)
-    assert (done.returncode, done.stderr) == (0, b"")
     expected = their_greedy_text(folders / kind, "The cat", 8, 16)
-    assert expected.rstrip("\ufffd") in done.stdout.decode()  # no begun character is written
+    for name in ("transformers", "tokenizers", "safetensors"):
+        monkeypatch.setitem(sys.modules, name, None)
+    argv = ["--ckpt_path", str(checkpoint_of(result)), "--prompt", "The cat"]
+    assert main(["generate", *argv, "--temperature", "0", "--max_new_tokens", "8"]) == 0
+    assert expected.rstrip("\ufffd") in capfd.readouterr().out  # no begun character is written
     assert len(expected) > 12
+    monkeypatch.undo()
     tokenizer = load_checkpoint(checkpoint_of(result))[1]
     assert tokenizer == from_hf(folders / kind)[0]
 
