@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from lit_gpt.storage import temporary_folder
 from lit_gpt.text.overlap import SharedLines
 from lit_gpt.training import summary
 from lit_gpt.training.init_from import set_tokenizer
+from lit_gpt.training.options import Parser
 from lit_gpt.training.run_folder import run_of_last
 from lit_gpt.training.train import TrainingCLI, quieten
 
@@ -43,6 +45,14 @@ class PlanCLI(TrainingCLI):
     def __init__(self, args: list[str] | None, exits: ExitStack) -> None:
         self.exits, self.encoding = exits, 0.0
         super().__init__(args)
+
+    def add_arguments_to_parser(self, parser: Parser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--json",
+            action="store_true",
+            help="End with the predicted seconds and peak memory as one line of JSON.",
+        )
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
@@ -222,6 +232,10 @@ def print_measured(cli: PlanCLI, started: float) -> None:
     print_costs(cli, started)
     print_disk(cli)
     print_suggestions(suggestions(cli), summary.find_shared_lines(cli.datamodule))
+    if cli.config.json:
+        steps = cli.trainer.max_steps
+        seconds = sum(time_parts(cli, max(0, steps - cli.done), started).values())
+        print(json.dumps({"seconds": seconds, "memory_bytes": peak_memory()}))
 
 
 def main(begin: float, args: list[str] | None = None) -> int:
