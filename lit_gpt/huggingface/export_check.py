@@ -58,10 +58,8 @@ def check_export(folder: Path, model: GPT, corpus: Corpus, train_fraction: float
     """Loads the folder as its users will, and compares it with the model.
 
     Args:
-        folder: the export.
-        model: ours.
-        corpus: a text encoded by our tokenizer.
-        train_fraction: the logits are compared on what follows this share of the tokens.
+        corpus: a text, encoded by our tokenizer.
+        train_fraction: logits are compared on what follows this share of the tokens.
 
     Raises:
         UserError: something differs.

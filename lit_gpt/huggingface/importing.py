@@ -17,7 +17,13 @@ import torch
 from lit_gpt.errors import UserError
 from lit_gpt.huggingface.architectures import LAYOUTS, gpt_weights, logit_difference
 from lit_gpt.huggingface.config import gpt_config
-from lit_gpt.huggingface.tokenizer import from_hf, import_transformers, read_spec, unreadable
+from lit_gpt.huggingface.tokenizer import (
+    from_hf,
+    import_transformers,
+    in_one_line,
+    read_spec,
+    unreadable,
+)
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text.corpus import Corpus
 
@@ -63,15 +69,10 @@ def folder_fields(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
 def load_folder(source: str, context_length: int) -> GPT:
     """The model of a folder, in eval mode on the CPU, its logits compared with transformers'.
 
     Args:
-        source: the folder.
         context_length: at most the folder's; of learned positions the first ones are kept.
 
     Raises:
@@ -134,13 +135,10 @@ def load_theirs(folder: Path) -> Any:
 
 @torch.inference_mode()
 def check_logits(model: GPT, theirs: Any, rows: np.ndarray, folder: Path) -> None:
-    """Compares the logits on one window of tokens from all over the vocabulary.
+    """Compares the logits on a window of tokens from all over the vocabulary.
 
     Args:
-        model: ours.
-        theirs: the model in transformers.
-        rows: (V,) theirs for each of our ids.
-        folder: where both come from.
+        rows: (V,) the id in transformers for each of ours.
 
     Raises:
         UserError: they differ by more than rounding.
@@ -159,11 +157,7 @@ def check_logits(model: GPT, theirs: Any, rows: np.ndarray, folder: Path) -> Non
 
 
 def check_same_ids(folder: str | Path, corpus: Corpus) -> None:
-    """As `check_ids` for a corpus, once: the result is kept in the corpus's cache.
-
-    Args:
-        folder: whose tokenizer made the corpus.
-        corpus: the encoded text.
+    """As `check_ids` for a corpus that the folder's tokenizer encoded; checks each text once.
 
     Raises:
         UserError: the folder's own tokenizer gives other ids.

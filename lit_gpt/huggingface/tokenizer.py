@@ -68,7 +68,7 @@ def to_hf(tokenizer: Tokenizer) -> Any:
         converted = Converter(pattern=pattern).converted()
     except Exception as error:  # tokenizers raises nothing more specific
         raise UserError(
-            f"the tokenizer's split pattern {tokenizer.pattern!r} can't be exported ({error})"
+            f"the tokenizer's split pattern {tokenizer.pattern!r} can't be exported ({in_one_line(error)})"
         ) from error
     if only_bytes:
         converted.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -151,9 +151,13 @@ def read_spec(folder: Path) -> dict[str, Any]:
     return spec
 
 
+def in_one_line(error: Exception) -> str:
+    """A message of a library, without backquotes, which mean fields in a UserError."""
+    return " ".join(f"{type(error).__name__}: {error}".replace("`", "'").split())[:300]
+
+
 def unreadable(folder: Path, error: Exception) -> UserError:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return UserError(f"the tokenizer of {folder} can't be read ({reason})")
+    return UserError(f"the tokenizer of {folder} can't be read ({in_one_line(error)})")
 
 
 def _unsupported(folder: Path, reason: str) -> UserError:
@@ -237,7 +241,9 @@ def _build(pattern: str, tokens: list[bytes], folder: Path) -> Tokenizer:
         tokenizer = Tokenizer(NAME, pattern, tokens)
         kept = tokenizer.decode(tokenizer.encode(sample)) == sample
     except ValueError as error:  # from tiktoken, about the pattern
-        raise _unsupported(folder, f"its split pattern is invalid here ({error})") from error
+        raise _unsupported(
+            folder, f"its split pattern is invalid here ({in_one_line(error)})"
+        ) from error
     if not kept:
         raise _unsupported(folder, f"its split pattern drops text ({pattern})")
     return tokenizer
