@@ -67,9 +67,8 @@ def to_hf(tokenizer: Tokenizer) -> Any:
     try:
         converted = Converter(pattern=pattern).converted()
     except Exception as error:  # tokenizers raises nothing more specific
-        raise UserError(
-            f"the tokenizer's split pattern {tokenizer.pattern!r} can't be exported ({in_one_line(error)})"
-        ) from error
+        what = f"the tokenizer's split pattern {tokenizer.pattern!r}"
+        raise UserError(f"{what} can't be exported ({in_one_line(error)})") from error
     if only_bytes:
         converted.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if tokenizer.end_of_text is not None:
