@@ -18,6 +18,7 @@ from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
@@ -62,6 +63,31 @@ TO_CONTINUE: dict[str, type] = {
 }
 STATE_KEYS = ("BestCheckpoint", "LastCheckpoint")  # 0.1.0 had their arguments after the name
 MAX_TABLES = 1 << 30  # bytes of a model's position tables, whose size no weights confirm
+
+
+class ParametersWithoutMemory(TorchFunctionMode):
+    """Modules made in it have parameters of the right shapes that take no memory.
+
+    The meta device would do, but computing on it imports torch._dynamo (torch 2.13), which takes
+    a second, a third of the time to start generating.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func is torch.empty:
+            return torch.zeros(()).expand(*args)
+        if name.endswith("_") and not name.startswith("__"):  # in place: fills a parameter
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def table_bytes(config: GPTConfig) -> int:
+    """The memory of a model's position tables."""
+    width = {"learned": 0, "sinusoidal": config.d_model, "rotary": 2 * (config.head_size or 0)}
+    return 4 * config.context_length * width[config.position or "learned"]
 
 
 @dataclass(frozen=True)
@@ -163,10 +189,10 @@ class Checkpoint:
                 raise ValueError(f"{config.num_blocks} blocks, {len(weights)} weights")
             if config.vocab_size != tokenizer.vocab_size:
                 raise ValueError(f"{config.vocab_size} rows, {tokenizer.vocab_size} tokens")
-            with torch.device("meta"):  # shapes without memory
-                plan = GPT(config)
-            if sum(table.nbytes for table in plan.buffers()) > MAX_TABLES:
+            if table_bytes(config) > MAX_TABLES:
                 raise ValueError(f"a context of {config.context_length} tokens")
+            with ParametersWithoutMemory():
+                plan = GPT(config)
             plan.load_state_dict(weights, assign=True)  # names and shapes are those of the config
             model = GPT(config)
             model.load_state_dict(weights)

@@ -48,6 +48,14 @@ def test_all_public_names_are_there():
         _ = lit_gpt.nothing
 
 
+def test_loading_a_model_leaves_the_compiler_unloaded():
+    """torch._dynamo takes a second to import; computing on the meta device would do so."""
+    path = ROOT / "tests" / "data" / "0.1.0" / "adamw"
+    code = f"import sys, lit_gpt; print(len(lit_gpt.load({str(path)!r}).generate('a', 5)))\n"
+    code += "print('torch._dynamo' in sys.modules, 'lightning' in sys.modules)"
+    assert run_python(code).split()[1:] == ["False", "False"]
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """The folder of a run with a best and a last checkpoint, of different models."""

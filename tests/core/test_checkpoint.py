@@ -16,8 +16,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_gpt.checkpoint import load_checkpoint, newest_checkpoint, read_checkpoint, save_atomically
+from lit_gpt.checkpoint import (
+    ParametersWithoutMemory,
+    load_checkpoint,
+    newest_checkpoint,
+    read_checkpoint,
+    save_atomically,
+    table_bytes,
+)
 from lit_gpt.errors import UserError
+from lit_gpt.model import GPT, GPTConfig
 
 
 @pytest.fixture
@@ -248,3 +256,24 @@ def test_newest_checkpoint_is_the_one_written_last(tmp_path):
         os.utime(path, (1000 + age, 1000 + age))
     assert newest_checkpoint(tmp_path, "best").parts[-3] == "a"
     assert newest_checkpoint(tmp_path, "last") is None
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"style": "modern"},
+        {"position": "learned"},
+        {"style": "modern", "num_kv_heads": 1, "head_size": 6, "bias": True},
+    ],
+)
+def test_shapes_are_checked_without_memory(choices):
+    """Before a model of the size that a file claims is made."""
+    config = GPTConfig(256, 50, 16, 2, 2, **choices)
+    model = GPT(config)
+    with ParametersWithoutMemory():
+        plan = GPT(config)
+    shapes = {name: weight.shape for name, weight in model.state_dict().items()}
+    assert {name: weight.shape for name, weight in plan.state_dict().items()} == shapes
+    assert all(weight.untyped_storage().nbytes() == 4 for weight in plan.parameters())
+    assert table_bytes(config) == sum(table.nbytes for table in model.buffers())
