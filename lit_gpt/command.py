@@ -83,6 +83,7 @@ def parser_of(
     values = f" {_metavar(positional)} ..." if positional else ""
     kwargs = {"prog": program(), "usage": f"%(prog)s [options]{values}"} | kwargs
     parser = Parser(description=description, default_env=False, formatter_class=ShortHelp, **kwargs)
+    parser.positional = positional
     if "config" not in signature(function).parameters:  # else that is for other commands' options
         parser.add_argument("--config", action="config", metavar="FILE", help="YAML of options")
     _add_options(parser, function, settings, positional)
