@@ -27,11 +27,6 @@ SMALL_CHARTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("tokens_per_second", {"title": "Tokens/s", "decimals": 0, "from_zero": True}),
     ("gradient_norm", {"title": "Gradient norm", "decimals": None, "from_zero": True}),
 )
-EVALUATION_HEAD = ("Step", "Training loss", "Validation loss", "Perplexity", "Bits per byte")
-RESULT_HEAD = (
-    *("Run", "Best loss", "at step", "Last loss", "at step", "Whole split"),
-    *("Bits per byte", "Tokens/s", "Time"),
-)
 
 
 @dataclass(frozen=True)
@@ -66,16 +61,14 @@ def read_options(folder: Path) -> dict[str, str]:
     import yaml
 
     path = folder / "config.yaml"
-    hint = "repair or delete it"
+    damage = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
     try:
         return flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML", hint=hint) from error
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, *damage) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"cannot read {path} ({reason})", hint=hint) from error
+        raise UserError(f"cannot read {path} ({reason})", hint="repair or delete it") from error
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -115,12 +108,10 @@ def run_page(run: Run) -> str:
             Chart(series=[Series(str(look["title"]), curves.get(name, []))], **look)
             for name, look in SMALL_CHARTS
         ],
-        evaluation_head=EVALUATION_HEAD,
         evaluations=evaluations(history),
         samples=samples,
         chosen_samples=denser_at_the_start(samples),
         card=history.card,
-        versions=list(history.sessions[-1].versions.items()) if history.sessions else [],
         sessions=history.sessions,
         options=[(name, value) for name, value in options if value != "null"],
     )
@@ -134,7 +125,7 @@ def progress(run: Run) -> str:
     parts = [f"Step {step:,} of {int(planned):,}" if planned.isdecimal() else f"Step {step:,}"]
     if newest := history.newest("time"):
         parts.append(time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(newest[1])))
-    if resumed := len(history.sessions) - 1:
+    if (resumed := len(history.sessions) - 1) > 0:
         parts.append("resumed once" if resumed == 1 else f"resumed {resumed} times")
     return ", ".join(parts)
 
@@ -228,9 +219,8 @@ def comparison_page(runs: list[Run]) -> str:
             overlay("train/eval_loss", title="Training loss, nats/token"),
             *(overlay(name, **look) for name, look in SMALL_CHARTS[:3]),
         ],
-        result_head=RESULT_HEAD,
         results=[results(run) for run in runs],
-        difference_head=("Option", *(run.name for run in runs)),
+        names=[run.name for run in runs],
         differences=[option for option in options if len(set(option[1:])) > 1],
     )
 
