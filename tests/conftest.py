@@ -43,6 +43,12 @@ SMALL = {  # a step takes a hundredth of a second
 WORDS = "the cat sat on a mat and 一只 猫 坐在 垫子 上 while it rained"
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The whole suite runs in parallel; files and folders named on the command line do not."""
+    is_whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    return min(os.cpu_count() or 1, 4) if is_whole else 0
+
+
 def command_line(options: dict[str, Any]) -> list[str]:
     """`{"model.d_model": 16}` as `["--model.d_model=16"]`."""
     return [f"--{name}={value}" for name, value in options.items()]
