@@ -519,13 +519,6 @@ def test_cache_that_cannot_be_written(cache_name, reason, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["a\0b", "\ud800", "~nobody_at_all/x"])
-def test_cache_that_is_no_name(name, tmp_path):
-    path = write(tmp_path / "x.txt", b"hello")
-    with pytest.raises(UserError, match=re.escape(f"cache {name!r}: no folder can have this name")):
-        load_corpus(str(path), "bytes", True, "utf-8", name)
-
-
 @pytest.mark.parametrize("megabytes", [0.2, 1.0], ids=["while renumbering", "while encoding"])
 @pytest.mark.parametrize("damaged_before", [False, True])
 def test_full_disk_is_one_line_and_leaves_nothing(

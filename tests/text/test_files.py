@@ -13,7 +13,8 @@ import pytest
 
 from lit_gpt.errors import UserError
 from lit_gpt.text import files as files_module
-from lit_gpt.text.files import Reader, find_files
+from lit_gpt.text.files import SAMPLE, Reader, find_files
+from tests.conftest import ROOT
 from tests.text.conftest import write
 
 
@@ -30,6 +31,18 @@ def read(files: list[Path], encoding: str = "utf-8") -> tuple[str, int, int]:
 def root(tmp_path) -> Path:
     (tmp_path / "texts").mkdir()
     return tmp_path / "texts"
+
+
+# The sample text
+
+
+def test_the_sample_text_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_files(SAMPLE) == [ROOT / SAMPLE]
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_files(f"./{SAMPLE}")  # only the default itself
+    own = write(tmp_path / SAMPLE)
+    assert find_files(SAMPLE) == [own.relative_to(tmp_path)]
 
 
 # Links
