@@ -70,9 +70,9 @@ def runs(tmp_path_factory) -> list[nbformat.NotebookNode]:
     """Two, from the notebook's folder and from the repository's; the first makes the cache."""
     home = tmp_path_factory.mktemp("notebook") / "home"
     home.mkdir()
-    before = sorted(ROOT.glob("*")), sorted(ROOT.glob("notebooks/*"))
+    before = sorted(ROOT.glob("[!.]*")), sorted(ROOT.glob("notebooks/*"))
     runs = [execute(folder, home) for folder in (NOTEBOOK.parent, ROOT)]
-    assert (sorted(ROOT.glob("*")), sorted(ROOT.glob("notebooks/*"))) == before
+    assert (sorted(ROOT.glob("[!.]*")), sorted(ROOT.glob("notebooks/*"))) == before
     written = [path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()]
     assert {path.rpartition("/")[2] for path in written} == {"meta.json", "tokens.bin"}
     assert all(path.startswith(".cache/lit_gpt/") for path in written)

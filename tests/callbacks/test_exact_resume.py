@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -14,7 +11,6 @@ import torch
 
 from lit_gpt.checkpoint import read_checkpoint
 from lit_gpt.training import train as train_command
-from tests.conftest import ROOT, SMALL
 
 
 class Recorder(pl.Callback):
@@ -113,36 +109,23 @@ def test_the_best_score_is_kept_over_a_resume(record):
     assert best["global_step"] == best_step
 
 
-def test_a_killed_process_goes_on_from_its_last_evaluation(text_file: Path, tmp_path: Path):
+def test_a_killed_process_continues_from_its_last_evaluation(train, start, tmp_path):
     """SIGKILL in the middle of training, then `--ckpt_path last`: the same lines and weights."""
-    options = SMALL | {
-        "data.path": text_file,
-        "data.cache": tmp_path / "cache",
-        "trainer.max_steps": 60,
-        "trainer.val_check_interval": 10,
-    }
-    script = [sys.executable, "-u", str(ROOT / "scripts" / "train.py")]
-    script += [f"--{name}={value}" for name, value in options.items()]
-
-    def start(logs: str, *more: str) -> subprocess.Popen:
-        where = f"--trainer.default_root_dir={tmp_path / logs}"
-        return subprocess.Popen([*script, where, *more], stdout=subprocess.PIPE, text=True)
-
-    whole = start("whole").communicate()[0]
-    process = start("killed")
-    for line in process.stdout:
-        if line.startswith("Step: 30"):
-            os.kill(process.pid, signal.SIGKILL)
-            break
-    process.communicate()
-    rest = start("killed", "--ckpt_path=last").communicate()[0]
-    steps = [line for line in rest.splitlines() if line.startswith(("Step: ", "Final"))]
-    assert len(steps) >= 4
-    assert (
-        steps == [x for x in whole.splitlines() if x.startswith(("Step: ", "Final"))][-len(steps) :]
-    )
+    options = {"trainer.max_steps": 60, "trainer.val_check_interval": 10}
+    whole = train(**options, **{"trainer.default_root_dir": tmp_path / "whole"})
+    killed = start(**options)
+    killed.until("Step: 30")
+    killed.send(signal.SIGKILL)
+    killed.end()
+    resumed = train("--ckpt_path=last", **options)
+    lines = [
+        [line for line in result.out.splitlines() if line.startswith(("Step: ", "Final"))]
+        for result in (whole, resumed)
+    ]
+    assert len(lines[1]) >= 4
+    assert lines[1] == lines[0][-len(lines[1]) :]
     weights = [
         read_checkpoint(tmp_path / logs / "version_0" / "checkpoints" / "last.ckpt")["state_dict"]
-        for logs in ("whole", "killed")
+        for logs in ("whole", "logs")
     ]
     assert same(*weights)
