@@ -15,11 +15,12 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.tuner import Tuner
 
-from lit_gpt.callbacks.nonfinite import Reading, StepWatch
 from lit_gpt.command import stop_at_once
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
-from lit_gpt.reports.plots import Panel, Series, save_svg
+from lit_gpt.reports.charts import Chart, Series
+from lit_gpt.reports.html import charts_page
+from lit_gpt.storage import write_whole
 from lit_gpt.training.summary import command, shorten
 
 NUM_STEPS = 200  # enough for the smoothed loss, of about 50 steps, to follow
@@ -41,13 +42,6 @@ class InMemory(CheckpointIO):
         del self.checkpoint
 
 
-class NoWatch(StepWatch):
-    """Lets every update be made: that the loss explodes at the end is what the test looks for."""
-
-    def may_update(self, reading: Reading) -> bool:
-        return True
-
-
 def find_learning_rate(
     trainer: pl.Trainer, model: LitGPT, data: pl.LightningDataModule, checkpoint: Any
 ) -> None:
@@ -67,9 +61,9 @@ def find_learning_rate(
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     save_config = next(c for c in trainer.callbacks if isinstance(c, SaveConfigCallback))
     save_config.setup(trainer, model, "fit")
-    save_plot(rates, losses, best, folder / "lr_find.svg")
+    save_plot(rates, losses, best, folder / "lr_find.html")
     print(f"Learning rates tried: {rates[0]:.2g} to {rates[-1]:.2g}, in {len(rates)} steps")
-    print(f"Plot: {shorten(folder / 'lr_find.svg')}")
+    print(f"Plot: {shorten(folder / 'lr_find.html')}")
     if best is None:
         print("No suggestion: the loss never falls. Look at the plot, and at the other options")
         return
@@ -84,8 +78,8 @@ def range_test(
 
     The run's schedule has no part in it. Nothing is logged, evaluated or saved.
     """
-    callbacks, loggers, watch = trainer.callbacks, trainer.loggers, model.watch
-    trainer.callbacks, trainer.loggers, model.watch = [], [], NoWatch(0)
+    callbacks, loggers = trainer.callbacks, trainer.loggers
+    trainer.callbacks, trainer.loggers = [], []  # no guard: the loss explodes at the end
     trainer.strategy.checkpoint_io = InMemory()
     data.trainer = trainer
     with stop_at_once(), ExitStack() as stack:
@@ -100,7 +94,7 @@ def range_test(
             num_training=NUM_STEPS,
             update_attr=False,
         )
-    trainer.callbacks, trainer.loggers, model.watch = callbacks, loggers, watch
+    trainer.callbacks, trainer.loggers = callbacks, loggers
     rates, losses = found.results["lr"], found.results["loss"]
     # Its mean of the newest losses counts one step too many, so that it starts at half the loss.
     unbiased = [loss * (1 - BETA ** (n + 1)) / (1 - BETA**n) for n, loss in enumerate(losses, 1)]
@@ -120,12 +114,24 @@ def suggestion(rates: list[float], losses: list[float]) -> float | None:
 
 
 def save_plot(rates: list[float], losses: list[float], best: float | None, path: Path) -> None:
-    shown = [(r, x) for r, x in zip(rates, losses, strict=True) if math.isfinite(x)][SKIPPED:]
-    y = [loss for _, loss in shown]
-    low, high = min(y, default=0.0), 1.1 * y[0] if y else 1.0  # what explodes may leave the plot
-    series = [Series(shown, "line")]
+    """Writes a page with the loss at each learning rate and the suggestion."""
+    finite = [(r, x) for r, x in zip(rates, losses, strict=True) if math.isfinite(x)]
+    points = finite[SKIPPED:]
+    lowest = min((loss for _, loss in points), default=0.0)
+    highest = 1.1 * points[0][1] if points else 1.0  # a loss that explodes may leave the chart
+    line = Series("training loss", points)
+    subtitle = "The loss never falls."
     if best is not None:
-        series.append(Series([(best, low), (best, high)], "line", 1, f"suggestion: {best:.2g}"))
-    label = "training loss, nats a token (smoothed)"
-    y_range = (low - 0.05 * (high - low), high)
-    save_svg([Panel("learning rate", label, series, log_x=True, y_range=y_range)], path)
+        note = f"suggestion: {best:.2g}"
+        line = Series("training loss", points, mark=(best, dict(finite)[best]), note=note)
+        subtitle = f"Suggested learning rate: {best:.2g}, where the loss falls fastest."
+    chart = Chart(
+        "Training loss, nats/token (smoothed)",
+        [line],
+        x_name="learning rate",
+        log_x=True,
+        y_range=(lowest - 0.05 * (highest - lowest), highest),
+        main=True,
+    )
+    title = "Learning-rate range test"
+    write_whole(path, charts_page("charts.html", title=title, subtitle=subtitle, charts=[chart]))
