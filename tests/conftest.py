@@ -34,7 +34,6 @@ SMALL = {  # a step takes a hundredth of a second
     "model.num_heads": 2,
     "data.context_length": 16,
     "trainer.accelerator": "cpu",
-    "trainer.enable_progress_bar": False,
     "trainer.max_steps": 6,
     "trainer.val_check_interval": 2,
     "trainer.limit_val_batches": 2,

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit_gpt.errors import UserError
 
 MAX_TIME = 1  # as a reason to stop, beside the numbers of signals; below those that we handle
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has only SIGTERM, which does the same
 
 
 class GracefulStop(Callback):
@@ -85,7 +86,7 @@ class GracefulStop(Callback):
         if self.unfinished:
             self.unfinished.unlink(missing_ok=True)
         if self.launcher:
-            self.launcher.kill(signal.SIGKILL)
+            self.launcher.kill(KILL)
         with suppress(RuntimeError):  # the signal came while something was being printed
             sys.stdout.write("\n" if sys.stdout.isatty() else "")  # ends the progress bar's line
             sys.stdout.flush()
@@ -144,7 +145,7 @@ class GracefulStop(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         if self.launcher:  # the other ranks would wait for this one
-            self.launcher.kill(signal.SIGKILL)
+            self.launcher.kill(KILL)
 
     def state_dict(self) -> dict[str, Any]:
         return {"owed": self.evaluation_due}  # 0.1.0's name
