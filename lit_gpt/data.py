@@ -237,7 +237,7 @@ class TextDataModule(pl.LightningDataModule):
         for split, size in sizes.items():
             if size < hparams.context_length + 1:
                 raise UserError(
-                    f"too short a text: its {split} split has {size:,} of "
+                    f"too short: its {split} split has {size:,} of "
                     f"{corpus.info.num_tokens:,} tokens, and a window needs "
                     f"{hparams.context_length + 1:,}",
                     field="path",

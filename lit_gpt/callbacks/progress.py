@@ -17,13 +17,22 @@ REFRESH = 0.2  # seconds; reading the loss waits for the device
 
 
 class Throughput(Callback):
-    """Logs tokens_per_second of training: all devices together, without evaluations."""
+    """Logs tokens_per_second of training: all devices together, without evaluations.
+
+    Attributes:
+        rate: the newest.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.since = 0.0
+        self.rate: float | None = None
+        self.paused: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.tokens = 0
         self.since = time.monotonic()
-        self.rate: float | None = None  # the newest
-        self.paused: float | None = None
+        self.paused = None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.paused = time.monotonic()
@@ -72,14 +81,20 @@ class ProgressBar(TQDMProgressBar):
 
     init_sanity_tqdm = init_validation_tqdm
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        bar = self.train_progress_bar
-        bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)
-        bar.initial = bar.n = trainer.global_step
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.train_progress_bar = self.init_train_tqdm()
+        self.train_progress_bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)
+        self.train_progress_bar.initial = trainer.global_step  # of a resumed run
+        self.train_progress_bar.n = trainer.global_step
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """The one epoch has no end, and is no unit of progress."""
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
+        if (i + 1) % trainer.accumulate_grad_batches:
+            return  # the loss is not yet that of a whole step
         if self.is_enabled and time.monotonic() - self.last_refresh > REFRESH:
             self.last_refresh = time.monotonic()
             self.train_progress_bar.n = trainer.global_step

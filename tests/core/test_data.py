@@ -390,7 +390,7 @@ def test_a_text_too_short_for_a_window(num_tokens, options, split, size, needed,
     with pytest.raises(UserError) as error:
         _ = module("x" * num_tokens, **options).corpus
     assert str(error.value) == (
-        f"path '{tmp_path}/text.txt': too short a text: its {split} split has {size:,} of "
+        f"path '{tmp_path}/text.txt': too short: its {split} split has {size:,} of "
         f"{num_tokens:,} tokens, and a window needs {needed:,}; use more text, a smaller "
         "context_length or another train_fraction"
     )
