@@ -109,66 +109,33 @@ class Sampling:
         return logits.scatter(1, seen, lower)
 
 
-class ValidText:
-    """Rules out tokens whose bytes can't continue the text as UTF-8.
-
-    Tokens can be parts of characters (cl100k_base splits most Chinese characters into two or
-    three), so a model could start a character and never finish it.
-
-    Args:
-        tokenizer: the model's.
-        ids: the prompts, (B, T); each may end inside a character.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, ids: Tensor) -> None:
-        self.tokenizer = tokenizer
-        ends = (tokenizer.decode_bytes(row)[-3:] for row in ids[:, -3:].tolist())
-        # For each row the bytes of an unfinished character at its end.
-        self.unfinished = [
-            next((end[-k:] for k in (3, 2, 1) if unfinished_bytes(end[-k:]) == end[-k:]), b"")
-            for end in ends
-        ]
-
-    def mask(self, rows: list[int]) -> Tensor:
-        """Which tokens may come next in these rows, (B, V) bool."""
-        allowed = [self.tokenizer.may_follow(self.unfinished[row]) for row in rows]
-        return torch.from_numpy(np.stack(allowed))
-
-    def append(self, ids: Tensor) -> None:
-        """Takes note of the ids (B,) that were chosen."""
-        texts = [
-            begun + self.tokenizer.tokens[i]
-            for begun, i in zip(self.unfinished, ids.tolist(), strict=True)
-        ]
-        self.unfinished = [unfinished_bytes(text) or b"" for text in texts]
-
-    def keep(self, rows: list[int]) -> None:
-        """Drops all other rows."""
-        self.unfinished = [self.unfinished[row] for row in rows]
-
-
 class Rows:
     """A batch of texts that grow together, with the model's logits of what comes next.
 
     The model sees at most the last context_length tokens. When that window is full, its earlier
     half is dropped, so the cache is rebuilt only every context_length / 2 tokens.
 
+    Tokens can be parts of characters (cl100k_base splits most Chinese characters into two or
+    three), so a model could start a character and never finish it. A tokenizer prevents that: it
+    rules out tokens whose bytes can't continue the text as UTF-8.
+
     Args:
         model: in eval mode.
-        ids: the prompts, (B, T), T at least 1.
-        tokenizer: if given, tokens that can't continue the text as UTF-8 are ruled out.
-        use_cache: False recomputes the whole window for each token, as a reference.
+        ids: the prompts, (B, T), T at least 1; each may end inside a character.
+        tokenizer: the model's; None: any token may follow any other.
     """
 
-    def __init__(
-        self, model: GPT, ids: Tensor, tokenizer: Tokenizer | None = None, use_cache: bool = True
-    ) -> None:
+    def __init__(self, model: GPT, ids: Tensor, tokenizer: Tokenizer | None = None) -> None:
         assert not model.training, "call model.eval() first: dropout would garble the text"
         self.model = model
-        self.use_cache = use_cache
+        self.tokenizer = tokenizer
         self.seen = ids[:, -model.config.context_length :]  # (B, T)
         self.cache: KVCache | None = None
-        self.valid = ValidText(tokenizer, ids) if tokenizer else None
+        # The bytes of an unfinished character at the end of each row.
+        self.unfinished = [b""] * len(ids)
+        if tokenizer:
+            ends = [tokenizer.decode_bytes(row)[-3:] for row in ids[:, -3:].tolist()]
+            self.unfinished = [_unfinished_character(end) for end in ends]
 
     def logits(self, rows: list[int] | None = None) -> Tensor:
         """Logits (B, V) of the next ids of these rows, or of all; call it once per `append`."""
@@ -177,29 +144,38 @@ class Rows:
         if self.seen.size(1) > context:
             self.seen = self.seen[:, -max(1, context // 2) :]
             self.cache = None
-        if self.use_cache and self.cache is None:
+        if self.cache is None:
             self.cache = KVCache(self.model.config, len(self.seen), self.model.embedding.weight)
-        new = self.seen if self.cache is None else self.seen[:, self.cache.length :]
+        new = self.seen[:, self.cache.length :]
         last = self.model.hidden_states(new, self.cache)[rows, -1]  # (B, C)
         logits = self.model.head(last).float()  # (B, V)
-        if self.valid:
-            logits = logits.masked_fill(~self.valid.mask(rows).to(logits.device), -torch.inf)
+        if self.tokenizer:
+            allowed = [self.tokenizer.may_follow(self.unfinished[row]) for row in rows]
+            mask = torch.from_numpy(np.stack(allowed)).to(logits.device)  # (B, V)
+            logits = logits.masked_fill(~mask, -torch.inf)
         return logits
 
     def append(self, ids: Tensor) -> None:
         """Adds the ids (B,) that were chosen."""
-        if self.valid:
-            self.valid.append(ids)
         self.seen = torch.cat([self.seen, ids[:, None]], dim=1)
+        if self.tokenizer:
+            for row, i in enumerate(ids.tolist()):
+                text = self.unfinished[row] + self.tokenizer.tokens[i]
+                self.unfinished[row] = unfinished_bytes(text) or b""
 
     def keep(self, rows: list[int]) -> None:
         """Drops all other rows."""
         self.seen = self.seen[rows]
+        self.unfinished = [self.unfinished[row] for row in rows]
         if self.cache:
             self.cache.keys = self.cache.keys[:, rows]
             self.cache.values = self.cache.values[:, rows]
-        if self.valid:
-            self.valid.keep(rows)
+
+
+def _unfinished_character(end: bytes) -> bytes:
+    """The bytes of a character begun at the end of a text, of which `end` is a part."""
+    parts = [end[-length:] for length in (3, 2, 1)]
+    return next((part for part in parts if unfinished_bytes(part) == part), b"")
 
 
 @torch.inference_mode()
@@ -210,22 +186,11 @@ def generate(
     sampling: Sampling | None = None,
     seed: int = 1337,
     tokenizer: Tokenizer | None = None,
-    use_cache: bool = True,
 ) -> Iterator[Tensor]:
-    """Yields the ids (B,) that follow the prompts, one step at a time.
-
-    Args:
-        model: in eval mode.
-        ids: the prompts, (B, T), T at least 1; the model sees their last context_length tokens.
-        max_new_tokens: number of steps.
-        sampling: how ids are drawn.
-        seed: of the random draws; the global random state is left alone.
-        tokenizer: if given, the ids always decode to valid text.
-        use_cache: False is slower, and gives the same ids.
-    """
+    """Yields the ids (B,) that follow the prompts `ids`, one step at a time; see `Rows`."""
     sampling = sampling or Sampling()
     generator = torch.Generator().manual_seed(seed)
-    rows = Rows(model, ids, tokenizer, use_cache)
+    rows = Rows(model, ids, tokenizer)
     for _ in range(max_new_tokens):
         next_ids = sampling(rows.logits(), rows.seen, generator)
         rows.append(next_ids)

@@ -9,6 +9,7 @@ import pytest
 from lit_gpt.__main__ import main
 from lit_gpt.generation.generate import escape, unescape
 from lit_gpt.text.vocabularies import load_tokenizer
+from tests.conftest import ROOT
 from tests.generation.models import save_model, small_model
 
 
@@ -110,6 +111,23 @@ def test_a_trace_as_json_and_as_a_table(generate):
         )
         for step in steps
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ("--seed=5", "o\u06b4AQ\x03D\xd6 and+` while\x1c\u5b5cz\u01ad\\^\t\x9fkth\u947ag"),
+        (
+            "--temperature=1.2 --top_k=20 --top_p=0.9 --min_p=0.02 --repetition_penalty=1.1",
+            " 緞th it\x05\\K 嬯 andsat򒠣 and it秷p it} 上*j ",
+        ),
+    ],
+)
+def test_a_seed_gives_the_text_that_0_1_0_wrote(options, text, capsys):
+    path = ROOT / "tests" / "data" / "0.1.0" / "adamw" / "checkpoints" / "last.ckpt"
+    argv = [f"--ckpt_path={path}", "--prompt=the ", "--max_new_tokens=30", "--json"]
+    assert main(["generate", *argv, *options.split()]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == text
 
 
 def test_without_a_prompt_a_new_document_begins(generate):

@@ -1,4 +1,4 @@
-"""Sampling, generate() with and without the cache, and text that is never broken."""
+"""Sampling, generate() with its cache, and text that is never broken."""
 
 import codecs
 import math
@@ -208,21 +208,20 @@ def greedy_by_hand(model: GPT, ids: Tensor, max_new_tokens: int) -> Tensor:
 @pytest.mark.parametrize("style", ["classic", "modern"])
 @pytest.mark.parametrize("context_length", [1, 2, 3, 7, 8])
 @pytest.mark.parametrize("prompt_length", [1, 4, 8, 20])
-def test_greedy_text_is_the_same_with_and_without_the_cache(style, context_length, prompt_length):
+def test_greedy_text_is_the_same_as_without_a_cache(style, context_length, prompt_length):
     """Within the context length and beyond it, for a batch of three texts."""
     model = small_model(style, context_length).double()  # so that no rounding decides a tie
     ids = some_ids(3, prompt_length)
     expected = greedy_by_hand(model, ids, 30)
-    assert torch.equal(all_new(model, ids, 30, GREEDY, use_cache=True), expected)
-    assert torch.equal(all_new(model, ids, 30, GREEDY, use_cache=False), expected)
+    assert torch.equal(all_new(model, ids, 30, GREEDY), expected)
     assert len(expected.unique()) > 2  # the texts are not one token again and again
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
 def test_the_cache_holds_grouped_keys_and_values(num_kv_heads):
     model = small_model("modern", num_kv_heads=num_kv_heads).double()
-    cached, plain = (all_new(model, some_ids(3, 4), 30, GREEDY, use_cache=c) for c in (True, False))
-    assert torch.equal(cached, plain)
+    ids = some_ids(3, 4)
+    assert torch.equal(all_new(model, ids, 30, GREEDY), greedy_by_hand(model, ids, 30))
     assert KVCache(model.config, 3, model.embedding.weight).keys.shape == (2, 3, num_kv_heads, 8, 4)
 
 
@@ -256,20 +255,18 @@ def test_several_tokens_on_a_cache_that_holds_some_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("context_length", "use_cache", "expected"),
+    ("context_length", "expected"),
     [
-        (4, False, [4, 2, 3, 4, 2, 3, 4, 2]),
-        (4, True, [4, 2, 1, 1, 2, 1, 1, 2]),
-        (5, False, [5, 2, 3, 4, 5, 2, 3, 4]),
-        (5, True, [5, 2, 1, 1, 1, 2, 1, 1]),
-        (1, True, [1, 1, 1, 1, 1, 1, 1, 1]),
+        (4, [4, 2, 1, 1, 2, 1, 1, 2]),
+        (5, [5, 2, 1, 1, 1, 2, 1, 1]),
+        (1, [1, 1, 1, 1, 1, 1, 1, 1]),
     ],
 )
-def test_the_window_slides_to_its_later_half_when_it_is_full(context_length, use_cache, expected):
+def test_the_window_slides_to_its_later_half_when_it_is_full(context_length, expected):
     """How many tokens the model reads at each step, after a prompt longer than the context."""
     model, lengths = small_model(context_length=context_length), []
     model.embedding.register_forward_pre_hook(lambda _, args: lengths.append(args[0].size(1)))
-    all_new(model, some_ids(1, 6), 8, GREEDY, use_cache=use_cache)
+    all_new(model, some_ids(1, 6), 8, GREEDY)
     assert lengths == expected
 
 
