@@ -25,47 +25,58 @@ from lit_gpt.storage import temporary_folder
 from lit_gpt.text.corpus import Corpus, load_corpus
 from lit_gpt.text.tokenizer import Tokenizer
 
-COMPARE_ON_ANOTHER = "name any text to compare the export on with `path`"
+NAME_ANOTHER = "name any text to compare the export on with `path`"
+
+
+def refused(out: Path, problem: str, hint: str) -> UserError:
+    return UserError(problem, field="out", value=str(out), hint=hint)
 
 
 def check_is_free(folder: Path) -> None:
     """Refuses a folder that holds anything."""
     if folder.is_symlink() or os.path.ismount(folder):
-        raise UserError(
-            "is a link or a mounted disk",
-            field="out",
-            value=str(folder),
-            hint="name a folder in it",
-        )
+        raise refused(folder, "is a link or a mounted disk", "name a folder in it")
     with suppress(OSError):
         if folder.name and folder.is_dir() and not any(folder.iterdir()):
             return
     if os.path.lexists(folder):
-        raise UserError(
-            "already exists", field="out", value=str(folder), hint="name a new or an empty folder"
-        )
+        raise refused(folder, "already exists", "name a new or an empty folder")
 
 
-def text_of_run(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Arguments of `load_corpus` for the text that a checkpoint's model was trained on.
+def find_text(
+    checkpoint: Checkpoint, data_path: str | None, encoding: str | None, text_field: str | None
+) -> dict[str, Any]:
+    """Arguments of `load_corpus`: the text that is named, or else that of the checkpoint's run.
+
+    Another text is read by its own options, whatever those of the run were.
 
     Raises:
-        UserError: the checkpoint doesn't name it.
+        UserError: no text is named, nor does the checkpoint name any.
     """
+    if data_path:
+        return {"path": data_path, "encoding": encoding or "utf-8", "text_field": text_field}
     data = checkpoint.data_hyperparameters
     path = data.get("path")
-    encoding = data.get("encoding")
-    text_field = data.get("text_field")
     paths = path if isinstance(path, list) else [path]
     if not all(isinstance(part, str) for part in paths):
-        raise UserError(
-            "the checkpoint does not name the text it was trained on", hint=COMPARE_ON_ANOTHER
-        )
+        raise UserError("the checkpoint does not name its training text", hint=NAME_ANOTHER)
+    used_encoding = data.get("encoding")
+    used_field = data.get("text_field")
     return {
         "path": path,
-        "encoding": encoding if isinstance(encoding, str) else "utf-8",
-        "text_field": text_field if isinstance(text_field, str) else None,
+        "encoding": encoding or (used_encoding if isinstance(used_encoding, str) else "utf-8"),
+        "text_field": text_field or (used_field if isinstance(used_field, str) else None),
     }
+
+
+def load_text(text: dict[str, Any], tokenizer: Tokenizer, cache: Path, is_own: bool) -> Corpus:
+    """Encodes the text; if that of the run can't be used, the error says that any other will do."""
+    try:
+        return load_corpus(tokenizer=tokenizer, compact=False, cache=str(cache), **text)
+    except UserError as error:
+        if is_own and error.field != "cache":
+            error.hint = NAME_ANOTHER
+        raise
 
 
 @contextmanager
@@ -88,12 +99,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         if error.strerror is None:  # not from the file system
             raise
-        raise UserError(
-            f"can't be written ({error.strerror})",
-            field="out",
-            value=str(out),
-            hint="use another folder",
-        ) from error
+        problem = f"can't be written ({error.strerror})"
+        raise refused(out, problem, "use another folder") from error
 
 
 def write_folder(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
@@ -158,32 +165,20 @@ def export(
     checkpoint = Checkpoint.read(ckpt_path or find_newest(logs))
     model, tokenizer = checkpoint.build()
     label = layout_of(model.config).label
-    if data_path:  # which is read by its own options, whatever those of the run's text were
-        text: dict[str, Any] = {"path": data_path, "encoding": "utf-8", "text_field": None}
-    else:
-        text = text_of_run(checkpoint)
-    text["encoding"] = encoding or text["encoding"]
-    text["text_field"] = text_field or text["text_field"]
+    text = find_text(checkpoint, data_path, encoding, text_field)
     fraction = checkpoint.data_hyperparameters.get("train_fraction")
     if not (isinstance(fraction, float) and 0 < fraction < 1):
         fraction = 0.9
     with new_folder(target) as folder:
-        try:
-            corpus = load_corpus(
-                tokenizer=tokenizer, compact=False, cache=str(folder.parent / "tokens"), **text
-            )
-        except UserError as error:
-            if data_path or error.field == "cache":
-                raise
-            raise UserError(
-                error.problem, field=error.field, value=error.value, hint=COMPARE_ON_ANOTHER
-            ) from error
+        corpus = load_text(text, tokenizer, folder.parent / "tokens", is_own=not data_path)
         write_folder(folder, model, tokenizer)
         findings = check_export(folder, model, corpus, fraction)
-        is_own = corpus.info.fingerprint == checkpoint.corpus_info.get("fingerprint")
+        is_training_text = corpus.info.fingerprint == checkpoint.corpus_info.get("fingerprint")
         # A stranger's checkpoint may name any file of the user's: show none of its text.
-        prompt = example(corpus) if is_own else "\n"
-        card = model_card(target.name, checkpoint, model, tokenizer, findings, prompt, is_own)
+        prompt = example(corpus) if is_training_text else "\n"
+        card = model_card(
+            target.name, checkpoint, model, tokenizer, findings, prompt, is_training_text
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
     pipeline = f'pipeline("text-generation", {quoted(str(target))})({quoted(prompt)})'
     code = f"from transformers import pipeline; print({pipeline})"
