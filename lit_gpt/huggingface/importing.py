@@ -34,7 +34,7 @@ NOT_WEIGHTS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$") 
 
 
 def is_folder(source: str) -> bool:
-    """Whether it is a folder as transformers writes them, not just a name that a folder has too."""
+    """Whether this is a folder written by transformers, not, say, a folder named `bytes`."""
     folder = Path(os.path.expanduser(source))
     return any((folder / name).is_file() for name in ("config.json", "tokenizer.json"))
 

@@ -36,7 +36,7 @@ def split_by(kind: str) -> Any:
 
 
 def make_tokenizer(kind: str, vocab_size: int = 400) -> PreTrainedTokenizerFast:
-    """Trained on TEXT; its special tokens come first, so no id is what it is with us."""
+    """Trained on TEXT; its special tokens come first, so that all ids differ from ours."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = split_by(kind), decoders.ByteLevel()
     if kind == "qwen3":

@@ -70,7 +70,7 @@ def test_transformers_computes_our_logits(kind, choices, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "choices"), CASES)
-def test_what_is_exported_comes_back(kind, choices):
+def test_exported_weights_can_be_imported(kind, choices):
     model = random_model(**choices)
     config = GPTConfig(**gpt_config(hf_config(model.config)))
     again = GPT(config).eval()
@@ -83,7 +83,7 @@ def test_what_is_exported_comes_back(kind, choices):
 
 @pytest.mark.parametrize("name", ["attention.qkv", "feed_forward.up", "attention_norm"])
 @pytest.mark.parametrize("style", ["classic", "modern"])
-def test_a_weight_that_is_changed_shows(name, style, tmp_path):
+def test_a_changed_weight_changes_the_logits(name, style, tmp_path):
     model = random_model(style=style)
     theirs = theirs_of(model, tmp_path)
     model.get_submodule(f"blocks.1.{name}").weight.data[0] += 0.1
@@ -115,7 +115,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("bare", [False, True])
-def test_a_model_of_transformers_computes_the_same_here(name, bare):
+def test_an_imported_model_computes_the_same(name, bare):
     torch.manual_seed(0)
     theirs = AutoModelForCausalLM.from_config(MODELS[name]).eval()
     for weight in theirs.parameters():
@@ -159,7 +159,7 @@ QWEN3_JSON = json.loads(MODELS["qwen3"].to_json_string())
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_what_must_be_is_what_transformers_has_by_default(kind):
+def test_required_values_are_the_defaults_of_transformers(kind):
     default = {"gpt2": GPT2Config, "qwen3": Qwen3Config}[kind]()
     for name, value in LAYOUTS[kind].required.items():
         assert getattr(default, name, value) == value, name
@@ -209,14 +209,14 @@ def test_what_must_be_is_what_transformers_has_by_default(kind):
         ),
     ],
 )
-def test_what_we_have_not_is_refused_by_its_name(config, change, message):
+def test_unsupported_fields_are_refused_by_name(config, change, message):
     with pytest.raises(ValueError, match=r"not supported|must be a whole number") as error:
         gpt_config(config | change)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_older_files_leave_out_what_is_the_default():
+def test_missing_fields_have_the_defaults_of_older_files():
     """As GPT-2 and Qwen3 were published: rope_theta beside rope_scaling, no tie_word_embeddings."""
     few = ("model_type", "vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
     ours = gpt_config({name: GPT2_JSON[name] for name in few})
@@ -230,7 +230,7 @@ def test_older_files_leave_out_what_is_the_default():
     assert gpt_config(old)["rotary_base"] == 10_000
 
 
-def test_an_output_layer_that_should_be_tied_and_differs_is_refused():
+def test_a_tied_output_layer_that_differs_is_refused():
     model = random_model(tie_embeddings=True)
     weights = hf_weights(model)
     tied = weights | {"lm_head.weight": weights["transformer.wte.weight"].clone()}

@@ -83,7 +83,7 @@ def runs(base) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def exports(runs, base) -> dict[str, tuple[Path, list[str]]]:
-    """Of each kind the folder that `export` makes, and what it prints; without a network."""
+    """The folder of each kind that `export` makes, and what it prints; no network is used."""
 
     def refuse(*args: object) -> None:
         raise AssertionError(f"looked for {args} in the network")
@@ -99,7 +99,7 @@ def exports(runs, base) -> dict[str, tuple[Path, list[str]]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_writes_what_generate_writes(kind, exports, runs):
+def test_transformers_generates_the_same_text(kind, exports, runs):
     folder, _ = exports[kind]
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
@@ -113,7 +113,7 @@ def test_transformers_writes_what_generate_writes(kind, exports, runs):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_says_what_it_compared(kind, exports, runs):
+def test_export_prints_what_it_compared(kind, exports, runs):
     folder, lines = exports[kind]
     tokens, logits, text, made, use = lines
     info = Checkpoint.read(runs[kind]).corpus_info
@@ -127,7 +127,7 @@ def test_it_says_what_it_compared(kind, exports, runs):
     assert use.startswith("Use it:  python -c ")
 
 
-def test_the_last_line_can_be_pasted(exports, capsys):
+def test_the_last_line_can_be_run(exports, capsys):
     _, lines = exports["gpt2"]
     python, option, code = shlex.split(lines[-1].removeprefix("Use it:  "))
     assert (python, option) == ("python", "-c")
@@ -136,7 +136,7 @@ def test_the_last_line_can_be_pasted(exports, capsys):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_folder_is_whole(kind, exports, base):
+def test_the_folder_is_complete(kind, exports, base):
     folder, _ = exports[kind]
     assert {path.name for path in folder.iterdir()} == {
         *("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -152,7 +152,7 @@ def test_the_folder_is_whole(kind, exports, base):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_model_card_says_what_is_known(kind, exports, base):
+def test_the_model_card_has_the_results(kind, exports, base):
     card = (exports[kind][0] / "README.md").read_text(encoding="utf-8")
     head = yaml.safe_load(card.split("---\n")[1])
     assert head == {
@@ -173,7 +173,7 @@ def test_the_model_card_says_what_is_known(kind, exports, base):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_exported_can_be_started_from(kind, exports, runs):
+def test_training_can_start_from_an_export(kind, exports, runs):
     folder, model = str(exports[kind][0]), load_checkpoint(runs[kind])[0]
     again = load_folder(folder, 32)
     tokenizer, _ = from_hf(folder)
@@ -253,7 +253,7 @@ def test_any_model_with_any_tokenizer(name, choices, text, tmp_path, capsys):
     assert "None are known for step 3." in (tmp_path / "folder" / "README.md").read_text()
 
 
-def test_another_text_will_do(text, tmp_path, capsys):
+def test_another_text_can_be_compared_on(text, tmp_path, capsys):
     path = write_checkpoint(tmp_path, compact(text), text)
     text.unlink()
     status, _, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
@@ -274,7 +274,7 @@ def test_another_text_will_do(text, tmp_path, capsys):
     assert out.splitlines()[0] in card
 
 
-def test_another_text_is_read_as_itself_is(text, tmp_path, capsys):
+def test_another_text_is_read_by_its_own_options(text, tmp_path, capsys):
     """Whatever the encoding and the field of the run's own text were."""
     path = write_checkpoint(tmp_path, compact(text), text)
     content = torch.load(path)
@@ -288,7 +288,7 @@ def test_another_text_is_read_as_itself_is(text, tmp_path, capsys):
     assert out.startswith(f"Tokens: {count} identical\n")
 
 
-def test_of_a_file_that_a_checkpoint_names_nothing_is_shown(text, tmp_path, capsys):
+def test_text_of_a_file_that_a_checkpoint_names_is_not_shown(text, tmp_path, capsys):
     """It may come from a stranger, and the card may be published."""
     path = write_checkpoint(tmp_path, compact(text), text)
     _, out, _ = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
@@ -297,7 +297,7 @@ def test_of_a_file_that_a_checkpoint_names_nothing_is_shown(text, tmp_path, caps
 
 
 @torch.no_grad()
-def test_large_logits_may_differ_as_float32_does(text, tmp_path, capsys):
+def test_large_logits_may_differ_by_rounding(text, tmp_path, capsys):
     path = write_checkpoint(
         tmp_path, compact(text), text, style="modern", d_model=256, num_blocks=4
     )
@@ -392,7 +392,7 @@ def transformers_of(model: GPT) -> nn.Module:
 
 
 @pytest.mark.parametrize(("here", "expected"), [(1.0, (0, True)), (0.9, None)])
-def test_a_tie_is_no_difference_and_a_difference_no_tie(here, expected):
+def test_only_a_tie_excuses_different_greedy_text(here, expected):
     torch.manual_seed(0)
     model = GPT(GPTConfig(20, context_length=8, d_model=16, num_blocks=1, num_heads=2)).eval()
     prompt = torch.tensor([[1, 2, 3]])
@@ -418,7 +418,7 @@ def test_a_tie_is_no_difference_and_a_difference_no_tie(here, expected):
         (5, 10, [0]),
     ],
 )
-def test_windows_are_spread_over_what_validates(num_tokens, length, expected):
+def test_windows_are_spread_over_the_validation_split(num_tokens, length, expected):
     windows = spread_windows(np.arange(num_tokens, dtype=np.uint16), 0.5, length)
     assert windows[:, 0].tolist() == expected
     assert windows.size(1) == min(length, num_tokens)
@@ -464,7 +464,7 @@ def test_wrong_input_is_one_line(options, message, text, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_empty_folder_may_be_there(text, tmp_path, capsys):
+def test_an_empty_folder_is_accepted(text, tmp_path, capsys):
     path = write_checkpoint(tmp_path, compact(text), text)
     (tmp_path / "folder").mkdir()
     assert run_export(capsys, ckpt_path=path, out=tmp_path / "folder")[0] == 0
@@ -498,7 +498,7 @@ def test_without_transformers_it_says_what_to_install(tmp_path, capsys, monkeypa
 
 
 @pytest.mark.parametrize("rubbish", [None, 3, "x", [1], {"path": 3, "val": "x"}, {"StepLines": 1}])
-def test_what_a_checkpoint_says_of_itself_may_be_anything(rubbish, tmp_path):
+def test_the_card_survives_any_metadata_of_a_checkpoint(rubbish, tmp_path):
     names = ("corpus", "callbacks", "hyper_parameters", "datamodule_hyper_parameters", "trainer")
     contents = dict.fromkeys(names, rubbish) | {"global_step": rubbish}
     checkpoint = Checkpoint(tmp_path / "a.ckpt", contents)
@@ -506,7 +506,7 @@ def test_what_a_checkpoint_says_of_itself_may_be_anything(rubbish, tmp_path):
     assert "| Text |" in describe_training(checkpoint)
 
 
-def test_results_are_of_the_weights_and_no_others(base, runs):
+def test_results_belong_to_the_exported_weights(base, runs):
     path = runs["qwen3"]
     checkpoint = Checkpoint.read(path)
 
@@ -523,7 +523,7 @@ def test_results_are_of_the_weights_and_no_others(base, runs):
     assert alone.count("validation split") == 1
 
 
-def test_names_in_the_card_can_not_break_it(base, runs):
+def test_names_cannot_break_the_card(base, runs):
     model, tokenizer = load_checkpoint(runs["qwen3"])
     tokenizer.name = "x|y\n\n# Injected\n<script>"
     assert "tokens (`x y # Injected <script>`) |" in describe_model(model, tokenizer)

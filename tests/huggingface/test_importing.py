@@ -52,7 +52,7 @@ def text(tmp_path) -> Path:
 
 @pytest.fixture
 def tune(train, text, tmp_path):
-    """train.py on FINE_TUNING from a folder, in this process, nothing said of the model."""
+    """train.py on FINE_TUNING from a folder, in this process, without options of the model."""
 
     def run(source, *args: str, only=PLAIN, **options):
         places = {"data.path": text, "data.cache": tmp_path / "cache", "model.init_from": source}
@@ -120,7 +120,7 @@ def test_logits_are_transformers_own(tmp_path, kind, changes):
         assert model.config.vocab_size == tokenizer.vocab_size
 
 
-def test_what_a_folder_says_of_the_model(folders):
+def test_fields_of_a_folder_s_model(folders):
     fields = {kind: model_fields(str(folders / kind)) for kind in KINDS}
     gpt2 = {"d_model": 32, "num_blocks": 2, "num_heads": 4, "num_kv_heads": 4, "head_size": 8}
     gpt2 |= {"hidden_size": 128, "activation": "gelu_tanh", "position": "learned", "norm": "layer"}
@@ -219,7 +219,7 @@ def test_the_tuned_checkpoint_generates_alone(tune, folders, capfd, monkeypatch,
         ("qwen3", 1100, 1100),
     ],
 )
-def test_the_context_is_what_is_asked_for(tune, folders, kind, given, expected):
+def test_the_context_length_can_be_chosen(tune, folders, kind, given, expected):
     options = {"data.train_fraction": 0.5, "trainer.max_steps": 1, "trainer.limit_val_batches": 0}
     words = [] if given is None else [f"--data.context_length={given}"]
     plain = {name: value for name, value in PLAIN.items() if name != "data.context_length"}
@@ -247,13 +247,13 @@ def test_the_context_is_what_is_asked_for(tune, folders, kind, given, expected):
     ],
     ids=str,
 )
-def test_what_does_not_go_with_the_folder_is_one_line(tune, folders, kind, options, message):
+def test_options_that_contradict_the_folder_are_refused(tune, folders, kind, options, message):
     result = tune(folders / kind, **options)
     assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
     assert message in result.err
 
 
-def test_dropout_may_be_given(tune, folders):
+def test_dropout_can_be_chosen(tune, folders):
     result = tune(folders / "qwen3", **{"model.dropout": 0.3, "trainer.max_steps": 1})
     assert result.cli.model.gpt.config.dropout == 0.3
 
@@ -276,7 +276,7 @@ def test_documents_end_with_the_folder_s_own_token(tune, folders, tmp_path):
     )
 
 
-def test_only_the_tokenizer_of_a_folder(train, folders, text, tmp_path):
+def test_a_folder_can_give_only_its_tokenizer(train, folders, text, tmp_path):
     """For a model of its own; its ids are compared once for each text."""
     options = {"data.path": text, "data.tokenizer": folders / "gpt2"}
     result = train(**options)
@@ -392,7 +392,7 @@ def test_no_folder_and_no_transformers_are_one_line(tune, folders, tmp_path, mon
 
 @torch.no_grad()
 def test_other_logits_are_refused(folder):
-    """What no check of the config has seen."""
+    """Even if no check of the config noticed anything."""
     model, theirs, rows = load_folder(str(folder), 16), load_theirs(folder), from_hf(folder)[1]
     check_logits(model, theirs, rows, folder)
     model.blocks[1].attention.out.weight *= 1.01

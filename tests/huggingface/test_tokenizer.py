@@ -137,7 +137,7 @@ def test_a_vocabulary_with_the_special_text_as_a_token_is_refused():
         to_hf(tokenizer.with_end_of_text())
 
 
-def test_repeats_that_possess_are_put_as_oniguruma_reads_them():
+def test_possessive_repeats_are_translated_for_oniguruma():
     assert onig_pattern(r"\p{N}{1,3}+| ?[^\s]++|\s++$|\s") == r"\p{N}{1,3}| ?[^\s]++|\s++\z|\s"
 
 
@@ -197,7 +197,7 @@ def test_a_vocab_and_merges_are_a_tokenizer_too(folders, tmp_path):
     assert rows.tolist() == expected_rows.tolist()
 
 
-def test_merges_that_are_written_as_one_string(folders, tmp_path):
+def test_merges_written_as_one_string(folders, tmp_path):
     """As tokenizers before 0.20 did."""
     spec = json.loads((folders / "gpt2" / "tokenizer.json").read_text(encoding="utf-8"))
     spec["model"]["merges"] = [" ".join(pair) for pair in spec["model"]["merges"]]
@@ -263,7 +263,7 @@ QWEN_SPLIT = "pre_tokenizer.pretokenizers.0"
         ("gpt2", "model", [], "can't be read (ValueError: no model in it)"),
     ],
 )
-def test_what_cannot_be_taken_is_refused_in_one_line(
+def test_unsupported_tokenizers_are_refused_in_one_line(
     folders, tmp_path, kind, where, value, message
 ):
     spec = json.loads((folders / kind / "tokenizer.json").read_text(encoding="utf-8"))
@@ -302,7 +302,7 @@ def test_the_check_reads_all_of_the_text(folders, kind):
         check_ids(folders / kind, tokens[:-3], parts)
 
 
-def test_a_folder_whose_merges_do_otherwise_is_found_out(folders, tmp_path):
+def test_merges_that_contradict_the_ranks_are_found(folders, tmp_path):
     """zqx, by its merges: zq first, after which none leads to z + qx; tiktoken finds zq + x."""
     spec = json.loads((folders / "gpt2" / "tokenizer.json").read_text(encoding="utf-8"))
     spec["model"]["vocab"] |= {"zq": 1000, "qx": 1001, "zqx": 1002}
@@ -320,7 +320,7 @@ def test_another_tokenizer_has_another_fingerprint(folders):
     assert fingerprint_of(folders / "gpt2") == kinds[0]
 
 
-def test_transformers_is_asked_for_only_with_a_folder(tmp_path):
+def test_transformers_is_imported_only_for_a_folder(tmp_path):
     code = (
         "import sys\n"
         "from lit_gpt.command import run\n"
