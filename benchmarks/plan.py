@@ -45,10 +45,11 @@ def plan(options: Options, config: str | None = None, steps: int | None = None) 
         results = in_turn({"plan": run_plan, "train": run_train}, options.repeats)
     predictions = [process.result() for process in results["plan"]]
     predicted = median(prediction["seconds"] for prediction in predictions)
-    predicted_mb = median(prediction["memory_bytes"] for prediction in predictions) / 1e6
+    predicted_mb = median(prediction["memory_bytes"] for prediction in predictions) / 1e6 or None
     own = median(process.seconds for process in results["plan"])
     real = median(process.seconds for process in results["train"])
-    real_mb = median(process.peak_mb for process in results["train"])
+    peaks = [process.peak_mb for process in results["train"] if process.peak_mb]
+    real_mb = median(peaks) if peaks else None  # unknown on Windows
     rows = [
         Side("train.py, measured", real, "seconds", peak_mb=real_mb),
         Side(
@@ -59,8 +60,8 @@ def plan(options: Options, config: str | None = None, steps: int | None = None) 
             peak_mb=predicted_mb,
         ),
     ]
-    note = (
-        f"Predicted / measured: time {predicted / real:.2f}, memory {predicted_mb / real_mb:.2f}; "
-        f"plan.py itself took {own:.1f} s."
-    )
+    ratios = f"time {predicted / real:.2f}"
+    if predicted_mb and real_mb:
+        ratios += f", memory {predicted_mb / real_mb:.2f}"
+    note = f"Predicted / measured: {ratios}; plan.py itself took {own:.1f} s."
     report("plan", rows, options.out, note)
