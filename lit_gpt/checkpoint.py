@@ -316,10 +316,6 @@ def _tensors(contents: Any) -> Iterator[Tensor]:
             todo += [*part, *part.values()] if isinstance(part, dict) else part
 
 
-def build_model(contents: Contents, path: str | Path) -> tuple[GPT, Tokenizer]:
-    return Checkpoint(Path(path), contents).build()
-
-
 def load_checkpoint(path: str | Path) -> tuple[GPT, Tokenizer]:
     """The model, in eval mode on the CPU, and its tokenizer, from nothing but the file.
 
