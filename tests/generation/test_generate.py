@@ -12,6 +12,8 @@ from lit_gpt.text.vocabularies import load_tokenizer
 from tests.conftest import ROOT
 from tests.generation.models import save_model, small_model
 
+PNG = ROOT / "docs" / "report.png"
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
@@ -141,31 +143,31 @@ def test_without_a_prompt_a_new_document_begins(generate):
     [
         (["--temperature=-1"], "--temperature -1.0: must be in [0, 1e6]"),
         (["--top_k=0"], "--top_k 0: must be at least 1"),
+        (["--top_p=0"], "--top_p 0.0: must be in (0, 1]"),
+        (["--repetition_penalty=0"], "--repetition_penalty 0.0: must be in [0.01, 100]"),
+        (["--min_p=2"], "--min_p 2.0: must be in [0, 1]"),
         (["--max_new_tokens=0"], "--max_new_tokens 0: must be at least 1"),
         (["--seed=-1"], "--seed -1: must be in [0, 2**63)"),
         ([f"--seed={2**63 - 1}", "--num_samples=2"], f"--seed {2**63}: must be in [0, 2**63)"),
         (["--stop="], "--stop: must not be empty; leave it out"),
-        (["--num_samples=0"], "--num_samples 0: must be at least 1"),
-        (
-            ["--prompt=a\udce4"],
-            "--prompt: is not valid Unicode text; check the terminal's encoding",
-        ),
-        (
-            ["--prompt_file=none.txt"],
-            "--prompt_file 'none.txt': can't be read (No such file or directory); "
-            "give a UTF-8 text file with a prompt in each line",
-        ),
-        (
-            ["--interactive", "--json"],
-            "--interactive: asks for prompts and answers each once; "
-            "leave out --prompt, --prompt_file, --num_samples and --json",
-        ),
-        (["--temperature=hot"], "--temperature 'hot': must be a number; --help lists all options"),
-        (["--tempo=1"], "unrecognized arguments: --tempo=1; --help lists all options"),
+        (["--num_samples=-2"], "--num_samples -2: must be at least 1"),
+        (["--prompt=\udcff"], "--prompt: is not valid Unicode text; check the terminal's encoding"),
+        (["--prompt_file=none"], "--prompt_file 'none': can't be read (No such file or directory)"),
+        ([f"--prompt_file={PNG}"], f"--prompt_file '{PNG}': can't be read (it is not UTF-8)"),
+        (["--prompt_file=/dev/null"], "--prompt_file '/dev/null': has no line with a prompt"),
+        (["--interactive", "--json"], "--interactive: asks for prompts and answers each once"),
+        (["--ckpt_path=nowhere.ckpt"], "no checkpoint at 'nowhere.ckpt'"),
+        ([f"--ckpt_path={PNG}"], f"{PNG} is not a checkpoint that can be loaded"),
+        (["--ckpt_path=", "--logs=nowhere"], "no checkpoint below 'nowhere'"),
+        (["--temperature=hot"], "--temperature 'hot': must be a number"),
+        (["--size=3"], "unrecognized arguments: --size=3"),
     ],
-)  # fmt: skip
+    ids=str,
+)
 def test_errors_are_one_line_that_names_the_option(generate, argv, message):
-    assert generate(*argv, status=2) == f"error: {message}\n"
+    error = generate(*argv, status=2)
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
 
 
 def test_help_has_every_option_with_description_and_default(capsys):
