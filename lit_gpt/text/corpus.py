@@ -30,7 +30,7 @@ from lit_gpt.text.vocabularies import Vocabulary
 CACHE_VERSION = 3  # part of every cache's key: raise it when what is stored changes
 CHUNK = 1 << 20  # ids renumbered at a time
 SHORT = 1000  # characters: encoding a shorter part costs little more than the call
-CAREFUL = 0.98  # share of the training split's bytes, estimated before there are tokens, for bpe:N
+CAREFUL = 0.98  # share of the training split, estimated in bytes, that bpe:N is trained on at first
 
 # No split pattern of tiktoken's joins a letter or digit with white space or punctuation after it
 # (except for the apostrophe of "it's") or looks behind, so text may be cut there and encoded in
@@ -111,32 +111,36 @@ def _batches(parts: Iterable[str | None]) -> Iterator[list[str | None]]:
         yield batch
 
 
+def _renumber(source: Path, target: Path, new_ids: np.ndarray) -> None:
+    """Turns a file of old ids, uint32, into one of new ids."""
+    with source.open("rb") as old, target.open("wb") as new:
+        while len(ids := np.fromfile(old, np.uint32, CHUNK)):
+            new.write(new_ids[ids].tobytes())
+        flush(new)
+    source.unlink()
+
+
 def _encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None:
     """Writes tokens.bin and meta.json: first full ids, renumbered once the used ones are known."""
     used = np.zeros(full.vocab_size, dtype=bool)
+    lengths = full.token_lengths()
     num_characters = 0
+    num_bytes = 0
     num_tokens = 0
     with (folder / "ids.bin").open("wb") as file:
         for texts in _batches(cut_safely(reader)):
             ids = full.encode_parts(texts)
+            file.write(ids.tobytes())
             used[ids] = True
             num_characters += sum(len(text) for text in texts if text is not None)
+            num_bytes += int(lengths[ids].sum())
             num_tokens += len(ids)
-            file.write(ids.tobytes())
     tokenizer = full
     new_ids = np.arange(full.vocab_size)
     if compact:
         tokenizer, new_ids = full.compact(np.flatnonzero(used))
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    lengths = tokenizer.token_lengths()
-    num_bytes = 0
-    with (folder / "ids.bin").open("rb") as ids_file, (folder / "tokens.bin").open("wb") as file:
-        while len(chunk := np.fromfile(ids_file, np.uint32, CHUNK)):
-            part = new_ids[chunk]
-            num_bytes += int(lengths[part].sum())
-            file.write(part.astype(dtype).tobytes())
-        flush(file)
-    (folder / "ids.bin").unlink()
+    _renumber(folder / "ids.bin", folder / "tokens.bin", new_ids.astype(dtype))
     info = CorpusInfo(
         fingerprint=reader.fingerprint,
         num_characters=num_characters,
@@ -156,9 +160,7 @@ def split_at(num_tokens: int, train_fraction: float) -> int:
     return int(num_tokens * train_fraction)
 
 
-def _train_and_encode(
-    folder: Path, reader: Reader, train: bpe.Train, train_fraction: float
-) -> None:
+def _train_and_encode(folder: Path, reader: Reader, train: bpe.Train, fraction: float) -> None:
     """Trains the vocabulary on the training split and encodes the text with it.
 
     The split is counted in tokens, which don't exist before the vocabulary. So training uses
@@ -167,22 +169,22 @@ def _train_and_encode(
     the validation text is ever used.
     """
     num_bytes = sum(len(text.encode()) for text in reader if text)
-    if train_fraction < 1:
-        num_bytes = int(num_bytes * train_fraction * CAREFUL)
+    if fraction < 1:
+        num_bytes = int(num_bytes * fraction * CAREFUL)
     while True:
         tokenizer = train(bpe.training_text(cut_safely(reader), num_bytes))
         _encode(folder, reader, _with_end_of_text(tokenizer, reader), compact=False)
-        split = _bytes_before_split(folder, reader, train_fraction)
+        split = _bytes_before_split(folder, reader, fraction)
         if num_bytes <= split:
             return
         num_bytes = int(split * CAREFUL)
 
 
-def _bytes_before_split(folder: Path, reader: Reader, train_fraction: float) -> int:
+def _bytes_before_split(folder: Path, reader: Reader, fraction: float) -> int:
     corpus = _open(folder, reader)
     assert corpus
     lengths = corpus.tokenizer.token_lengths()
-    train_tokens = corpus.tokens[: split_at(len(corpus.tokens), train_fraction)]
+    train_tokens = corpus.tokens[: split_at(len(corpus.tokens), fraction)]
     starts = range(0, len(train_tokens), CHUNK)
     return sum(int(lengths[train_tokens[i : i + CHUNK]].sum()) for i in starts)
 
@@ -252,9 +254,7 @@ def load_corpus(
     build: Callable[[Path], None]
     if vocabulary.trained_size:
         train = bpe.load_trainer(vocabulary.trained_size)
-        build = partial(
-            _train_and_encode, reader=reader, train=train, train_fraction=train_fraction
-        )
+        build = partial(_train_and_encode, reader=reader, train=train, fraction=train_fraction)
     else:
         full = vocabulary.load()
         full = _with_end_of_text(full, reader, is_given=full is tokenizer)

@@ -585,7 +585,7 @@ def test_training_on_a_list_says_the_documents_and_goes_on_with_the_same_field(t
     result = train(**options)
     assert result.status == 0, result.err
     assert f"Documents: {len(DOCUMENTS) * 40}\n" in result.out
-    assert result.cli.datamodule.tokenizer.end_of_text is not None
+    assert result.run.data.tokenizer.end_of_text is not None
     result = train(**options, **{"trainer.max_steps": 8, "ckpt_path": "last"})
     assert (result.status, result.evaluated) == (0, [8]), result.err
     config = tmp_path / "logs" / "version_0" / "config.yaml"
