@@ -43,11 +43,11 @@ def test_ten_lines_train_and_the_losses_fall(text_file, tmp_path, capsys):
     assert all(map(torch.equal, loaded.parameters(), model.gpt.parameters()))
 
 
-def test_a_file_with_weights_only_is_enough_to_generate(fit, data, tmp_path):
+def test_a_file_with_weights_only_is_enough_to_generate(fit, tmp_path):
     """Also where only LitGPT and TextDataModule are there to write it."""
-    fit([ModelCheckpoint(tmp_path, "small", save_weights_only=True)])
+    trainer = fit([ModelCheckpoint(tmp_path, "small", save_weights_only=True)])
     _, tokenizer = load_checkpoint(tmp_path / "small.ckpt")
-    assert tokenizer == data.tokenizer
+    assert tokenizer == trainer.datamodule.tokenizer
 
 
 def test_the_defaults_guard_against_non_finite_numbers(fit):
@@ -71,6 +71,6 @@ def test_a_run_is_resumed_by_a_plain_trainer(fit, tmp_path):
 
 
 def test_the_command_has_each_of_them_once(train):
-    names = [type(callback).__name__ for callback in train().cli.trainer.callbacks]
+    names = [type(callback).__name__ for callback in train().run.trainer.callbacks]
     for callback in defaults(progress_bar=False):
         assert names.count(type(callback).__name__) == 1

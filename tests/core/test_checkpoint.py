@@ -15,8 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_gpt.checkpoint import (
+    TO_CONTINUE,
+    Checkpoint,
+    Contents,
     ParametersWithoutMemory,
     load_checkpoint,
     newest_checkpoint,
@@ -26,23 +30,30 @@ from lit_gpt.checkpoint import (
 )
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.text.tokenizer import Tokenizer
+from tests.conftest import write_text
+from tests.small_run import fit
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> tuple[Path, GPT, Tokenizer]:
+    """A checkpoint, and the model and tokenizer that it was saved from."""
+    folder = tmp_path_factory.mktemp("trained")
+    save = ModelCheckpoint(folder, "last", every_n_train_steps=6)
+    trainer = fit(write_text(folder / "text.txt"), folder, [save], style="modern", num_kv_heads=1)
+    return folder / "last.ckpt", trainer.model.gpt, trainer.datamodule.tokenizer
 
 
 @pytest.fixture
-def checkpoint(trained, tmp_path) -> Path:
-    run = shutil.copytree(trained, tmp_path / "logs" / "version_0")
-    return run / "checkpoints" / "last.ckpt"
+def checkpoint(saved, tmp_path) -> Path:
+    """The file alone, without its text, cache or configuration."""
+    return Path(shutil.copy(saved[0], tmp_path / "last.ckpt"))
 
 
-def test_one_file_is_enough(checkpoint, train, text_file, tmp_path):
-    """Model and tokenizer come back exactly, without the corpus, its cache or the configuration."""
-    result = train("--ckpt_path=last", **{"model.style": "modern", "model.num_kv_heads": 1,
-                                          "trainer.max_steps": 8})  # fmt: skip
-    gpt, tokenizer = result.cli.model.gpt, result.cli.datamodule.tokenizer
-    alone = tmp_path / "alone.ckpt"
-    checkpoint.rename(alone)
-    text_file.unlink()
-    model, loaded = load_checkpoint(alone)
+def test_one_file_is_enough(checkpoint, saved):
+    """Model and tokenizer come back exactly."""
+    _, gpt, tokenizer = saved
+    model, loaded = load_checkpoint(checkpoint)
     assert loaded == tokenizer
     assert model.config == gpt.config
     assert not model.training
@@ -50,14 +61,46 @@ def test_one_file_is_enough(checkpoint, train, text_file, tmp_path):
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
-def test_it_holds_only_plain_data(checkpoint):
+def test_it_holds_only_plain_data_under_the_keys_of_the_schema(checkpoint):
     content = torch.load(checkpoint, weights_only=True)  # fails on anything else
-    assert {"gpt", "tokenizer", "corpus", "state_dict", "optimizer_states"} <= set(content)
-    assert content["global_step"] == 6
+    assert set(content) <= Contents.__annotations__.keys()
+    assert set(content) >= TO_CONTINUE.keys()
+    assert all(isinstance(content[key], kind) for key, kind in TO_CONTINUE.items())
     assert content["gpt"]["style"] == "modern"
     assert set(content["tokenizer"]) == {"name", "pattern", "vocabulary"}
-    assert content["hyper_parameters"]["learning_rate"] == 1e-3
-    assert content["datamodule_hyper_parameters"]["batch_size"] == 2
+
+
+def test_what_it_says_of_its_run(checkpoint):
+    read = Checkpoint.read(checkpoint)
+    assert read.path == checkpoint
+    assert (read.global_step, read.skipped_steps) == (6, 0)
+    assert read.gpt_config.num_kv_heads == 1
+    assert read.hyperparameters["learning_rate"] == 1e-3
+    assert read.data_hyperparameters["batch_size"] == 2
+    assert read.trainer_settings == {
+        "accumulate_grad_batches": 1,
+        "gradient_clip_val": None,
+        "precision": "32-true",
+    }
+    assert read.corpus_info["num_tokens"] > 1000
+    assert read.has_tokenizer(read.tokenizer)
+    assert len(read.optimizer_state["state"]) == len(read.weights) - 1  # tied: one matrix twice
+    small = read.without_tensors()
+    assert not {"state_dict", "optimizer_states"} & set(small.contents)
+    assert small.gpt_config == read.gpt_config
+
+
+@pytest.mark.parametrize(
+    "rubbish", [None, 3, "x", [1], {"StepLines": 1}, {"StepLines": {"best": 3}}]
+)
+def test_what_an_odd_file_says_is_empty(rubbish):
+    keys = ("hyper_parameters", "datamodule_hyper_parameters", "trainer", "corpus", "callbacks")
+    contents = dict.fromkeys(keys, rubbish) | {"global_step": "many"}
+    odd = Checkpoint(Path("odd.ckpt"), contents)
+    assert odd.global_step is None
+    assert odd.best_evaluation == {}
+    if not isinstance(rubbish, dict):
+        assert odd.hyperparameters == odd.trainer_settings == odd.corpus_info == {}
 
 
 class Call:
