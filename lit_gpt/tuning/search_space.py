@@ -1,26 +1,29 @@
-"""Owns what a sweep searches: the file that describes it, its spaces, the options of a trial."""
+"""What a sweep searches: the file that describes it, its spaces, and the options of a trial."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lit_gpt.errors import UserError
 
+if TYPE_CHECKING:
+    import optuna
+
 KEYS = ("options", "fixed", "trials", "study")
-# Options of train.py that make no sense for all trials.
-OWN = ("trainer.default_root_dir", "ckpt_path", "find_lr", "print_config")
+RANGE_KEYS = {"low", "high", "log", "step"}
+OWN = ("trainer.default_root_dir", "ckpt_path", "find_lr", "print_config")  # can't be a trial's
 
 
 def text_of(value: Any) -> str:
-    """A value as it is typed on the command line."""
+    """A value as the command line takes it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -30,110 +33,116 @@ class Choices:
 
     values: tuple[str, ...]
 
-    def suggest(self, trial: Any, name: str) -> str:
+    def suggest(self, trial: optuna.Trial, name: str) -> str:
         return trial.suggest_categorical(name, self.values)
 
     def __str__(self) -> str:
         return f"one of {', '.join(self.values)}"
 
-    def typical(self) -> tuple[str, ...]:
-        """Values that are to be checked before the first trial, a plain one first."""
+    def examples(self) -> tuple[str, ...]:
+        """Values to check before the first trial."""
         return self.values
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both included; whole ones where both are."""
+    """Numbers from low to high, both included; whole numbers if both are."""
 
     low: int | float
     high: int | float
     log: bool = False
     step: int | float | None = None
 
-    def suggest(self, trial: Any, name: str) -> str:
-        if isinstance(self.low, int):
-            step = 1 if self.step is None else self.step
+    def suggest(self, trial: optuna.Trial, name: str) -> str:
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            step = int(self.step or 1)
             return str(trial.suggest_int(name, self.low, self.high, step=step, log=self.log))
         value = trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
-        # Four digits can be read and typed, and what is typed is what is tried.
+        # Four digits can be read and typed, and the trial uses what is shown.
         return text_of(min(max(float(f"{value:.4g}"), self.low), self.high))
 
     def __str__(self) -> str:
         step = "" if self.step is None else f", step {self.step}"
         return f"{self.low} to {self.high}{', log' if self.log else ''}{step}"
 
-    def typical(self) -> tuple[str, ...]:
+    def examples(self) -> tuple[str, ...]:
         return text_of(self.low), text_of(self.high)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Spaces by option, the other options of train.py as they are typed, how many trials, where."""
+    """Spaces by option, the other options of train as texts, how many trials, and where."""
 
     spaces: dict[str, Choices | Range]
     fixed: dict[str, list[str]]
     trials: int
     folder: Path
 
-    def words(self, values: Mapping[str, str]) -> list[str]:
-        """The options of train.py, files first, for a trial with these values."""
-        files = [f"--config={path}" for path in self.fixed.get("config", ())]
-        rest = ((name, text) for name, texts in self.fixed.items() for text in texts)
-        return [
-            *files,
-            *(f"--{name}={text}" for name, text in rest if name != "config"),
-            *(f"--{name}={text}" for name, text in values.items()),
-        ]
+    def argv(self, values: Mapping[str, str]) -> list[str]:
+        """The options of train, files first, for a trial with these values."""
+        fixed = [(name, text) for name, texts in self.fixed.items() for text in texts]
+        fixed.sort(key=lambda pair: pair[0] != "config")
+        return [f"--{name}={text}" for name, text in (*fixed, *values.items())]
 
-    def typical(self) -> Iterator[list[str]]:
-        """Options of runs in which each end and choice appears, with the first of the others."""
-        first = {name: space.typical()[0] for name, space in self.spaces.items()}
-        yield self.words(first)
+    def examples(self) -> Iterator[list[str]]:
+        """Options of trials in which each end and choice appears, with the first of the others."""
+        first = {name: space.examples()[0] for name, space in self.spaces.items()}
+        yield self.argv(first)
         for name, space in self.spaces.items():
-            for value in space.typical()[1:]:
-                yield self.words(first | {name: value})
+            for value in space.examples()[1:]:
+                yield self.argv(first | {name: value})
 
     def described(self) -> dict[str, str]:
-        """What makes trials comparable, by option; a study goes on only with the same."""
-        spaces = {name: f"{space}" for name, space in self.spaces.items()}
+        """What makes trials comparable, by option: a study is only continued with the same."""
+        spaces = {name: str(space) for name, space in self.spaces.items()}
         return spaces | {name: " ".join(texts) for name, texts in self.fixed.items()}
 
 
-def read_sweep(path: str, trials: int | None, folder: str | None, more: list[str]) -> Sweep:
-    """The sweep that a YAML file describes, with what the command line says otherwise.
+def read_sweep(path: str, trials: int | None, study: str | None, more: list[str]) -> Sweep:
+    """The sweep that a YAML file describes; what the command line says wins.
 
     Args:
         trials: None: the file's.
-        folder: None: the file's.
-        more: further options of train.py.
+        study: folder; None: the file's.
+        more: further options of train.
 
     Raises:
-        UserError: names the file, and what in it is wrong.
+        UserError: the file, or what is wrong in it.
     """
+
+    def refuse(problem: str) -> UserError:
+        return UserError(problem, field="config", value=path)
+
     content = read_yaml(path)
     if unknown := [str(key) for key in content if key not in KEYS]:
-        raise UserError(f"{path}: unknown key {unknown[0]!r}: a sweep has {', '.join(KEYS)}")
-    options, fixed = (content.get(key) or {} for key in ("options", "fixed"))
+        raise refuse(f"unknown key {unknown[0]!r}: a sweep has {', '.join(KEYS)}")
+    options = content.get("options") or {}
+    fixed = content.get("fixed") or {}
     for key, part in (("options", options), ("fixed", fixed)):
         if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
-            raise UserError(f"{path}: {key} must give a value to names of options, not {part!r}")
+            raise refuse(f"{key} must give a value to names of options, not {part!r}")
     if not options:
-        raise UserError(f"{path}: options is empty: name at least one, and where to search")
+        raise refuse("options is empty: name at least one, and where to search")
     trials = content.get("trials", 20) if trials is None else trials
     if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
-        raise UserError(f"{path}: trials (--trials) must be at least 1, not {trials!r}")
-    folder = content.get("study", "logs/sweep") if folder is None else folder
+        raise refuse(f"trials (`trials`) must be at least 1, not {trials!r}")
+    folder = content.get("study", "logs/sweep") if study is None else study
     if not isinstance(folder, str) or not folder:
-        raise UserError(f"{path}: study (--study) must be a folder, not {folder!r}")
-    spaces = {name: read_space(path, name, space) for name, space in options.items()}
-    texts = {name: as_texts(name, value) for name, value in fixed.items()} | read_words(more)
+        raise refuse(f"study (`study`) must be a folder, not {folder!r}")
+    spaces = {name: read_space(name, space, refuse) for name, space in options.items()}
+    texts = {name: texts_of(name, value) for name, value in fixed.items()}
+    for name, text in read_options(more):
+        texts[name] = [text]
     for name in (*spaces, *texts):
         if name in OWN:
-            raise UserError(f"--{name} can't be given to a sweep: leave it out (its runs go to "
-                            f"{folder}; --study names another folder)")  # fmt: skip
+            hint = f"leave it out (the runs go to {folder}; `study` names another folder)"
+            raise UserError("can't be given to a sweep", field=name, hint=hint)
     if twice := [name for name in texts if name in spaces]:
-        raise UserError(f"--{twice[0]} is given a value, and is one of the options that {path} "
-                        "searches: leave one of them out")  # fmt: skip
+        raise UserError(
+            f"is given a value, and is one of the options that {path} searches",
+            field=twice[0],
+            hint="leave one of them out",
+        )
     return Sweep(spaces, texts, trials, Path(folder).expanduser())
 
 
@@ -141,72 +150,82 @@ def read_yaml(path: str) -> dict[Any, Any]:
     try:
         content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}; name the sweep's file with "
-                        "--config") from error  # fmt: skip
+        raise UserError(f"can't be read: {error.strerror}", field="config", value=path) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML file: {error}") from error
+        raise UserError(f"is not a YAML file: {error}", field="config", value=path) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} describes no sweep: it must have options (see configs/sweep.yaml)")
+        hint = "it must have options (see configs/sweep.yaml)"
+        raise UserError("describes no sweep", field="config", value=path, hint=hint)
     return content
 
 
-def as_texts(name: str, value: Any) -> list[str]:
-    return [text_of(v) for v in value] if name == "config" and isinstance(value, list) else [
-        text_of(value)
-    ]  # fmt: skip
+def texts_of(name: str, value: Any) -> list[str]:
+    """The values of an option as the command line takes them; `config` may have several."""
+    several = name == "config" and isinstance(value, list)
+    return [text_of(part) for part in (value if several else [value])]
 
 
-def read_words(words: list[str]) -> dict[str, list[str]]:
-    """`--name=value` and `--name value` as values by name; of several only files are all kept."""
-    texts: dict[str, list[str]] = {}
-    rest = list(words)
+def read_options(argv: list[str]) -> Iterator[tuple[str, str]]:
+    """Names and values of `--name=value` and `--name value`.
+
+    Raises:
+        UserError: something else.
+    """
+    rest = list(argv)
     while rest:
         word = rest.pop(0)
-        if not word.startswith("--") or word == "--":
-            raise UserError(f"unrecognized argument {word!r} (--help lists the options)")
-        name, equals, text = word[2:].partition("=")
+        name, equals, value = word[2:].partition("=")
+        if not word.startswith("--") or not name:
+            raise UserError(f"unrecognized argument {word!r}", hint="--help lists the options")
         if not equals:
             if not rest or rest[0].startswith("--"):
-                raise UserError(f"--{name} needs a value (--{name}=...)")
-            text = rest.pop(0)
-        texts[name] = [text]
-    return texts
+                raise UserError("needs a value", field=name, hint=f"--{name}=...")
+            value = rest.pop(0)
+        yield name, value
 
 
-def read_space(path: str, name: str, space: Any) -> Choices | Range:
-    where = f"{path}: options: {name}"
+def read_space(name: str, space: Any, refuse: Callable[[str], UserError]) -> Choices | Range:
+    """The space that a value in the file's `options` describes.
+
+    Args:
+        refuse: makes an error of what is wrong.
+    """
+
+    def refuse_it(problem: str) -> UserError:
+        return refuse(f"options: {name}{problem}")
+
     if isinstance(space, list) and space:
-        values = tuple(dict.fromkeys(map(text_of, space)))
-        return Choices(values)
+        return Choices(tuple(dict.fromkeys(map(text_of, space))))
     if not isinstance(space, dict) or not {"low", "high"} <= set(space):
-        raise UserError(
-            f"{where} must be a list of values, or a range such as "
-            f"{{low: 0.001, high: 0.01, log: true}}, not {text_of(space)}"
+        raise refuse_it(
+            " must be a list of values, or a range such as "
+            f"{{low: 0.001, high: 0.01, log: true}}, not {text_of(space)}",
         )
-    if unknown := set(space) - {"low", "high", "log", "step"}:
-        raise UserError(f"{where}: unknown {min(unknown, key=str)!r}: a range has low, high, log "
-                        "and step")  # fmt: skip
-    low, high, step = (number(where, key, space.get(key)) for key in ("low", "high", "step"))
+    if unknown := set(space) - RANGE_KEYS:
+        problem = f": unknown {min(unknown, key=str)!r}: a range has low, high, log and step"
+        raise refuse_it(problem)
+    low = read_number(space, "low", refuse_it)
+    high = read_number(space, "high", refuse_it)
+    step = None if space.get("step") is None else read_number(space, "step", refuse_it)
     log = space.get("log", False)
     if not isinstance(log, bool):
-        raise UserError(f"{where}: log must be true or false, not {log!r}")
-    if low is None or high is None or low >= high:
-        raise UserError(f"{where}: low must be below high, not {low} and {high}")
+        raise refuse_it(f": log must be true or false, not {log!r}")
+    if low >= high:
+        raise refuse_it(f": low must be below high, not {low} and {high}")
     if log and (low <= 0 or step is not None):
-        raise UserError(f"{where}: log needs a low above 0, and no step")
+        raise refuse_it(": log needs a low above 0, and no step")
     if step is not None and step <= 0:
-        raise UserError(f"{where}: step must be above 0, not {step}")
-    if not all(isinstance(end, int) for end in (low, high, step or 1)):
-        low, high = float(low), float(high)
-    return Range(low, high, log, step)
+        raise refuse_it(f": step must be above 0, not {step}")
+    if all(isinstance(number, int) for number in (low, high, step or 1)):
+        return Range(low, high, log, step)
+    return Range(float(low), float(high), log, step)
 
 
-def number(where: str, key: str, value: Any) -> int | float | None:
-    if value is None:
-        return None
-    if isinstance(value, str):  # YAML takes 1e-4, without a point, for text
+def read_number(space: dict[str, Any], key: str, refuse: Callable[[str], UserError]) -> int | float:
+    value = space[key]
+    if isinstance(value, str):  # YAML reads 1e-4, without a point, as text
         with suppress(ValueError):
             value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{where}: {key} must be a number, not {value!r}")
+        raise refuse(f": {key} must be a number, not {value!r}")
     return value

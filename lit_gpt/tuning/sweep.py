@@ -1,16 +1,14 @@
-"""Owns the sweep: which options are tried next, what of it is kept, and how it goes on.
+"""The sweep: which options are tried next, what is kept of a trial, and how a sweep continues.
 
-Each trial is a process of its own, forked from one that has imported torch and Lightning already:
-it starts at once, gives all its memory back, and neither a crash nor compiled code of other shapes
-touches the next. What is tried is a function of the trials that came to an end before: the sampler
-is seeded by their number. So a killed sweep, continued, tries what it would have tried.
+Each trial is a process of its own, forked from one that has already imported torch and Lightning:
+it starts at once, returns all its memory, and neither a crash nor compiled code of other shapes
+reaches the next. What is tried depends only on the trials completed before, whose number seeds the
+sampler. So a killed sweep, continued, tries what it would have tried.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import shlex
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -19,59 +17,47 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_gpt.command import stop_at_once
+from lit_gpt.command import Parser, ShortHelp, command_line, program, stop_at_once
 from lit_gpt.errors import UserError
 from lit_gpt.storage import locked
-from lit_gpt.tuning.results import complete, counted, print_table, save_charts, values_of
-from lit_gpt.tuning.search_space import Sweep, read_sweep
+from lit_gpt.tuning.results import (
+    bits_per_byte,
+    complete,
+    counted,
+    print_table,
+    save_charts,
+    values_of,
+)
+from lit_gpt.tuning.search_space import Sweep, read_options, read_sweep
 
 if TYPE_CHECKING:
     import optuna
 
 SEED = 1337  # of the search; the runs have --seed_everything
-FULL_TRIALS = 5  # that come to their end before any is pruned
+FULL_TRIALS = 5  # that are completed before any is pruned
 FREE_SHARE = 0.25  # of a run's steps before it may be pruned
 
 
-def sweep(options: Namespace, more: list[str]) -> int:
-    """Runs the trials that are missing and reports on all; options of scripts/sweep.py.
+def option_name(field: str) -> str:
+    """A field as the command line spells it: its own options, and those of train."""
+    if field in ("config", "trials", "study"):
+        return f"--{field}"
+    from lit_gpt.training.options import option_name as train_name  # imports torch
 
-    Args:
-        more: further options of train.py, for all trials.
-
-    Raises:
-        UserError: Optuna, the file, the options or the study can't be used.
-    """
-    import_optuna()
-    plan = read_sweep(options.config, options.trials, options.study, more)
-    words = [f"--trainer.default_root_dir={plan.folder}"]
-    with stop_at_once():
-        check([run + words for run in plan.typical()], options.config)
-        with study_of(plan) as study:
-            retry_interrupted(study)
-            try:
-                while len(counted(study)) < plan.trials:
-                    try_next(study, plan, words)
-            except SystemExit:
-                report(study, plan)
-                print(f"Stopped. Go on:  {command(options, more)}")
-                raise
-            report(study, plan)
-    return 0
+    return train_name(field)
 
 
 def import_optuna() -> None:
     try:
         import optuna
     except ModuleNotFoundError as error:
-        raise UserError(
-            f'{error.name} is missing, which a sweep needs: pip install -e ".[sweep]"'
-        ) from error
+        hint = 'pip install -e ".[sweep]"'
+        raise UserError(f"{error.name} is missing, which a sweep needs", hint=hint) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def run_in_process(name: str, *args: Any) -> None:
-    """A function of `trial`; imported there, for this process has no need of torch."""
+    """Calls a function of `trial`, which is imported here: the sweep itself needs no torch."""
     from lit_gpt.tuning import trial
 
     getattr(trial, name)(*args)
@@ -79,15 +65,18 @@ def run_in_process(name: str, *args: Any) -> None:
 
 @contextmanager
 def process_of(name: str, *args: Any) -> Iterator[tuple[Connection, Any]]:
-    """Such a function at work, and the connection to it; where the block is left early, its end."""
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
-    if forks:
+    """A process that calls a function of `trial`, and the connection to it.
+
+    It is killed if the block raises.
+    """
+    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if can_fork else "spawn")
+    if can_fork:
         context.set_forkserver_preload(["lit_gpt.tuning.trial"])
     ours, theirs = context.Pipe()
     process = context.Process(target=run_in_process, args=(name, *args, theirs), daemon=True)
     process.start()
-    theirs.close()  # so that its end is seen here
+    theirs.close()  # so that the end of the process ends the connection
     try:
         yield ours, process
     except BaseException:
@@ -99,10 +88,10 @@ def process_of(name: str, *args: Any) -> Iterator[tuple[Connection, Any]]:
 
 
 def check(runs: list[list[str]], path: str) -> None:
-    """That train.py can use each end and each choice, before anything is made.
+    """Checks, before anything is written, that train accepts these options.
 
     Raises:
-        UserError: what it says of the first that it can't.
+        UserError: what train says of the first that it refuses.
     """
     with process_of("check_options", runs) as (connection, process):
         try:
@@ -111,98 +100,110 @@ def check(runs: list[list[str]], path: str) -> None:
             process.join()
             problem = f"the process that checks the options ended with status {process.exitcode}"
     if problem:
-        raise UserError(f"{path}: {problem}")
+        raise UserError(problem, field="config", value=path)
 
 
 @contextmanager
 def study_of(plan: Sweep) -> Iterator[optuna.Study]:
-    """The study in the sweep's folder, made or gone on with, for this process alone.
+    """The study in the sweep's folder, new or continued, for this process alone.
 
     Raises:
-        UserError: another process holds it, it is no study, or one of other options.
+        UserError: another process uses it, or it is not a study of these options.
     """
     import optuna
     from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
 
-    folder, path = plan.folder, plan.folder / "study.db"
-    other = "name another folder with --study"
+    path = plan.folder / "study.db"
+    hint = "name another folder"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        plan.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"can't use the folder {folder}: {error.strerror}; {other}") from error
+        problem = f"can't use the folder: {error.strerror}"
+        raise UserError(problem, field="study", value=str(plan.folder), hint=hint) from error
     url = URL.create("sqlite", database=str(path)).render_as_string()
     errors = (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError)
-    with locked(folder, hint="wait until it ends, or name another `study` folder"):
+    with locked(plan.folder, hint="wait until it ends, or name another folder with `study`"):
         try:
-            try:
-                pruner = optuna.pruners.MedianPruner(FULL_TRIALS)
-                study = optuna.create_study(
-                    storage=url, study_name="sweep", pruner=pruner, load_if_exists=True
-                )
-            except errors as error:
-                problem = str(error).splitlines()[0]
-                raise UserError(f"{path} can't be used as a study: {problem}; {other}") from error
-            refuse_other_options(study, plan, path)
+            study = optuna.create_study(
+                storage=url,
+                study_name="sweep",
+                pruner=optuna.pruners.MedianPruner(FULL_TRIALS),
+                load_if_exists=True,
+            )
+        except errors as error:
+            problem = f"{path} can't be used as a study: {str(error).splitlines()[0]}"
+            raise UserError(problem, hint="name another folder with `study`") from error
+        refuse_other_options(study, plan)
+        try:
             yield study
         except optuna.exceptions.StorageInternalError as error:
             raise UserError(f"can't write to {path}: {error.__cause__ or error}") from error
 
 
-def refuse_other_options(study: optuna.Study, plan: Sweep, path: Path) -> None:
-    now, then = plan.described(), study.user_attrs.get("options")
-    if then is None:
-        study.set_user_attr("options", now)
-    elif then != now:
-        name = next(n for n in (*now, *then) if now.get(n) != then.get(n))
+def refuse_other_options(study: optuna.Study, plan: Sweep) -> None:
+    """Notes the options of a new study, and checks those of an old one."""
+    given = plan.described()
+    saved = study.user_attrs.get("options")
+    if saved is None:
+        study.set_user_attr("options", given)
+    elif saved != given:
+        name = next(n for n in (*given, *saved) if given.get(n) != saved.get(n))
         raise UserError(
-            f"{path} has trials of another sweep: {name} is {then.get(name)} there and "
-            f"{now.get(name)} here: give the same options, or another folder with --study"
+            f"has trials of another sweep: {name} is {saved.get(name)} there and "
+            f"{given.get(name)} here",
+            field="study",
+            value=str(plan.folder),
+            hint="give the same options, or another folder",
         )
 
 
 def retry_interrupted(study: optuna.Study) -> None:
-    """Trials that a killed sweep left running are tried again, before any other."""
-    import optuna
+    """Queues the trials that a killed sweep left running, to be tried before any other."""
+    from optuna.trial import TrialState
 
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
         if trial.params:
             study.enqueue_trial(trial.params)
 
 
-def try_next(study: optuna.Study, plan: Sweep, words: list[str]) -> None:
+def try_next(study: optuna.Study, plan: Sweep) -> None:
+    """Runs one more trial and keeps its result."""
     import optuna
 
     done = counted(study)
+    number = len(done) + 1
     seed = int(np.random.SeedSequence((SEED, len(done))).generate_state(1)[0])
     study.sampler = optuna.samplers.TPESampler(seed=seed)
     trial = study.ask()
     values = {name: space.suggest(trial, name) for name, space in plan.spaces.items()}
     trial.set_user_attr("values", values)
-    number, tried = len(done) + 1, " ".join(f"--{name}={text}" for name, text in values.items())
-    print(f"Trial {number} of {plan.trials}: {tried}", flush=True)
+    options = " ".join(f"--{name}={text}" for name, text in values.items())
+    print(f"Trial {number} of {plan.trials}: {options}", flush=True)
     twin = next((t for t in complete(done) if values_of(t) == values), None)
-    if twin:  # of few choices some come twice; the same run would end the same
-        value, outcome, run = twin.value, twin.user_attrs["outcome"], twin.user_attrs["run"]
+    value: float | None
+    if twin:  # with few choices some come twice, and the same run would end the same
+        value = twin.value
+        outcome = twin.user_attrs["outcome"]
+        run = twin.user_attrs["run"]
     else:
-        log = plan.folder / f"trial_{number}.txt"
-        value, outcome, run = train(trial, [*plan.words(values), *words], log)
+        argv = [*plan.argv(values), f"--trainer.default_root_dir={plan.folder}"]
+        value, outcome, run = train(trial, argv, plan.folder / f"trial_{number}.txt")
     trial.set_user_attr("outcome", outcome)
     trial.set_user_attr("run", run)
-    # What failed counts as pruned, so that the sampler keeps away from there.
-    pruned = optuna.trial.TrialState.PRUNED
-    study.tell(trial, value, state=pruned if value is None else None)
+    # A failed trial counts as pruned, so that the sampler avoids its values.
+    study.tell(trial, value, state=optuna.trial.TrialState.PRUNED if value is None else None)
     print(f"  bits per byte: {outcome}", flush=True)
 
 
-def train(trial: optuna.Trial, words: list[str], log: Path) -> tuple[float | None, str, str]:
-    """One run: bits per byte over the whole validation split, what came of it, its folder."""
-    with process_of("run_trial", words, log) as (connection, process):
+def train(trial: optuna.Trial, argv: list[str], log: Path) -> tuple[float | None, str, str]:
+    """One run: bits per byte of the whole validation split, the outcome as text, its folder."""
+    with process_of("run_trial", argv, log) as (connection, process):
         try:
             while (message := connection.recv())[0] == "evaluated":
-                _, step, bits_per_byte, share = message
-                trial.report(bits_per_byte, step)
+                _, step, evaluated, share = message
+                trial.report(evaluated, step)
                 connection.send(FREE_SHARE <= share < 1 and trial.should_prune())
         except (EOFError, ConnectionError):
             process.join()
@@ -211,15 +212,15 @@ def train(trial: optuna.Trial, words: list[str], log: Path) -> tuple[float | Non
     if kind == "done":
         return result, f"{result:.4f}", run
     if kind == "pruned":
-        return None, f"{bits_per_byte:.4f}, pruned at step {step}", run
+        return None, f"{evaluated:.4f}, pruned at step {step}", run
     return None, f"failed: {result} ({log})", run
 
 
 def report(study: optuna.Study, plan: Sweep) -> None:
-    """The table, the plot and the best run's options, as far as there are any.
+    """Prints the table and the best run's options, and saves the charts, if there are trials.
 
     Raises:
-        UserError: all trials that were asked for came to nothing.
+        UserError: all trials are done, and none was completed.
     """
     trials = counted(study)
     if not trials:
@@ -227,22 +228,67 @@ def report(study: optuna.Study, plan: Sweep) -> None:
     print_table(trials)
     charts = plan.folder / "sweep.html"
     save_charts(trials, plan.spaces, charts)
-    print(f"Plot: {charts}")
-    ended = complete(trials)
-    if not ended and len(trials) >= plan.trials:
-        raise UserError(
-            f"none of {len(trials)} trials came to its end; the last one: "
-            f"{trials[-1].user_attrs['outcome']}"
-        )
-    if ended:
-        best = min(ended, key=lambda trial: trial.value)
-        words = shlex.join(["python", "scripts/train.py", *plan.words(values_of(best))])
-        print(f"Best: {best.value:.4f} bits per byte ({best.user_attrs['run']}), with")
-        print(words)
+    print(f"Charts: {charts}")
+    completed = complete(trials)
+    if not completed and len(trials) >= plan.trials:
+        last = trials[-1].user_attrs["outcome"]
+        raise UserError(f"none of {len(trials)} trials was completed; the last one: {last}")
+    if completed:
+        best = min(completed, key=bits_per_byte)
+        folder = best.user_attrs["run"]
+        print(f"Best: {bits_per_byte(best):.4f} bits per byte ({folder}), with")
+        print(command_line("train", *plan.argv(values_of(best))))
 
 
-def command(options: Namespace, more: list[str]) -> str:
-    """This sweep, to be pasted."""
-    given = {"config": options.config, "trials": options.trials, "study": options.study}
-    words = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    return shlex.join(["python", "scripts/sweep.py", *words, *more])
+def sweep(
+    more: list[str],
+    config: str = "configs/sweep.yaml",
+    trials: int | None = None,
+    study: str | None = None,
+) -> None:
+    """Search for good options with Optuna; more options are those of train, for all trials.
+
+    Args:
+        more: further options of train.
+        config: what to search, and how
+        trials: how many in total, those already done included
+        study: folder of the study and its runs; a study there is continued
+    """
+    import_optuna()
+    plan = read_sweep(config, trials, study, more)
+    with stop_at_once():
+        check(list(plan.examples()), config)
+        with study_of(plan) as optuna_study:
+            retry_interrupted(optuna_study)
+            try:
+                while len(counted(optuna_study)) < plan.trials:
+                    try_next(optuna_study, plan)
+            except SystemExit:
+                report(optuna_study, plan)
+                given = {"config": config, "trials": trials, "study": study}
+                own = [f"--{name}={value}" for name, value in given.items() if value is not None]
+                print(f"Stopped. Continue:  {command_line('sweep', *own, *more)}")
+                raise
+            report(optuna_study, plan)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; all options that are not its own are train's."""
+    parser = Parser(
+        prog=program(),
+        usage="%(prog)s [options] [options of train]",
+        description="Search for good options with Optuna. Further options are those of train, for "
+        "all trials: --trainer.max_steps=100.",
+        formatter_class=ShortHelp,
+    )
+    parser.add_function_arguments(sweep, skip={"more"})
+    if {"-h", "--help"} & set(argv):
+        argv = ["--help"]
+        own = argv
+        more = []
+    else:
+        pairs = list(read_options(argv))
+        own = [f"--{n}={v}" for n, v in pairs if n in ("config", "trials", "study")]
+        more = [f"--{n}={v}" for n, v in pairs if n not in ("config", "trials", "study")]
+    sweep(more, **parser.parse_args(own))
+    return 0

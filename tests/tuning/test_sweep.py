@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from html import unescape
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import yaml
 from lit_gpt.command import run as run_command
 from lit_gpt.errors import UserError
 from lit_gpt.tuning.search_space import Choices, Range, read_sweep
-from lit_gpt.tuning.sweep import study_of, sweep
+from lit_gpt.tuning.sweep import main, option_name, study_of
 from tests.conftest import ROOT, SMALL
 
 SPACES = {
@@ -58,13 +57,14 @@ def run(path: Path, *words: object) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture
-def sweep_here(capfd):
+def sweep_here(capfd, monkeypatch):
     """The same in this process, whose trials then all come from one warm process."""
+
+    monkeypatch.setattr("sys.argv", ["sweep.py"])  # how the commands that it prints begin
 
     def run(path: Path, *more: str) -> subprocess.CompletedProcess:
         capfd.readouterr()
-        options = Namespace(config=str(path), trials=None, study=None)
-        status = run_command(lambda: sweep(options, list(more)))
+        status = run_command(lambda: main([f"--config={path}", *more]), option_name)
         return subprocess.CompletedProcess([], status, *capfd.readouterr())
 
     return run
@@ -172,7 +172,7 @@ def test_ctrl_c_shows_what_there_is_and_how_to_go_on(sweep_file, tmp_path):
     assert process.returncode == 130
     assert [row[1] for row in rows(out)] == ["1"]
     last = out.splitlines()[-1]
-    assert last == f"Stopped. Go on:  python scripts/sweep.py --config={path}"
+    assert last == f"Stopped. Continue:  python scripts/sweep.py --config={path}"
     assert "Traceback" not in out
 
 
@@ -197,7 +197,9 @@ def test_without_a_single_result_it_is_an_error(sweep_file, sweep_here, tmp_path
     result = sweep_here(path)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert line.startswith("error: none of 1 trials came to its end; the last one: failed: loss")
+    assert line.startswith(
+        "error: none of 1 trials was completed; the last one: failed: non-finite"
+    )
     assert str(tmp_path / "study" / "trial_1.txt") in line
 
 
@@ -220,11 +222,11 @@ MISTAKES = {
     "a value": ({"options": {"model.style": ["classic", "baroque"]}}, "--model.style: Expected"),
     "an end": (
         {"options": {"model.dropout": {"low": 0.0, "high": 1.0}}},
-        "--model.dropout must be in [0, 1), not 1.0",
+        "--model.dropout 1.0: must be in [0, 1)",
     ),
     "a missing text": ({"fixed": {"data.path": "nowhere.txt"}}, "no such file or folder"),
     "devices": ({"fixed": {"trainer.devices": 2, "trainer.accelerator": "cpu"}}, "on one device"),
-    "twice": ({"fixed": {"model.d_model": 16}}, "--model.d_model is given a value, and is one of"),
+    "twice": ({"fixed": {"model.d_model": 16}}, "--model.d_model: is given a value, and is one of"),
     "the folder": ({"fixed": {"trainer.default_root_dir": "x"}}, "can't be given to a sweep"),
     "a key": ({"option": {}}, "unknown key 'option': a sweep has options, fixed, trials, study"),
     "trials": ({"trials": 0}, "trials (--trials) must be at least 1, not 0"),
@@ -274,29 +276,33 @@ def test_spaces_are_read_as_written(tmp_path):
     ):
         with pytest.raises(UserError, match=re.escape(words)) as error:
             space(path, wrong)
-        assert f"{path}: options: model.x" in str(error.value)
+        assert f"config '{path}': options: model.x" in str(error.value)
 
 
 def test_the_command_line_wins_over_the_file(sweep_file, tmp_path):
     more = ["--trainer.max_steps", "3", "--model.style=modern"]
     plan = read_sweep(str(sweep_file()), 7, "elsewhere", more)
     assert (plan.trials, plan.folder) == (7, Path("elsewhere"))
-    words = plan.words({"model.d_model": "16"})
-    assert words.count("--trainer.max_steps=3") == 1
-    assert "--trainer.max_steps=6" not in words
-    assert words[-1] == "--model.d_model=16"
+    argv = plan.argv({"model.d_model": "16"})
+    assert argv.count("--trainer.max_steps=3") == 1
+    assert "--trainer.max_steps=6" not in argv
+    assert argv[-1] == "--model.d_model=16"
     for wrong in (["--trainer.max_steps"], ["trainer.max_steps=3"], ["--model.d_model=16"]):
-        with pytest.raises(UserError, match=re.escape(wrong[0].partition("=")[0])):
+        with pytest.raises(UserError, match=re.escape(wrong[0].partition("=")[0].lstrip("-"))):
             read_sweep(str(sweep_file()), 7, None, wrong)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"options: [", "is no YAML file"), (b"\xff\xfe\x00", "is no YAML file"), (b"3", "no sweep")],
+    [
+        (b"options: [", "is not a YAML file"),
+        (b"\xff\xfe\x00", "is not a YAML file"),
+        (b"3", "describes no sweep"),
+    ],
 )
 def test_files_that_are_no_sweep(content, words, tmp_path):
     path = tmp_path / "s.yaml"
-    with pytest.raises(UserError, match=r"can't read .*No such file"):
+    with pytest.raises(UserError, match=r"can't be read: No such file"):
         read_sweep(str(path), None, None, [])
     path.write_bytes(content)
     with pytest.raises(UserError, match=words):
@@ -306,7 +312,7 @@ def test_files_that_are_no_sweep(content, words, tmp_path):
 def test_our_own_sweep_can_be_read():
     plan = read_sweep(str(ROOT / "configs" / "sweep.yaml"), None, None, [])
     assert (plan.trials, plan.folder) == (20, Path("logs/sweep"))
-    assert plan.words({})[0] == "--config=configs/modern.yaml"
+    assert plan.argv({})[0] == "--config=configs/modern.yaml"
 
 
 def test_studies_that_cannot_be_gone_on_with(sweep_file, tmp_path):
@@ -316,7 +322,7 @@ def test_studies_that_cannot_be_gone_on_with(sweep_file, tmp_path):
 
     path = sweep_file()
     assert opened(path) == opened(path) == 0
-    with pytest.raises(UserError, match="max_steps is 6 there and 9 here: give the same options"):
+    with pytest.raises(UserError, match="max_steps is 6 there and 9 here; give the same options"):
         opened(path, "--trainer.max_steps=9")
     words = "has trials of another sweep: model.d_model is one of 16, 24 there and one of 16 here"
     with pytest.raises(UserError, match=words):
@@ -343,5 +349,5 @@ def test_without_optuna_it_says_what_to_install(tmp_path):
     )
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
-        'error: optuna is missing, which a sweep needs: pip install -e ".[sweep]"\n'
+        'error: optuna is missing, which a sweep needs; pip install -e ".[sweep]"\n'
     )
