@@ -33,8 +33,8 @@ class StepCheckpoints(ModelCheckpoint):
     """checkpoints/step_N.ckpt: every so many steps, of which the newest are kept.
 
     Args:
-        every_n_steps: 0: none.
-        keep: how many; -1: all.
+        every_n_steps: steps between them; 0: none.
+        keep: how many of the newest to keep; -1: all.
     """
 
     state_key = "StepCheckpoints"  # whatever the arguments: a resumed run may have others
