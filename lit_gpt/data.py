@@ -174,7 +174,7 @@ class TextDataModule(pl.LightningDataModule):
             .parquet files, while .csv and .tsv files are plain text.
         train_fraction: share of the tokens, from the front, that trains; the rest validates.
         batch_size: windows per step and device.
-        context_length: tokens of a window.
+        context_length: tokens per window.
         order: random (each window starts anywhere) or shuffled (each epoch goes through the text
             once, in windows that do not overlap).
         seed: of the choice of windows.
