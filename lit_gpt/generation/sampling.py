@@ -76,7 +76,7 @@ class Sampling:
             ids = torch.multinomial(probabilities, 1, generator=generator)
         else:
             rows = zip(probabilities, generator, strict=True)
-            ids = torch.stack([torch.multinomial(row, 1, generator=own) for row, own in rows])
+            ids = torch.stack([torch.multinomial(row, 1, generator=g) for row, g in rows])
         return ids[:, 0].to(seen.device)
 
     def probabilities(self, logits: Tensor, seen: Tensor) -> Tensor:
