@@ -1,5 +1,6 @@
 """What the tests of text share: vocabularies built once, files, a cache of their own."""
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from lit_gpt.text import vocabularies
 from lit_gpt.text.corpus import Corpus, load_corpus
 
+unix = pytest.mark.skipif(os.name == "nt", reason="as Unix does it, or says it")
 load_once = cache(vocabularies.load_tokenizer)
 
 

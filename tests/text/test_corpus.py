@@ -18,7 +18,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.text import vocabularies
 from lit_gpt.text.corpus import cut_safely, load_corpus
 from lit_gpt.text.tokenizer import Tokenizer
-from tests.text.conftest import entries, load_once, text_of, write
+from tests.text.conftest import entries, load_once, text_of, unix, write
 
 CHUNK = 1 << 20  # bytes that are read at a time, unless a test says otherwise
 BOM = "\ufeff".encode()
@@ -471,10 +471,12 @@ def test_folders_without_text(load, tmp_path):
     write(tmp_path / "hidden" / ".a.txt", b"hidden")
     write(tmp_path / "empty" / "a.txt", b"")
     with pytest.raises(
-        UserError, match=f"^path '{tmp_path}/hidden': no files in this folder; name"
+        UserError, match=f"^path {re.escape(repr(str(tmp_path / 'hidden')))}: no files in this"
     ):
         load(tmp_path / "hidden")
-    with pytest.raises(UserError, match=f"^path: no text in {tmp_path}/empty/a.txt; name a"):
+    with pytest.raises(
+        UserError, match=re.escape(f"path: no text in {tmp_path / 'empty' / 'a.txt'}; name")
+    ):
         load(tmp_path / "empty")
 
 
@@ -503,11 +505,12 @@ def test_a_text_that_is_changed_while_it_is_encoded_leaves_nothing(
         return encode_parts(tokenizer, texts)
 
     monkeypatch.setattr(Tokenizer, "encode_parts", truncate_and_encode)
-    with pytest.raises(UserError, match=f"^{path} changed while it was being read; start again$"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))} changed while it was being read"):
         load(path)
     assert entries(cache_folder) == []
 
 
+@unix
 @pytest.mark.parametrize(
     ("cache_name", "reason"), [("a file", "File exists"), ("a file/folder", "Not a directory")]
 )

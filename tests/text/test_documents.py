@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lit_gpt.checkpoint import save_atomically
+from lit_gpt.callbacks.checkpoints import save_atomically
 from lit_gpt.command import run
 from lit_gpt.errors import UserError
 from lit_gpt.generation import generate as generate_command
@@ -141,7 +141,7 @@ def test_any_documents_come_back_from_every_format(documents, chunk, tmp_path, m
                 assert reader.num_documents == len(texts)
                 assert reader.empty_documents == len(documents) - len(texts)
             else:
-                with pytest.raises(UserError, match=f"^path: no text in {path}; name a"):
+                with pytest.raises(UserError, match=re.escape(f"path: no text in {path}; name a")):
                     documents_in(reader)
 
 
@@ -299,7 +299,7 @@ def texts(tmp_path, monkeypatch) -> Path:
     ],
 )  # fmt: skip
 def test_lists_and_globs(paths, found, texts):
-    assert [str(path) for path in find_files(paths)] == found
+    assert [path.as_posix() for path in find_files(paths)] == found
 
 
 @pytest.mark.parametrize(
@@ -490,7 +490,7 @@ def test_a_change_while_reading_is_noticed(name, tmp_path):
     next(parts)
     with path.open("ab") as file:
         file.write(ONE if name == "x.jsonl" else b"\0")  # what does no harm otherwise
-    with pytest.raises(UserError, match=f"^{path} changed while it was being read; start again$"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))} changed while it was being read"):
         list(parts)
 
 
@@ -499,7 +499,8 @@ def test_a_quote_that_nobody_closes_does_not_fill_the_memory(refusal, tmp_path, 
     (tmp_path / "x.csv").write_text('text,id\na,1\n"b,2\n' + "c,3\n" * 1000)
     said = refusal(tmp_path / "x.csv", tmp_path / "cache", text_field="text")
     assert said == (
-        f"{tmp_path}/x.csv, line 3 cannot be read as .csv: field larger than field limit (1000)\n"
+        f"{tmp_path / 'x.csv'}, line 3 cannot be read as .csv: field larger than field limit "
+        "(1000)\n"
     )
 
 
@@ -596,7 +597,7 @@ def test_training_on_a_list_says_the_documents_and_goes_on_with_the_same_field(t
     options |= {"data.text_field": "id2", "trainer.max_steps": 12}
     result = train(**options, ckpt_path="last")
     assert (result.status, len(result.err.splitlines())) == (2, 1)
-    assert "text_field is body there and id2 here" in result.err
+    assert "text_field was body and is now id2" in result.err
 
 
 def test_a_text_without_documents_says_nothing_of_them(train):

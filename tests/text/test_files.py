@@ -15,7 +15,9 @@ from lit_gpt.errors import UserError
 from lit_gpt.text import files as files_module
 from lit_gpt.text.files import SAMPLE, Reader, find_files
 from tests.conftest import ROOT
-from tests.text.conftest import write
+from tests.text.conftest import unix, write
+
+pytestmark = unix  # links, pipes and permissions
 
 
 def names_in(root: Path) -> list[str]:
