@@ -27,7 +27,7 @@ from benchmarks.measure import (
 )
 from lit_gpt.module import next_token_loss
 from lit_gpt.optim import build_optimizer
-from lit_gpt.training.train import TrainingCLI, quieten
+from lit_gpt.training.train import build_run, quieten
 
 
 def compare(
@@ -153,9 +153,8 @@ def overhead(options: Options) -> None:
             f"--trainer.max_steps={steps}",
             f"--trainer.val_check_interval={steps}",
         ]
-        cli = TrainingCLI(argv)
-        cli.trainer.callbacks.append(timing)
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+        run = build_run(argv, callbacks=[timing])
+        run.trainer.fit(run.model, datamodule=run.data)
     bare, inside = (1e3 * median(seconds[1:]) for seconds in (timing.bare, timing.inside))
     rows = [
         Side("bare forward, backward, step", bare, "ms/step"),

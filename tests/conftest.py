@@ -20,7 +20,7 @@ import pytest
 from lit_gpt.command import run as run_command
 
 if TYPE_CHECKING:
-    from lit_gpt.training.train import TrainingCLI
+    from lit_gpt.training.train import Run
 
 # A shell that starts pytest in the background makes it, and all it starts, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -68,7 +68,7 @@ class Result:
     status: int
     out: str
     err: str
-    cli: TrainingCLI | None
+    run: Run | None
 
     @property
     def steps(self) -> list[str]:
@@ -105,21 +105,21 @@ def train(places: dict, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monkey
     from lit_gpt.training import train as train_command
 
     monkeypatch.setattr("sys.argv", ["train.py"])  # LightningCLI warns if options come twice
-    seen: list[TrainingCLI] = []
-    init = train_command.TrainingCLI.__init__
+    seen: list[Run] = []
+    build_run = train_command.build_run
 
-    def remember(self: TrainingCLI, *args: Any, **kwargs: Any) -> None:
-        seen.append(self)
-        init(self, *args, **kwargs)
+    def remember(*args: Any, **kwargs: Any) -> Run:
+        seen.append(build_run(*args, **kwargs))
+        return seen[-1]
 
-    monkeypatch.setattr(train_command.TrainingCLI, "__init__", remember)
+    monkeypatch.setattr(train_command, "build_run", remember)
 
     def run(*args: str, defaults: dict[str, Any] = places | SMALL, **options: Any) -> Result:
         argv = [*command_line({**defaults, **options}), *args]
         seen.clear()
         capfd.readouterr()
         try:
-            status = run_command(lambda: train_command.main(argv))
+            status = run_command(lambda: train_command.main(argv), train_command.option_name)
         except SystemExit as stop:  # --help, --print_config
             status = stop.code or 0
         return Result(status, *capfd.readouterr(), seen[-1] if seen else None)

@@ -1,102 +1,106 @@
-"""Owns the plan: what is known of a run before it trains, and what would better be changed."""
+"""The plan command: predicts a run's time, memory and disk space, and suggests changes."""
 
 from __future__ import annotations
 
 import json
-import signal
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
+import psutil
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_gpt.callbacks import checkpoints
+from lit_gpt.callbacks.checkpoints import file_bytes, free_bytes
 from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.callbacks.progress import Throughput
-from lit_gpt.callbacks.samples import Samples
+from lit_gpt.callbacks.stopping import keep_signal_handlers
+from lit_gpt.command import stop_at_once
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.planning.dry_run import Trial, peak_memory
+from lit_gpt.planning.dry_run import DryRun, peak_memory
 from lit_gpt.planning.suggestions import Suggestion, suggest_dropout, suggest_model, suggest_steps
 from lit_gpt.storage import temporary_folder
 from lit_gpt.text.overlap import SharedLines
 from lit_gpt.training import summary
 from lit_gpt.training.init_from import set_tokenizer
-from lit_gpt.training.options import Parser
+from lit_gpt.training.options import TrainOptions, option_name
 from lit_gpt.training.run_folder import run_of_last
-from lit_gpt.training.train import TrainingCLI, quieten
+from lit_gpt.training.train import Run, build_run, quieten
+
+__all__ = ["main", "option_name"]
 
 MANY_SHARED = 0.1  # of the validation lines
 
 
-class PlanCLI(TrainingCLI):
-    """train.py's options, taken and refused as there; what its trainer writes goes with `exits`.
+class PlanOptions(TrainOptions):
+    """The training command's options, and --json."""
 
-    The user's own callbacks and loggers are left out of the trial.
-    """
+    def __init__(self, argv: list[str]) -> None:
+        super().__init__(argv, "Predict a run's time, memory and disk space; train nothing.")
 
-    def __init__(self, args: list[str] | None, exits: ExitStack) -> None:
-        self.exits, self.encoding = exits, 0.0
-        super().__init__(args)
-
-    def add_arguments_to_parser(self, parser: Parser) -> None:
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument(
             "--json",
             action="store_true",
-            help="End with the predicted seconds and peak memory as one line of JSON.",
+            help="end with the predicted seconds and peak memory as one line of JSON",
         )
 
-    def before_instantiate_classes(self) -> None:
-        super().before_instantiate_classes()
-        start = time.perf_counter()
-        set_tokenizer(TextDataModule(**self.config.data.as_dict()))  # fills the cache
-        self.encoding = time.perf_counter() - start  # the run itself will find it there
 
-    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        if self.config_init.trainer.fast_dev_run:
-            raise UserError("--trainer.fast_dev_run is no run to plan: leave it out")
-        trainer = super().instantiate_trainer(**kwargs)
-        by_type = {type(callback): callback for callback in trainer.callbacks}
-        self.trial = Trial(by_type[Samples], self.folder)
-        trainer.callbacks = [by_type[NonFiniteGuard], by_type[Throughput], self.trial]
-        trainer._signal_connector.register_signal_handlers = lambda: None  # as GracefulStop does
-        return trainer
+@dataclass
+class Plan:
+    """A run, what its dry run measured, and the numbers that follow.
 
-    def place_of_run(self) -> dict[str, Any]:
-        """A folder beside the cached corpus: should it outlive us, `corpus` will remove it."""
-        cache = self.datamodule.corpus.folder.parent
-        try:
-            self.folder = self.exits.enter_context(temporary_folder(cache))
-        except OSError:  # the cache's disk is full or read-only
-            self.folder = self.exits.enter_context(temporary_folder(Path(tempfile.gettempdir())))
-        logger = self.config_init.trainer.logger is not False
+    Args:
+        start_up: seconds from the start of the process to the dry run, encoding left out.
+    """
+
+    run: Run
+    dry_run: DryRun
+    start_up: float
+
+    @property
+    def tokens_per_step(self) -> int:
+        hparams = self.run.data.hparams
+        trainer = self.run.trainer
+        windows = hparams.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        return windows * hparams.context_length
+
+    @property
+    def epochs_per_step(self) -> float:
+        return self.tokens_per_step / len(self.run.data.train_tokens)
+
+    @property
+    def steps_to_do(self) -> int:
+        """Planned steps that the checkpoint, if any, has not done yet."""
+        checkpoint = self.run.checkpoint
+        done = checkpoint.global_step or 0 if checkpoint else 0
+        return max(0, self.run.trainer.max_steps - done)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each part of the run, by name."""
+        run = self.run
+        dry_run = self.dry_run
+        steps = self.steps_to_do
+        has_evaluations = run.trainer.limit_val_batches != 0
+        interval = run.options.config.trainer.val_check_interval
+        saved = -(-steps // interval) if has_evaluations else 0
+        evaluations = saved + (has_evaluations and not run.checkpoint)  # one at step 0
+        every_n_steps = run.step_checkpoints.every_n_steps
+        files = max(1, 2 * saved) + (steps // every_n_steps if every_n_steps else 0)
+        evaluation = dry_run.num_eval_batches * dry_run.eval_batch + dry_run.samples
         return {
-            "default_root_dir": str(self.folder),
-            "logger": TensorBoardLogger(self.folder, name="", version="") if logger else False,
+            "start-up": self.start_up + dry_run.overhead + dry_run.first_steps,
+            f"{steps:,} steps": steps * dry_run.step,
+            f"{evaluations:,} evaluations": evaluations * evaluation,
+            f"{files:,} checkpoints": files * dry_run.save,
+            "final evaluation": len(run.data.whole_val_split()) * dry_run.final_batch,
         }
-
-    @property
-    def tokens_a_step(self) -> int:
-        h, trainer = self.datamodule.hparams, self.trainer
-        windows = h.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-        return windows * h.context_length
-
-    @property
-    def epochs_a_step(self) -> float:
-        return self.tokens_a_step / len(self.datamodule.train_tokens)
-
-    @property
-    def done(self) -> int:
-        """Steps of the checkpoint that the run goes on from."""
-        return self.checkpoint.global_step if self.checkpoint else 0
 
 
 def print_text(data: TextDataModule) -> None:
@@ -106,109 +110,99 @@ def print_text(data: TextDataModule) -> None:
         print(f"Full vocabulary: {data.vocabulary.full_size():,} tokens")
 
 
-def print_model(cli: PlanCLI) -> None:
-    gpt, trainer = cli.model.gpt, cli.trainer
+def print_model(plan: Plan) -> None:
+    gpt = plan.run.model.gpt
+    trainer = plan.run.trainer
     outer, blocks = gpt.num_parameters()
     embedding = gpt.embedding.weight.numel()
     head = f"{outer - embedding:,}" if outer > embedding else "the embedding's"
     print(
         f"Parameters: {outer + blocks:,} (embedding {embedding:,}, blocks {blocks:,}, head {head})"
     )
-    print(f"Tokens per parameter: {len(cli.datamodule.train_tokens) / (outer + blocks):.2g}")
+    print(f"Tokens per parameter: {len(plan.run.data.train_tokens) / (outer + blocks):.2g}")
     if trainer.max_steps >= 0:
         print(
-            f"Epochs: {trainer.max_steps * cli.epochs_a_step:.2f} ({trainer.max_steps:,} steps of "
-            f"{cli.tokens_a_step:,} tokens)"
+            f"Epochs: {trainer.max_steps * plan.epochs_per_step:.2f} ({trainer.max_steps:,} steps "
+            f"of {plan.tokens_per_step:,} tokens)"
         )
     print(f"Device: {trainer.strategy.root_device.type}, precision {trainer.precision}")
 
 
-def time_parts(cli: PlanCLI, steps: int, started: float) -> dict[str, float]:
-    """Seconds of each part of a run of so many steps, as a user would time it."""
-    trial, trainer, data = cli.trial, cli.trainer, cli.datamodule
-    every = cli.config_init.trainer.val_check_interval
-    saved = -(-steps // every) if trainer.limit_val_batches else 0
-    evaluations = saved + (trainer.limit_val_batches != 0 and not cli.checkpoint)
-    by_steps = cli.config_init.checkpoints.every_n_steps
-    files = max(1, 2 * saved) + (steps // by_steps if by_steps else 0)  # the last and the best
-    each = trial.evaluation * trial.eval_batch + trial.samples
-    return {
-        "start-up": started + trial.around + trial.first_steps,
-        f"{steps:,} steps": steps * trial.step,
-        f"{evaluations:,} evaluations": evaluations * each,
-        f"{files:,} checkpoints": files * trial.save,
-        "final evaluation": len(data.whole_val_split()) * trial.final_batch,
-    }
-
-
-def print_costs(cli: PlanCLI, started: float) -> None:
-    trial, device = cli.trial, cli.trainer.strategy.root_device
-    measured = f"measured over {trial.steps:,} steps"
-    planned = cli.trainer.max_steps
-    parts = time_parts(cli, max(0, planned - cli.done), started)
-    limit = cli.stop.timer.time_remaining()
-    if planned < 0:
-        print(f"Time: {duration(trial.step)} a step ({measured}); no number of steps is planned")
+def print_costs(plan: Plan) -> None:
+    trainer = plan.run.trainer
+    device = trainer.strategy.root_device
+    dry_run = plan.dry_run
+    measured = f"measured over {dry_run.steps:,} steps"
+    parts = plan.seconds()
+    total = sum(parts.values())
+    limit = plan.run.stop.timer.time_remaining()
+    if trainer.max_steps < 0:
+        print(f"Time: {duration(dry_run.step)}/step ({measured}); no number of steps is planned")
     else:
         listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items())
-        print(f"Time: about {duration(sum(parts.values()))} on this machine ({measured})")
+        print(f"Time: about {duration(total)} on this machine ({measured})")
         print(f"Parts of the time: {listed}")
-    if limit is not None and (planned < 0 or limit < sum(parts.values()) - parts["start-up"]):
-        print(f"Stopped before: --trainer.max_time ends training after {duration(limit)}")
+    if limit is not None and (trainer.max_steps < 0 or limit < total - parts["start-up"]):
+        print(f"Stops earlier: --trainer.max_time ends training after {duration(limit)}")
     if memory := peak_memory():
-        print(f"Memory: about {memory / 1e6:,.0f} MB of this machine's")
+        total_memory = psutil.virtual_memory().total
+        print(f"Memory: about {memory / 1e6:,.0f} MB of {total_memory / 1e6:,.0f} MB")
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
-        print(f"Memory of the GPU: about {memory / 1e6:,.0f} MB")
+        print(f"GPU memory: about {memory / 1e6:,.0f} MB")
 
 
-def print_disk(cli: PlanCLI) -> None:
-    data, root = cli.datamodule, cli.config_init.trainer.default_root_dir or "."
-    folder = Path(root, run_of_last(cli.config.ckpt_path, root) or "version_N", "checkpoints")
-    count = 2 + cli.config_init.checkpoints.most_files(cli.trainer.max_steps)
-    size = checkpoints.file_bytes(cli.model, data)
-    cache = sum(p.stat().st_size for p in data.corpus.folder.iterdir())
+def print_disk(run: Run) -> None:
+    config = run.options.config
+    root = config.trainer.default_root_dir or "."
+    folder = Path(root, run_of_last(config.ckpt_path, root) or "version_N", "checkpoints")
+    count = 2 + run.step_checkpoints.most_files(run.trainer.max_steps)
+    size = file_bytes(run.model, run.data)
+    cache = sum(path.stat().st_size for path in run.data.corpus.folder.iterdir())
     print(
         f"Disk space: {count * size / 1e6:,.1f} MB for {count} checkpoints (one more while it is "
         f"written), {cache / 1e6:,.1f} MB for the cached corpus; "
-        f"{checkpoints.free_bytes(folder) / 1e6:,.0f} MB are free"
+        f"{free_bytes(folder) / 1e6:,.0f} MB are free"
     )
     try:
-        cli.check_space(folder)
+        run.check_space(folder)
     except UserError as error:
-        print(f"Warning: {error}")
+        print(f"Warning: {error.render(option_name)}")
 
 
-def suggestions(cli: PlanCLI) -> list[Suggestion]:
-    """What would better be changed; a run that goes on from a checkpoint keeps its options."""
-    steps, config = cli.trainer.max_steps, cli.model.gpt.config
-    if cli.checkpoint:
+def suggestions(plan: Plan) -> list[Suggestion]:
+    """Changes that would help; none for a resumed run, which must keep its options."""
+    run = plan.run
+    if run.checkpoint:
         return []
-    found = []
+    steps = run.trainer.max_steps
+    config = run.model.gpt.config
+    found: list[Suggestion | None] = []
     if steps > 0:
-        change = suggest_steps(steps, cli.epochs_a_step)
-        better = int(change.options[0].partition("=")[2]) if change else steps
-        found += [change, suggest_dropout(config.dropout, better * cli.epochs_a_step)]
-    if not cli.model.hparams.init_from:
-        tokens = len(cli.datamodule.train_tokens)
-        found.append(suggest_model(tokens, config, cli.model.hparams))
+        change = suggest_steps(steps, plan.epochs_per_step)
+        better_steps = int(change.options[0].partition("=")[2]) if change else steps
+        found.append(change)
+        found.append(suggest_dropout(config.dropout, better_steps * plan.epochs_per_step))
+    if not run.model.hparams.init_from:
+        found.append(suggest_model(len(run.data.train_tokens), config, run.model.hparams))
     return [suggestion for suggestion in found if suggestion]
 
 
 def print_suggestions(found: list[Suggestion], shared: SharedLines) -> None:
     if shared.num_shared > MANY_SHARED * shared.num_lines:
         print(
-            f"Warning: {shared.num_shared / shared.num_lines:.0%} of the validation lines were "
-            "trained on, so the validation loss tells little of new text: remove duplicates"
+            f"Warning: {shared.num_shared / shared.num_lines:.0%} of the validation lines are in "
+            "the training text too, so the validation loss says little about new text: remove "
+            "duplicates"
         )
     for suggestion in found:
-        print(f"{suggestion.reason}:  {summary.command(*suggestion.options)}")
+        print(f"{suggestion.reason}:  {' '.join(suggestion.options)}")
     if not found:
         print("Nothing to change")
 
 
 def duration(seconds: float) -> str:
-    """As one says it: 12 ms, 1.5 s, 45 s, 2 min 10 s, 3 h 20 min."""
+    """Seconds for people: 12 ms, 1.5 s, 45 s, 2 min 10 s, 3 h 20 min."""
     if seconds < 1:
         return f"{1e3 * seconds:.3g} ms"
     if seconds < 10:
@@ -221,36 +215,51 @@ def duration(seconds: float) -> str:
 
 
 @rank_zero_only
-def print_known(cli: PlanCLI) -> None:
-    """What needs no trial."""
-    print_text(cli.datamodule)
-    print_model(cli)
+def print_known(plan: Plan) -> None:
+    """Prints what needs no measurement."""
+    print_text(plan.run.data)
+    print_model(plan)
 
 
 @rank_zero_only
-def print_measured(cli: PlanCLI, started: float) -> None:
-    print_costs(cli, started)
-    print_disk(cli)
-    print_suggestions(suggestions(cli), summary.find_shared_lines(cli.datamodule))
-    if cli.config.json:
-        steps = cli.trainer.max_steps
-        seconds = sum(time_parts(cli, max(0, steps - cli.done), started).values())
+def print_measured(plan: Plan) -> None:
+    print_costs(plan)
+    print_disk(plan.run)
+    print_suggestions(suggestions(plan), summary.find_shared_lines(plan.run.data))
+    if plan.run.options.config.json:
+        seconds = sum(plan.seconds().values())
         print(json.dumps({"seconds": seconds, "memory_bytes": peak_memory()}))
 
 
-def main(begin: float, args: list[str] | None = None) -> int:
-    """Prints the plan; `begin`: time.perf_counter() when the process began."""
+def make_plan(options: TrainOptions, exits: ExitStack) -> Plan:
+    """Builds the run with a dry run in a temporary folder, which goes with `exits`."""
+    if options.config.trainer.fast_dev_run:
+        raise UserError("is not a run to plan", field="fast_dev_run", hint="leave it out")
+    start = time.perf_counter()
+    data = TextDataModule(**options.config.data.as_dict())
+    set_tokenizer(data)  # fills the cache, where the run itself will find it
+    encoding = time.perf_counter() - start
+    try:  # beside the cached corpus: if this process is killed, the next encoding removes it
+        folder = exits.enter_context(temporary_folder(data.corpus.folder.parent))
+    except OSError:  # that disk is full or read-only
+        folder = exits.enter_context(temporary_folder(Path(tempfile.gettempdir())))
+    dry_run = DryRun(folder)
+    run = build_run(options, [NonFiniteGuard(), Throughput(), dry_run], scratch=folder)
+    keep_signal_handlers(run.trainer)
+    since_start = time.time() - psutil.Process().create_time()
+    return Plan(run, dry_run, since_start - encoding)
+
+
+def main(argv: list[str]) -> int:
+    """Prints the plan."""
     quieten()
-    with ExitStack() as exits:
-        # Lightning would go on after Ctrl-C for a while, and call it a failure.
-        old = signal.signal(signal.SIGINT, lambda number, frame: sys.exit(128 + number))
-        exits.callback(signal.signal, signal.SIGINT, old)
+    # Lightning would continue after Ctrl-C for a while, and call it a failure.
+    with stop_at_once(), ExitStack() as exits:
         try:
-            cli = PlanCLI(args, exits)
-            started = time.perf_counter() - begin - cli.encoding
-            print_known(cli)
-            cli.trial.run(cli.trainer, cli.model, cli.datamodule)
+            plan = make_plan(PlanOptions(argv), exits)
+            print_known(plan)
+            plan.dry_run.measure(plan.run)
         except MisconfigurationException as error:
             raise UserError(str(error)) from error
-        print_measured(cli, started)
+        print_measured(plan)
     return 0

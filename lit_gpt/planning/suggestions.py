@@ -1,4 +1,4 @@
-"""Owns what the plan suggests: steps, a size of the model and dropout that suit the text."""
+"""What the plan suggests: steps, model size and dropout that suit the text."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 
 from lit_gpt.model import GPT, GPTConfig
 
-# Read up to 4 times a text is nearly as good as new, and beyond 16 times hardly anything more is
-# learnt (Muennighoff et al. 2023, Scaling Data-Constrained Language Models).
-GOOD_EPOCHS, USEFUL_EPOCHS = 4, 16
-MOST_TOKENS, LEAST_TOKENS = 20, 0.1  # of training text for each parameter
+# Repeating a text up to 4 times is nearly as good as new text, and beyond 16 times adds hardly
+# anything (Muennighoff et al. 2023, Scaling Data-Constrained Language Models).
+GOOD_EPOCHS = 4
+USEFUL_EPOCHS = 16
+MOST_TOKENS = 20  # of training text per parameter
+LEAST_TOKENS = 0.1
 SHAPES = (  # d_model, num_blocks, num_heads; the last four are GPT-2's
     *((16, 1, 1), (24, 2, 2), (32, 2, 2), (48, 3, 3), (64, 4, 4), (80, 6, 4), (128, 6, 4)),
     *((192, 6, 6), (256, 8, 8), (384, 8, 6), (512, 8, 8)),
@@ -24,27 +26,27 @@ SHAPES = (  # d_model, num_blocks, num_heads; the last four are GPT-2's
 @dataclass(frozen=True)
 class Suggestion:
     reason: str
-    options: tuple[str, ...]  # to be pasted
+    options: tuple[str, ...]  # ready to paste
 
 
-def suggest_steps(steps: int, epochs_a_step: float) -> Suggestion | None:
-    """Enough to read the text once, or no more than teach something."""
-    epochs = steps * epochs_a_step
+def suggest_steps(steps: int, epochs_per_step: float) -> Suggestion | None:
+    """Enough steps to read the text once, and no more than still help."""
+    epochs = steps * epochs_per_step
     wanted = 1 if epochs < 0.95 else USEFUL_EPOCHS if epochs > 1.05 * USEFUL_EPOCHS else epochs
-    better = math.ceil(wanted / epochs_a_step - 1e-9)
+    better = math.ceil(wanted / epochs_per_step - 1e-9)
     if wanted == epochs or better == steps:
         return None
-    reason = f"Steps for about {counted(better * epochs_a_step)} instead of {epochs:.2g}"
+    reason = f"Steps for about {counted(better * epochs_per_step)} instead of {epochs:.2g}"
     return Suggestion(reason, (f"--trainer.max_steps={better}",))
 
 
 def suggest_dropout(dropout: float, epochs: float) -> Suggestion | None:
-    """None while the text is nearly new, some where the model could learn it by heart."""
+    """No dropout while the text is nearly new, some where the model could memorize it."""
     if epochs <= GOOD_EPOCHS and dropout > 0:
-        reason = f"No dropout, as {counted(epochs)} won't be learnt by heart"
+        reason = f"No dropout, as {counted(epochs)} won't be memorized"
         return Suggestion(reason, ("--model.dropout=0",))
     if epochs > GOOD_EPOCHS and dropout == 0:
-        reason = f"Dropout, as {counted(epochs)} may be learnt by heart"
+        reason = f"Dropout, as {counted(epochs)} may be memorized"
         return Suggestion(reason, ("--model.dropout=0.1",))
     return None
 
@@ -52,32 +54,36 @@ def suggest_dropout(dropout: float, epochs: float) -> Suggestion | None:
 def suggest_model(
     tokens: int, config: GPTConfig, given: Mapping[str, int | None]
 ) -> Suggestion | None:
-    """Another size of the model, where the text is far too long or too short for this one.
+    """Another model size, where the text is far too long or too short for this one.
 
-    A text that is read once is used best by a model with a twentieth as many parameters as it has
-    tokens (Hoffmann et al. 2022, Training Compute-Optimal Large Language Models); a smaller one
-    can't take in all that it says. Of a short text, larger ones learn more from each token
-    (Muennighoff et al. 2023): of the sample corpus, 0.37 M tokens read once, models of 0.07, 0.67,
-    1.5 and 3.1 M parameters ended at 3.27, 1.89, 1.55 and 1.31 nats. Beyond 10 parameters a token,
-    which nanoGPT's recipe for Shakespeare has (10.65 M for 1 M characters), one is suggested.
+    For a text that is read once, the best model has a twentieth as many parameters as the text has
+    tokens (Hoffmann et al. 2022, Training Compute-Optimal Large Language Models). From a short
+    text, larger models learn more per token (Muennighoff et al. 2023): on the sample corpus,
+    0.37 M tokens read once, models of 0.07, 0.67, 1.5 and 3.1 M parameters ended at 3.27, 1.89,
+    1.55 and 1.31 nats/token. So a smaller one is suggested only beyond 10 parameters per token, as
+    in nanoGPT's recipe for Shakespeare (10.65 M for 1 M characters).
 
     Args:
-        tokens: of the training text.
+        tokens: length of the training text.
         given: the fields of config as they were given; num_heads must suit num_kv_heads.
     """
-    kept = {name: given.get(name) for name in ("num_kv_heads", "head_size", "hidden_size")}
+    fixed = {name: given.get(name) for name in ("num_kv_heads", "head_size", "hidden_size")}
     now = count_parameters(config)
     if LEAST_TOKENS <= tokens / now <= MOST_TOKENS:
         return None
     target = tokens / MOST_TOKENS if tokens / now > MOST_TOKENS else tokens
-    best, distance = None, 0.9 * abs(math.log(now / target))  # nearer than the present one
+    best = None
+    best_size = now
+    distance = 0.9 * abs(math.log(now / target))  # closer than the present one
     for d_model, num_blocks, num_heads in SHAPES:
-        if num_heads % (kept["num_kv_heads"] or num_heads):
+        if num_heads % (fixed["num_kv_heads"] or num_heads):
             continue
         shape = {"d_model": d_model, "num_blocks": num_blocks, "num_heads": num_heads}
-        size = count_parameters(replace(config, **shape, **kept))
+        size = count_parameters(replace(config, **shape, **fixed))
         if abs(math.log(size / target)) < distance:
-            best, distance, best_size = shape, abs(math.log(size / target)), size
+            best = shape
+            best_size = size
+            distance = abs(math.log(size / target))
         if size > target:
             break
     if best is None:

@@ -1,11 +1,11 @@
-"""Owns what a run may start from: a checkpoint of ours, or a local GPT-2 or Qwen3 folder."""
+"""What a run may start from: a checkpoint of ours, or a local GPT-2 or Qwen3 folder."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.data import TextDataModule
@@ -20,6 +20,9 @@ from lit_gpt.huggingface.importing import (
 from lit_gpt.huggingface.tokenizer import from_hf
 from lit_gpt.model import GPT
 
+if TYPE_CHECKING:
+    from lit_gpt.training.options import TrainOptions
+
 
 def set_tokenizer(data: TextDataModule) -> int:
     """Hands the data a model's own tokenizer, where `tokenizer` names a model.
@@ -32,12 +35,12 @@ def set_tokenizer(data: TextDataModule) -> int:
     Raises:
         UserError: the tokenizer or the text can't be used.
     """
-    h = data.hparams
-    if is_folder(h.tokenizer):
-        data.given_tokenizer = from_hf(h.tokenizer)[0]
-        check_same_ids(h.tokenizer, data.corpus)
-    elif h.tokenizer.endswith(".ckpt"):
-        data.given_tokenizer = load_checkpoint(h.tokenizer)[1]
+    source = data.hparams.tokenizer
+    if is_folder(source):
+        data.given_tokenizer = from_hf(source)[0]
+        check_same_ids(source, data.corpus)
+    elif source.endswith(".ckpt"):
+        data.given_tokenizer = load_checkpoint(source)[1]
     return data.vocab_size
 
 
@@ -52,8 +55,11 @@ def model_fields(source: str) -> dict[str, Any]:
         return folder_fields(path)
     if not path.exists() and path.suffix != ".ckpt":
         raise UserError(
-            f"no checkpoint and no folder at {source!r}: give --model.init_from a .ckpt file or a "
-            "folder with config.json, model.safetensors and tokenizer.json"
+            "no such checkpoint or folder",
+            field="init_from",
+            value=source,
+            hint="give a .ckpt file, or a folder with config.json, model.safetensors and "
+            "tokenizer.json",
         )
     return asdict(load_checkpoint(source)[0].config)
 
@@ -62,7 +68,7 @@ def load_weights(model: GPT, source: str) -> None:
     """Gives a model the weights of a checkpoint or folder.
 
     Raises:
-        UserError: they can't be used, or are of a model of another shape.
+        UserError: they can't be used, or belong to a model of another shape.
     """
     if is_folder(source):
         given = load_folder(source, model.config.context_length)
@@ -72,43 +78,53 @@ def load_weights(model: GPT, source: str) -> None:
         model.load_state_dict(given.state_dict())
     except RuntimeError as error:
         raise UserError(
-            f"the weights of {source} are of a model of another shape: give this one the same "
-            "fields of GPTConfig (a checkpoint holds them under 'gpt')"
+            "the weights belong to a model of another shape",
+            field="init_from",
+            value=source,
+            hint="give this model the same sizes and choices",
         ) from error
 
 
-def adopt_model(config: Any, defaults: Any, source: str) -> None:
-    """Makes the model of `config` that of a checkpoint or folder, and its text's tokenizer too.
+def adopt_model(options: TrainOptions, source: str) -> None:
+    """Makes model and tokenizer of a run those of a checkpoint or folder.
 
-    Args:
-        config: options of the training command, changed in place.
-        defaults: the same, as nobody changed them.
-        source: what brings weights and tokenizer.
+    Changes `options.config`. Dropout may differ, and so may the context length: any up to the
+    longest of a folder, any at all where positions are not a learned table.
 
     Raises:
-        UserError: an option that was given, and says otherwise than the source.
+        UserError: an option that was given contradicts the source.
     """
-    gpt, init_from = model_fields(source), config["model"]["init_from"]
-    free = {"vocab_size", "dropout"}  # comes with the tokenizer; may change at any time
-    wanted = {("model", name): value for name, value in gpt.items()}
-    wanted["data", "tokenizer"] = source
-    longest = wanted["data", "context_length"] = wanted.pop(("model", "context_length"))
-    if is_folder(source):  # of its table, too, the first positions serve
-        wanted["data", "context_length"] = min(longest, CONTEXT)
-        if config["data"]["context_length"] <= longest:
-            free.add("context_length")
-    elif gpt["position"] != "learned":  # a table, as long as the context
-        free.add("context_length")
-    for (group, name), value in wanted.items():
-        given = config[group].get(name)
-        if given in (defaults[group].get(name), init_from) and name != "dropout":
-            config[group][name] = value
-        elif given != value and name not in free:
-            value = (
-                f"at most {longest}" if is_folder(source) and name == "context_length" else value
-            )
-            raise UserError(
-                f"--{group}.{name} {given} does not go with the weights of {source}, where it is "
-                f"{value}: leave it out, or --model.init_from"
-            )
-    config["model"]["context_length"] = config["data"]["context_length"]
+    config = options.config
+    defaults = options.parser.get_defaults()
+    fields = model_fields(source)
+    fields.pop("dropout", None)
+    fields.pop("vocab_size")  # comes with the tokenizer
+    longest = fields.pop("context_length")
+    for name, value in fields.items():
+        given = config.model.get(name)
+        if given == defaults.model.get(name):
+            config.model[name] = value
+        elif given != value:
+            raise contradiction(name, given, value, source)
+    if config.data.tokenizer in (defaults.data.tokenizer, config.model.init_from):
+        config.data.tokenizer = source
+    elif config.data.tokenizer != source:
+        raise contradiction("tokenizer", config.data.tokenizer, source, source)
+    context_length = config.data.context_length
+    if not options.given("data.context_length"):
+        context_length = min(longest, CONTEXT) if is_folder(source) else longest
+    elif is_folder(source) and context_length > longest:
+        raise contradiction("context_length", context_length, f"at most {longest}", source)
+    elif not is_folder(source) and fields["position"] == "learned" and context_length != longest:
+        raise contradiction("context_length", context_length, longest, source)
+    config.data.context_length = context_length
+    config.model.context_length = context_length
+
+
+def contradiction(field: str, given: Any, value: Any, source: str) -> UserError:
+    return UserError(
+        f"contradicts the weights of {source}, where it is {value}",
+        field=field,
+        value=given,
+        hint="leave it out, or leave out `init_from`",
+    )

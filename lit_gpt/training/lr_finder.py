@@ -1,4 +1,4 @@
-"""Owns --find_lr: Lightning's learning-rate range test, what it suggests, and its plot."""
+"""--find_lr: Lightning's learning-rate range test, what it suggests, and its plot."""
 
 from __future__ import annotations
 
@@ -6,33 +6,38 @@ import copy
 import io
 import math
 import sys
+import tempfile
 from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
+from lightning.pytorch.utilities import rank_zero_only
 
-from lit_gpt.command import stop_at_once
+from lit_gpt.command import command_line, stop_at_once
 from lit_gpt.errors import UserError
-from lit_gpt.module import LitGPT
 from lit_gpt.reports.charts import Chart, Series
 from lit_gpt.reports.html import charts_page
 from lit_gpt.storage import write_whole
-from lit_gpt.training.summary import command, shorten
+from lit_gpt.training.options import SaveConfig, TrainOptions
+from lit_gpt.training.run_folder import claim_run
+from lit_gpt.training.summary import shorten
+from lit_gpt.training.train import Run, build_run
 
-NUM_STEPS = 200  # enough for the smoothed loss, of about 50 steps, to follow
-FIRST, LAST = 1e-6, 1.0
+NUM_STEPS = 200  # enough for the smoothed loss, over about 50 steps, to follow
+MIN_RATE = 1e-6
+MAX_RATE = 1.0
 BETA = 0.98  # of Lightning's smoothing
-SKIPPED = 10  # steps at the start that are too noisy to be read
+SKIPPED = 10  # steps at the start, which are too noisy to read
 
 
 class InMemory(CheckpointIO):
-    """Keeps the weights from before the test, which Lightning puts back: no file to be left."""
+    """Keeps the weights from before the test, which Lightning restores, without a file."""
 
-    def save_checkpoint(self, checkpoint: dict, path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         self.checkpoint = copy.deepcopy(checkpoint)
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -42,60 +47,62 @@ class InMemory(CheckpointIO):
         del self.checkpoint
 
 
-def find_learning_rate(
-    trainer: pl.Trainer, model: LitGPT, data: pl.LightningDataModule, checkpoint: Any
-) -> None:
+def find_learning_rate(options: TrainOptions) -> None:
     """Prints a learning rate for the model and this text, and saves the plot in a run's folder.
 
     Raises:
         UserError: it can't be done with these options.
     """
-    if checkpoint:
-        raise UserError("--find_lr tries a run from its start: leave out --ckpt_path")
-    if trainer.fast_dev_run:
-        raise UserError("--find_lr needs more than one step: leave out --trainer.fast_dev_run")
-    rates, losses = range_test(trainer, model, data)
+    config = options.config
+    if config.ckpt_path:
+        raise UserError("tries a run from its start", field="find_lr", hint="leave out `ckpt_path`")
+    if config.trainer.fast_dev_run:
+        raise UserError(
+            "needs more than one step", field="find_lr", hint="leave out `fast_dev_run`"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        rates, losses = range_test(build_run(options, scratch=Path(scratch)))
+    report_rates(options, rates, losses)
+
+
+@rank_zero_only
+def report_rates(options: TrainOptions, rates: list[float], losses: list[float]) -> None:
+    root = Path(options.config.trainer.default_root_dir or ".")
+    folder = root / claim_run(root)
+    SaveConfig(options.parser, options.config).save_to(folder)
     best = suggestion(rates, losses)
-    if trainer.global_rank:
-        return
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
-    save_config = next(c for c in trainer.callbacks if isinstance(c, SaveConfigCallback))
-    save_config.setup(trainer, model, "fit")
     save_plot(rates, losses, best, folder / "lr_find.html")
     print(f"Learning rates tried: {rates[0]:.2g} to {rates[-1]:.2g}, in {len(rates)} steps")
     print(f"Plot: {shorten(folder / 'lr_find.html')}")
     if best is None:
         print("No suggestion: the loss never falls. Look at the plot, and at the other options")
         return
-    words = ["--config", shorten(folder / "config.yaml"), f"--model.learning_rate={best:.2g}"]
-    print(f"Suggestion: {command('python', 'scripts/train.py', *words)}")
+    argv = ["--config", shorten(folder / "config.yaml"), f"--model.learning_rate={best:.2g}"]
+    print(f"Suggestion: {command_line('train', *argv)}")
 
 
-def range_test(
-    trainer: pl.Trainer, model: LitGPT, data: pl.LightningDataModule
-) -> tuple[list[float], list[float]]:
-    """Learning rates tried, rising, and the smoothed loss at each, in nats a token.
+def range_test(run: Run) -> tuple[list[float], list[float]]:
+    """Learning rates tried, rising, and the smoothed loss at each, in nats/token.
 
-    The run's schedule has no part in it. Nothing is logged, evaluated or saved.
+    The run's schedule plays no part, and there is no guard: the loss explodes at the end.
     """
-    callbacks, loggers = trainer.callbacks, trainer.loggers
-    trainer.callbacks, trainer.loggers = [], []  # no guard: the loss explodes at the end
-    trainer.strategy.checkpoint_io = InMemory()
-    data.trainer = trainer
+    run.trainer.strategy.checkpoint_io = InMemory()
+    run.data.trainer = run.trainer
     with stop_at_once(), ExitStack() as stack:
         if not sys.stderr.isatty():  # where Lightning would draw its bar
             stack.enter_context(redirect_stderr(io.StringIO()))
-        # Without the datamodule, whose validation would be evaluated.
-        found = Tuner(trainer).lr_find(
-            model,
-            train_dataloaders=data.train_dataloader(),
-            min_lr=FIRST,
-            max_lr=LAST,
+        # Without the data module, whose validation would be evaluated.
+        found = Tuner(run.trainer).lr_find(
+            run.model,
+            train_dataloaders=run.data.train_dataloader(),
+            min_lr=MIN_RATE,
+            max_lr=MAX_RATE,
             num_training=NUM_STEPS,
             update_attr=False,
         )
-    trainer.callbacks, trainer.loggers = callbacks, loggers
-    rates, losses = found.results["lr"], found.results["loss"]
+    assert found is not None
+    rates = found.results["lr"]
+    losses = found.results["loss"]
     # Its mean of the newest losses counts one step too many, so that it starts at half the loss.
     unbiased = [loss * (1 - BETA ** (n + 1)) / (1 - BETA**n) for n, loss in enumerate(losses, 1)]
     return rates[: len(losses)], unbiased

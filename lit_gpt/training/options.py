@@ -1,89 +1,270 @@
-"""Owns how options are read, from the command line and YAML files, and what is refused there."""
+"""The options of a run: LightningCLI's, our defaults, and a help that fits on a screen."""
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import re
-import sys
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jsonargparse
-import yaml
-from lightning.pytorch.cli import LightningArgumentParser
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from lit_gpt.callbacks.checkpoints import StepCheckpoints
+from lit_gpt.callbacks.evaluation import StepLines
+from lit_gpt.callbacks.samples import Samples
+from lit_gpt.command import OneLineErrors, ShortHelp, program
+from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
+from lit_gpt.model import GPTConfig
+from lit_gpt.module import LitGPT
+from lit_gpt.training.init_from import set_tokenizer
+from lit_gpt.training.resume import resolve_checkpoint
 
-MAX_DEPTH, MAX_VALUES = 50, 100_000  # of a YAML value; what refers to itself has no end
-NOT_OPTIONS = "a file for --config holds options by name, as `model: {d_model: 64}`"
-NO_TEXT = re.compile("[\0\ud800-\udfff]")  # can be in no name of a file, nor in a saved config
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_steps": 500,
+    "val_check_interval": 50,
+    "check_val_every_n_epoch": None,  # count steps, not epochs
+    "limit_val_batches": 10,
+    "num_sanity_val_steps": 0,  # the evaluation at step 0 serves
+    "log_every_n_steps": 10,
+    "devices": 1,
+    "inference_mode": False,  # metrics of the evaluation at step 0 are used in the fit
+    "default_root_dir": "logs",
+    "enable_model_summary": False,  # its FLOPs are 0; we print our own line
+}
+TRAINER_HELP = {  # what --help shows of Trainer's 40 options
+    "max_steps": "optimizer steps; -1: until stopped",
+    "max_time": "stop after this time, as DD:HH:MM:SS",
+    "val_check_interval": "steps between evaluations",
+    "limit_val_batches": "batches of each split in an evaluation; 0: no evaluations",
+    "accumulate_grad_batches": "batches per optimizer step",
+    "gradient_clip_val": "clip the gradient to this norm",
+    "accelerator": "cpu, gpu, mps or auto",
+    "devices": "how many devices to train on",
+    "precision": "such as 32-true, bf16-mixed or 16-mixed; none: bf16-mixed where the GPU has it",
+    "default_root_dir": "folder of the runs",
+}
+MODEL_HELP = ("style", "d_model", "num_blocks", "num_heads", "dropout", "learning_rate")
+MODEL_HELP += ("optimizer", "schedule", "warmup_steps", "compile", "init_from")
+DATA_HELP = ("path", "tokenizer", "context_length", "batch_size", "order", "train_fraction")
+SHORT_HELP = {"help", "config", "print_config", "seed_everything", "ckpt_path", "find_lr"}
+SHORT_HELP |= {"samples.prompts", "checkpoints.every_n_steps"}
+SHORT_HELP |= {f"model.{name}" for name in MODEL_HELP} | {f"data.{name}" for name in DATA_HELP}
+SHORT_HELP |= {f"trainer.{name}" for name in TRAINER_HELP}
+
+GROUPS: dict[str, tuple[type, ...]] = {  # where a plain field is looked for, in this order
+    "data": (TextDataModule,),
+    "model": (LitGPT, GPTConfig),
+    "samples": (Samples,),
+    "overfit": (StepLines,),
+    "checkpoints": (StepCheckpoints,),
+    "trainer": (pl.Trainer,),
+}
+PROBE = 1  # a context length that nobody trains with
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # in no file name, and can't be saved
 
 
-class Parser(LightningArgumentParser):
-    """Wrong options and files of them are a UserError."""
+def option_name(field: str) -> str:
+    """A field as the command line spells it: `context_length` is --data.context_length."""
+    if field == "seed":
+        return "--seed_everything"
+    for group, owners in GROUPS.items():
+        if any(field in inspect.signature(owner).parameters for owner in owners):
+            return f"--{group}.{field}"
+    return f"--{field}"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        jsonargparse.set_loader("finite_yaml", load_yaml, exceptions=(yaml.YAMLError,))
-        super().__init__(*args, **kwargs | {"parser_mode": "finite_yaml"})
 
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        message = re.sub('Parser key "(.+?)"', r"--\1", message)  # as it was typed
-        message = re.sub("(?s)Unexpected config: .*", NOT_OPTIONS, message)  # the whole of it
-        raise UserError(f"{message} (--help lists all options)")
+class Parser(OneLineErrors, LightningArgumentParser):
+    """Makes whatever is wrong with the options, or a file of them, a UserError."""
+
+    shown: str | None = None  # of --help=all or --help=trainer: what comes after the =
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if "Unexpected config" in message:  # the message holds the whole file
+            raise UserError("a file for --config has options by name, as `model: {d_model: 64}`")
+        super().error(message, ex)
 
     def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> jsonargparse.Namespace:
-        self._check("", sys.argv[1:] if args is None else args)
+        check_values("the command line", args)
+        for word in args:
+            if word.startswith("--help="):
+                self.shown = word.partition("=")[2]
+                self.print_help()
+                self.exit()
         try:
             config = super().parse_args(args, *others, **kwargs)
-            self.validate(config, False)  # once more: at first it lets null pass as any value
-        except (TypeError, KeyError) as error:
+            self.validate(config, skip_none=False)  # at first, null passes as any value
+        except UnicodeDecodeError as error:
+            raise UserError(f"a file is not UTF-8 text ({error})", field="config") from error
+        except RecursionError:
+            self.error("an option is nested too deeply, or part of itself")
+        except (TypeError, LookupError, ValueError, AttributeError) as error:
             self.error(str(error))
         for name in self.groups:
             if not isinstance(config.get(name), jsonargparse.Namespace):
                 self.error(f"--{name} has options of its own, so it can't be {config.get(name)}")
         for name, value in config.items():
-            self._check(f" in --{name}", value)
+            check_values(f"--{name}", value)
         return config
 
-    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:
-        try:
-            return super().parse_path(path, *args, **kwargs)
-        except UnicodeDecodeError as error:
-            raise UserError(f"--config {path} is not UTF-8 text ({error}): convert it") from error
-
-    def _check(self, where: str, value: Any) -> None:
-        for part in values_in(value):
-            if isinstance(part, str) and NO_TEXT.search(part):
-                self.error(f"{part!r}{where} is not valid Unicode text without NUL characters")
-            if isinstance(part, int) and abs(part) >= 1 << 63:
-                self.error(f"{part}{where} is beyond 64 bits")
-
-
-def load_yaml(text: str) -> Any:
-    """A YAML value; one that Python or jsonargparse would choke on is a YAMLError."""
-    try:
-        value = jsonargparse.get_loader("yaml")(text)
-        for _ in values_in(value):
-            pass
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise yaml.YAMLError(str(error)) from error
-    return value
+    def format_help(self) -> str:
+        """The options that most people need, ours first; with --help=GROUP or =all the others."""
+        for action in self._actions:
+            group, _, name = action.dest.partition(".")
+            is_shown = action.dest in SHORT_HELP if self.shown is None else self.shown == group
+            if self.shown != "all" and not is_shown:
+                action.help = argparse.SUPPRESS
+            elif self.shown is None and group == "trainer":
+                action.help = TRAINER_HELP[name]
+        order = ["model", "data", "samples", "checkpoints", "overfit", "trainer"]
+        groups = {group: name for name, group in self.groups.items()}
+        self._action_groups.sort(
+            key=lambda group: order.index(groups[group]) if group in groups else -1
+        )
+        return super().format_help()
 
 
-def values_in(value: Any) -> list[Any]:
-    """All values in lists and dicts, keys included.
+def check_values(where: str, value: Any) -> None:
+    """Refuses text that no file can hold and numbers that torch can't.
 
     Raises:
-        ValueError: there is no end to them, or they are too many.
+        UserError: naming the option `where` it is.
     """
-    found, todo = [], [(value, 0)]
-    while todo:
-        value, depth = todo.pop()
-        found.append(value)
-        if depth > MAX_DEPTH or len(found) > MAX_VALUES:
-            raise ValueError("nested too deeply, too large or part of itself")
-        if isinstance(value, jsonargparse.Namespace):
-            value = vars(value)
-        if isinstance(value, dict):
-            todo += [(part, depth + 1) for pair in value.items() for part in pair]
-        elif isinstance(value, list | tuple | set):
-            todo += [(part, depth + 1) for part in value]
-    return found
+    for leaf in leaves(value):
+        if isinstance(leaf, str) and NOT_TEXT.search(leaf):
+            raise UserError(f"{leaf!r} in {where} is not valid Unicode text without NUL characters")
+        if isinstance(leaf, int) and abs(leaf) >= 1 << 63:
+            raise UserError(f"{leaf} in {where} does not fit into 64 bits")
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """All that is in nested options and lists, keys included."""
+    if isinstance(value, jsonargparse.Namespace):
+        value = vars(value)
+    if isinstance(value, dict):
+        value = [part for pair in value.items() for part in pair]
+    if isinstance(value, list | tuple | set):
+        for part in value:
+            yield from leaves(part)
+    else:
+        yield value
+
+
+class SaveConfig(SaveConfigCallback):
+    """config.yaml in the run's folder, without what was asked of this command only."""
+
+    def __init__(self, parser: LightningArgumentParser, config: jsonargparse.Namespace) -> None:
+        config = config.clone()
+        config["ckpt_path"] = None
+        config["find_lr"] = False
+        super().__init__(parser, config, overwrite=True)  # only a resumed run finds one
+
+    def save_to(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / self.config_filename
+        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
+
+class TrainOptions(LightningCLI):
+    """The options of a run, parsed and checked; `build_run` makes the objects.
+
+    Attributes:
+        argv: what the user typed.
+        checkpoint: the one to continue, without its tensors; None: a new run.
+        config: the values by group: `config.model.d_model`.
+    """
+
+    def __init__(self, argv: list[str], description: str = "Train a GPT on a text.") -> None:
+        self.argv = list(argv)
+        more = "More options: --help=all, or --help=model, =data, =trainer for one group."
+        super().__init__(
+            LitGPT,
+            TextDataModule,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=1337,
+            parser_class=Parser,
+            parser_kwargs={
+                "prog": program(),
+                "usage": "%(prog)s [options]",
+                "description": f"{description} {more}",
+                "formatter_class": ShortHelp,
+            },
+            args=self.argv,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="checkpoint to continue, or `last` for the newest run's; none: a new run",
+        )
+        parser.add_argument(
+            "--find_lr",
+            action="store_true",
+            help="don't train: try rising learning rates, suggest one and plot the losses",
+        )
+        parser.add_lightning_class_args(Samples, "samples")
+        parser.add_lightning_class_args(StepLines, "overfit")
+        parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
+        parser.link_arguments(
+            "data", "model.vocab_size", compute_fn=set_tokenizer, apply_on="instantiate"
+        )
+        parser.link_arguments("data.context_length", "model.context_length")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+        seed = self.config.seed_everything
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise UserError("must be at least 0 and below 2**32", field="seed", value=seed)
+        trainer = self.config.trainer
+        if trainer.accumulate_grad_batches < 1:
+            value = trainer.accumulate_grad_batches
+            raise UserError("must be at least 1", field="accumulate_grad_batches", value=value)
+        interval = trainer.val_check_interval
+        if not isinstance(interval, int) or interval < 1:
+            raise UserError(
+                "must be a number of steps, at least 1",
+                field="val_check_interval",
+                value=interval,
+                hint="to evaluate only at the end, give it the value of `max_steps`",
+            )
+
+    def before_instantiate_classes(self) -> None:
+        self.checkpoint = resolve_checkpoint(self)
+
+    def instantiate_classes(self) -> None:
+        """Leaves it to `build_run`: a plan, a sweep or a benchmark builds other runs."""
+
+    def given(self, name: str) -> bool:
+        """Whether the user set an option, even to its default, on the command line or in a file."""
+        group, _, field = name.rpartition(".")
+        probe = self.parser.parse_args([f"--{name}={PROBE}", *self.argv])
+        return probe[group][field] != PROBE
+
+    def instantiate(self) -> jsonargparse.Namespace:
+        """Model, data module and callbacks, by the names of their options.
+
+        Raises:
+            UserError: an optional package, such as wandb, is missing.
+        """
+        try:
+            return self.parser.instantiate_classes(self.config)
+        except ValueError as error:
+            cause: BaseException = error
+            while cause.__cause__ and not isinstance(cause, UserError):
+                cause = cause.__cause__
+            if isinstance(cause, UserError):  # raised by a link's function
+                raise cause from None
+            if isinstance(cause, ModuleNotFoundError):
+                raise UserError(str(cause)) from error
+            raise

@@ -1,41 +1,86 @@
-"""Owns what goes with what: which checkpoint a run continues, or takes its first weights from."""
+"""Which checkpoint a run continues, and whether its options fit it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lit_gpt.checkpoint import TO_CONTINUE, Checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
+from lit_gpt.generation.language_model import newest_checkpoint
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
+from lit_gpt.training import slurm, summary
+from lit_gpt.training.init_from import adopt_model
+
+if TYPE_CHECKING:
+    from lit_gpt.training.options import TrainOptions
+
+
+def resolve_checkpoint(options: TrainOptions) -> Checkpoint | None:
+    """Opens the checkpoint to continue and makes `options.config` agree with it, or `init_from`.
+
+    Raises:
+        UserError: there is none, it can't be continued, or options contradict it.
+        SystemExit: SLURM requeued a job that is done.
+    """
+    config = options.config
+    root = config.trainer.default_root_dir or "."
+    requeued = slurm.checkpoint_of_job(root, options.argv)
+    if requeued:
+        config["ckpt_path"] = str(requeued)
+    elif config.ckpt_path == "last":
+        path = newest_checkpoint(root, "last")
+        if path is None:
+            raise UserError(
+                f"no run below {root!r} has a last.ckpt",
+                field="ckpt_path",
+                value="last",
+                hint="leave it out to start a run, or give the path of a checkpoint",
+            )
+        config["ckpt_path"] = str(path)
+    if config.model.init_from is not None:
+        adopt_model(options, config.ckpt_path or config.model.init_from)
+    if config.ckpt_path is None:
+        return None
+    checkpoint = open_checkpoint(config.ckpt_path)
+    if requeued:
+        max_steps = config.trainer.max_steps
+        summary.print_requeued(requeued, checkpoint.global_step or 0, max_steps)
+        if 0 <= max_steps <= (checkpoint.global_step or 0):
+            raise SystemExit(0)
+    return checkpoint
 
 
 def open_checkpoint(path: str) -> Checkpoint:
-    """All but the tensors of a checkpoint that can be continued; its parts fit together."""
+    """Reads all but the tensors of a checkpoint that can be continued.
+
+    Raises:
+        UserError: its parts don't fit together.
+    """
     checkpoint = Checkpoint.read(path, TO_CONTINUE)
     model, _ = checkpoint.build()
     try:
         states = checkpoint.optimizer_state["state"].values()
         fits = Counter(map(shape_of, states)) == Counter(p.shape for p in model.parameters())
-        fits = fits or checkpoint.global_step == checkpoint.skipped_steps  # it has none yet
-    except Exception:  # whatever an optimizer's state is not made of
+        fits = fits or checkpoint.global_step == checkpoint.skipped_steps  # no update made yet
+    except Exception:  # a malformed optimizer state can raise anything
         fits = False
     if not fits:
         raise UserError(
-            f"{path} has no optimizer state that fits its weights, so it can't be continued: start "
-            f"a new run from them with --model.init_from={path}"
+            f"{path} has no optimizer state that fits its weights, so it can't be continued",
+            hint=f"start a new run from its weights with `init_from`={path}",
         )
     return checkpoint.without_tensors()
 
 
 def shape_of(state: dict[str, Any]) -> torch.Size:
-    """That of a weight's moments, which are all alike."""
+    """The shape of a weight's moments, which all agree."""
     (shape,) = {moment.shape for moment in state.values() if moment.ndim > 0}
     return shape
 
@@ -44,37 +89,43 @@ def check_fit(
     path: str, checkpoint: Checkpoint, max_steps: int, model: LitGPT, data: TextDataModule
 ) -> None:
     """Refuses to continue a checkpoint of another model, optimizer, tokenizer, text or split."""
-    if 0 <= max_steps <= checkpoint.global_step:
+    step = checkpoint.global_step or 0
+    if 0 <= max_steps <= step:
         raise UserError(
-            f"{path} is at step {checkpoint.global_step} already: give a larger "
-            f"--trainer.max_steps than {max_steps}"
+            f"must be above {step}, the step of {path}", field="max_steps", value=max_steps
         )
-    differ = []
-    gpt = checkpoint.gpt_config
+    differences = []
+    saved_config = checkpoint.gpt_config
     for field in fields(GPTConfig):
-        saved, given = getattr(gpt, field.name), getattr(model.gpt.config, field.name)
+        saved = getattr(saved_config, field.name)
+        given = getattr(model.gpt.config, field.name)
         if saved != given and field.name not in ("dropout", "style"):
-            differ.append(f"{field.name} is {saved} there and {given} here")
-    optimizer = ("optimizer", "learning_rate", "weight_decay", "betas")
-    text = ("train_fraction", "encoding", "text_field")
+            differences.append(difference(field.name, saved, given))
+    for name in ("optimizer", "learning_rate", "weight_decay", "betas"):
+        saved = checkpoint.hyperparameters.get(name)
+        if saved != model.hparams[name]:
+            differences.append(difference(name, saved, model.hparams[name]))
     same_tokens = checkpoint.has_tokenizer(data.tokenizer)
+    names = ["train_fraction", "encoding", "text_field"]
     if not same_tokens:
-        text = ("tokenizer", "compact_vocab", *text)
-    for names, saved, given in (
-        (optimizer, checkpoint.hyperparameters, model.hparams),
-        (text, checkpoint.data_hyperparameters, data.hparams),
-    ):
-        for name in names:
-            if saved.get(name) != given[name]:
-                differ.append(f"{name} is {saved.get(name)} there and {given[name]} here")
+        names = ["tokenizer", "compact_vocab", *names]
+    for name in names:
+        saved = checkpoint.data_hyperparameters.get(name)
+        if saved != data.hparams[name]:
+            differences.append(difference(name, saved, data.hparams[name]))
     if checkpoint.corpus_info.get("fingerprint") != data.corpus.info.fingerprint:
-        differ.append(f"the text of {data.hparams.path} is not the one it was trained on")
-    elif not same_tokens and not differ:
-        differ.append("the tokenizer's vocabulary is another")
-    if differ:
+        differences.append(f"the text of {data.hparams.path} is not the one it was trained on")
+    elif not same_tokens and not differences:
+        differences.append("the tokenizer's vocabulary differs")
+    if differences:
         config = Path(path).parent.parent / "config.yaml"
-        hint = f"--config {config}" if config.is_file() else "the options of that run"
+        options = f"`config` {config}" if config.is_file() else "the options of that run"
         raise UserError(
-            f"{path} does not fit the options given: {'; '.join(differ)}. Continue it with {hint}, "
-            f"or start a new run from its weights with --model.init_from={path}"
+            f"{path} does not fit the options: {', '.join(differences)}",
+            hint=f"continue it with {options}, or start a new run from its weights with "
+            f"`init_from`={path}",
         )
+
+
+def difference(name: str, saved: Any, given: Any) -> str:
+    return f"{name} was {saved} and is now {given}"

@@ -1,4 +1,4 @@
-"""Owns the folder of a run: logs/version_N, its TensorBoard events, and who goes on in it."""
+"""The folder of a run: logs/version_N, its TensorBoard events, and who writes in it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from lit_gpt.errors import UserError
 from lit_gpt.storage import locked, remove_unfinished
+from lit_gpt.training import slurm
 
 
 class RunLogger(TensorBoardLogger):
@@ -46,16 +47,16 @@ def claim_run(root: Path) -> str:
             continue
         except OSError as error:
             raise UserError(
-                f"cannot make a folder for the run in {root}: {error.strerror}; name another with "
-                "--trainer.default_root_dir"
+                f"cannot make a folder for the run in {root}: {error.strerror}",
+                hint="name another place with `default_root_dir`",
             ) from error
 
 
 @contextmanager
 def keep_others_out(folder: Path) -> Iterator[None]:
-    """Holds the run's folder for this process, and clears what a killed one left half-written.
+    """Locks a run's folder, and removes what a killed process left half-written there.
 
-    The lock goes with the process, however it ends. Where a file system has no locks, none is held.
+    The lock ends with the process, however that ends. On file systems without locks there is none.
 
     Raises:
         UserError: another process trains in it.
@@ -72,7 +73,7 @@ def keep_others_out(folder: Path) -> Iterator[None]:
 
 
 def run_of_last(ckpt_path: str | None, root: str) -> str | None:
-    """The run's folder below root, where `ckpt_path` is the last.ckpt of a run: it goes on there.
+    """The name of a run's folder below root where `ckpt_path` is its last.ckpt: it continues there.
 
     Any other checkpoint starts a new run, so that nothing saved after it is overwritten.
     """
@@ -80,3 +81,33 @@ def run_of_last(ckpt_path: str | None, root: str) -> str | None:
         return None
     run = Path(os.path.expanduser(ckpt_path)).resolve().parent.parent
     return run.name if run.parent == Path(os.path.expanduser(root)).resolve() else None
+
+
+def place_of_run(config: Any, ckpt_path: str | None) -> dict[str, Any]:
+    """Arguments for the Trainer that give a run a folder of its own, whatever else logs it.
+
+    Args:
+        config: the Trainer's options, loggers instantiated.
+        ckpt_path: checkpoint that the run continues.
+    """
+    root = config.default_root_dir or "."
+    version = run_of_last(ckpt_path, root)
+    if config.logger is False:
+        if version is None:
+            version = claim_run(Path(root)) if rank_zero_only.rank == 0 else "rank"
+        return {"default_root_dir": str(Path(root) / version)}
+    place: dict[str, Any] = {}
+    if slurm.job_id():  # Lightning would load an hpc_ckpt_N.ckpt of any earlier run from the root
+        place["default_root_dir"] = str(Path(root) / "requeued")
+    loggers = as_list(config.logger)
+    if any(isinstance(logger, TensorBoardLogger) for logger in loggers):
+        return place  # the folder of the user's own logger is the run's
+    ours = RunLogger(root, name="", version=version, default_hp_metric=False)
+    return {**place, "logger": [ours, *loggers]}
+
+
+def as_list(value: Any) -> list[Any]:
+    """The objects of an option that takes one, several, or true for the default."""
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,4 +1,4 @@
-"""Owns what is SLURM's: the job that a run belongs to, its requeue and where it goes on then."""
+"""SLURM: the job that a run belongs to, and resuming it when the job is requeued."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-NOTE = "slurm_job"  # in the folder of a run: whose it is
+NOTE = "slurm_job"  # file in a run's folder that names its job
 
 
 def job_id() -> str | None:
-    """The job that srun started this process in, as scontrol wants it; None off SLURM."""
+    """The job that srun started this process in, as scontrol spells it; None outside SLURM."""
     if not SLURMEnvironment.detect():
         return None
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
@@ -53,7 +53,7 @@ def checkpoint_of_job(root: str | Path, args: list[str]) -> Path | None:
 
 
 def requeue_signals(trainer: pl.Trainer) -> list[int]:
-    """The signal by which SLURM warns that the time is nearly up; empty where it means nothing."""
+    """The signal by which SLURM warns that the time is nearly up; empty without requeueing."""
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
         return [environment.requeue_signal]
@@ -62,9 +62,9 @@ def requeue_signals(trainer: pl.Trainer) -> list[int]:
 
 @rank_zero_only
 def requeue() -> None:
-    """Has SLURM put the job back into the queue, which ends this process too."""
+    """Puts the job back into the queue, which ends this process too."""
     command = ["scontrol", "requeue", str(job_id())]
-    print("Requeuing:      ", *command, flush=True)  # here: SLURM may leave no time for it
+    print("Requeuing:      ", *command, flush=True)  # before SLURM ends this process
     try:
         result = subprocess.run(command, capture_output=True, text=True)
         failure = (result.stderr.strip() or "failed") if result.returncode else None
@@ -72,5 +72,6 @@ def requeue() -> None:
         failure = error.strerror
     if failure:
         print(
-            f"Not requeued ({' '.join(failure.split())}): go on with the command above", flush=True
+            f"Not requeued ({' '.join(failure.split())}): continue with the command above",
+            flush=True,
         )

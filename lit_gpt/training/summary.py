@@ -1,58 +1,55 @@
-"""Owns what a run says before the first step and after the last one."""
+"""What a run prints before its first step and after its last."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import astuple
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_gpt.callbacks import checkpoints, evaluation
-from lit_gpt.callbacks.nonfinite import NonFiniteGuard
-from lit_gpt.callbacks.samples import Samples, line_starts
-from lit_gpt.callbacks.stopping import GracefulStop
-from lit_gpt.checkpoint import Checkpoint
+from lit_gpt.callbacks.samples import line_starts
+from lit_gpt.command import command_line
 from lit_gpt.data import TextDataModule
-from lit_gpt.module import LitGPT
 from lit_gpt.text.ngrams import frequency_baselines
 from lit_gpt.text.overlap import SharedLines, copied_tokens, shared_lines
 
-MIN_COPY = 20  # tokens in a row that stand in the training text, before they are called copied
+if TYPE_CHECKING:
+    from lit_gpt.training.train import Run
+
+MIN_COPY = 20  # tokens in a row that the training text has too, to count as copied
 
 
 @rank_zero_only
-def print_start(
-    trainer: pl.Trainer, model: LitGPT, data: TextDataModule, checkpoint: Checkpoint | None
-) -> list[tuple[str, str]]:
-    """Returns the data card, which is most of it."""
-    card = data_card(data, model, trainer)
+def print_start(run: Run) -> list[tuple[str, str]]:
+    """Prints what is trained on what; returns the data card, which is most of it."""
+    card = data_card(run)
     *lines, parameters = (f"{name}: {value}" for name, value in card)
     print("\n".join(lines))
-    if model.hparams.init_from and not checkpoint:
-        print(f"Weights, model and tokenizer: {model.hparams.init_from}")
-    if changes := changed_options(trainer, model, data, checkpoint):
-        print(f"Continued with other options, so not the same run: {', '.join(changes)}")
+    if run.model.hparams.init_from and not run.checkpoint:
+        print(f"Weights, model and tokenizer: {run.model.hparams.init_from}")
+    if changes := changed_options(run):
+        print(f"Resumed with other options, so not the same run: {', '.join(changes)}")
     print(parameters)
     return card
 
 
 def text_card(data: TextDataModule) -> list[tuple[str, str]]:
-    """Names and values: what the text is, and how it is cut."""
+    """Names and values: what the text is, and how it is split."""
     info = data.corpus.info
-    counted = [
+    counts = [
         ("Documents", info.num_documents),
-        ("Documents without text left out", info.empty_documents),
-        ("Byte-order marks left out", info.removed_boms),
-        ("Line ends put between files", info.added_line_ends),
+        ("Empty documents skipped", info.empty_documents),
+        ("Byte-order marks removed", info.removed_boms),
+        ("Line ends added between files", info.added_line_ends),
     ]
     sizes = f"{len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}"
     return [
         ("Text length", f"{info.num_characters:,} characters"),
-        *((what, f"{number:,}") for what, number in counted if number),
+        *((name, f"{number:,}") for name, number in counts if number),
         ("Total", f"{info.num_tokens:,} tokens"),
         ("Training", sizes),
         *shared_lines_card(data),
@@ -61,108 +58,110 @@ def text_card(data: TextDataModule) -> list[tuple[str, str]]:
     ]
 
 
-def data_card(data: TextDataModule, model: LitGPT, trainer: pl.Trainer) -> list[tuple[str, str]]:
-    """Names and values: what is trained on what, and where."""
-    device = trainer.strategy.root_device
+def data_card(run: Run) -> list[tuple[str, str]]:
+    """Names and values: text, device and model."""
+    device = run.trainer.strategy.root_device
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-    outer, rest = model.gpt.num_parameters()
-    parameters = f"{outer + rest:,} (embedding and output {outer:,}, the rest {rest:,})"
+    outer, blocks = run.model.gpt.num_parameters()
+    parameters = f"{outer + blocks:,} (embedding and output {outer:,}, blocks {blocks:,})"
     return [
-        *text_card(data),
-        ("Device", f"{device.type}{name}, precision {trainer.precision}"),
+        *text_card(run.data),
+        ("Device", f"{device.type}{name}, precision {run.trainer.precision}"),
         ("Parameters", parameters),
     ]
 
 
 def find_shared_lines(data: TextDataModule) -> SharedLines:
-    train, val, tokens = data.train_tokens, data.val_tokens, data.tokenizer.tokens
-    name = f"shared-lines-{len(train)}"
-    return SharedLines(
-        *data.corpus.remember(name, lambda: astuple(shared_lines(train, val, tokens)))
+    """Which validation lines are in the training text too; computed once for each text."""
+    train = data.train_tokens
+    val = data.val_tokens
+    tokens = data.tokenizer.tokens
+    found = data.corpus.remember(
+        f"shared-lines-{len(train)}", lambda: astuple(shared_lines(train, val, tokens))
     )
+    return SharedLines(*found)
 
 
 def shared_lines_card(data: TextDataModule) -> list[tuple[str, str]]:
-    """How far the validation text is no test, since the model was trained on it."""
+    """How much of the validation text the model was trained on."""
     lines = find_shared_lines(data)
     if not lines.num_lines:  # the text has no line ends
         return []
     share = lines.num_shared / lines.num_lines
-    name = "Lines of the validation text that also stand in the training text"
     value = (
         f"{lines.num_shared:,} of {lines.num_lines:,} "
         f"({share:.1%}, {lines.share_of_bytes:.1%} of the bytes)"
     )
-    return [(name, value)]
+    return [("Validation lines also in the training text", value)]
 
 
-def changed_options(
-    trainer: pl.Trainer, model: LitGPT, data: TextDataModule, checkpoint: Checkpoint | None
-) -> list[str]:
-    """What a continued run does otherwise than the one that saved the checkpoint."""
-    if checkpoint is None:
+def changed_options(run: Run) -> list[str]:
+    """How a resumed run differs from the one that saved the checkpoint."""
+    if run.checkpoint is None:
         return []
+    trainer = vars(run.trainer) | {"precision": run.trainer.precision}
     pairs = (
-        (checkpoint.hyperparameters, model.hparams),
-        (checkpoint.data_hyperparameters, data.hparams),
-        (checkpoint.trainer_settings, vars(trainer) | {"precision": trainer.precision}),
+        (run.checkpoint.hyperparameters, run.model.hparams),
+        (run.checkpoint.data_hyperparameters, run.data.hparams),
+        (run.checkpoint.trainer_settings, trainer),
     )
-    places = ("path", "cache", "tokenizer", "init_from", "style")  # what they lead to is checked
+    checked = ("path", "cache", "tokenizer", "init_from", "style")  # by what they lead to
     return [
         f"{name} {saved} -> {given[name]}"
-        for olds, given in pairs
-        for name, saved in olds.items()
-        if name not in places and name in given and given[name] != saved
+        for then, given in pairs
+        for name, saved in then.items()
+        if name not in checked and name in given and given[name] != saved
     ]
 
 
 @rank_zero_only
-def print_requeued(path: Path, step: int, planned: int) -> None:
-    print(f"The job was requeued: continues {shorten(path)} (step {step})")
-    if 0 <= planned <= step:
-        print(f"Nothing is left to do: --trainer.max_steps is {planned}")
+def print_requeued(path: Path, step: int, max_steps: int) -> None:
+    print(f"SLURM requeued this job: resuming {shorten(path)} at step {step}")
+    if 0 <= max_steps <= step:
+        print(f"Nothing is left to do: --trainer.max_steps is {max_steps}")
 
 
 @rank_zero_only
-def print_end(trainer: pl.Trainer, data: TextDataModule) -> None:
-    by_type = {type(callback): callback for callback in trainer.callbacks}
-    samples = by_type[Samples]
-    for text in samples.texts:
+def print_end(run: Run) -> None:
+    trainer = run.trainer
+    for text in run.samples.texts:
         print("Sample: " + " / ".join(text.splitlines()))
-    if name := by_type[GracefulStop].name:
+    if name := run.stop.name:
         name = f"--trainer.{name}" if name == "max_time" else name
         print(f"Stopped by {name} after step {trainer.global_step}")
-    if result := by_type[evaluation.FinalEvaluation].result:
-        print_copies(samples.new_ids, data)
+    if result := run.final.result:
+        print_copies(run.samples.new_ids, run.data)
         print(
-            f"Final validation loss: {result.loss:.4f} nats a token over all {result.num_tokens:,} "
+            f"Final validation loss: {result.loss:.4f} nats/token over all {result.num_tokens:,} "
             f"tokens, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
         )
-        print_baselines(data)
-    if skipped := by_type[NonFiniteGuard].skipped:
+        print_baselines(run.data)
+    if skipped := run.guard.skipped:
         print(f"Skipped updates: {skipped} (non-finite loss or gradient)")
-    if trainer.fast_dev_run:
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
-    best, last = by_type[checkpoints.BestCheckpoint], by_type[checkpoints.LastCheckpoint]
-    newest = shorten(Path(last.dirpath) / "last.ckpt")
-    if best.best_model_path:
-        score = best.best_model_score.item()
-        print(f"Best checkpoint: {shorten(best.best_model_path)} (evaluated at {score:.3f})")
-    print(f"Last checkpoint: {newest} (step {trainer.global_step})")
-    print_commands(trainer, data, shorten(best.best_model_path or newest), newest)
+    last = shorten(Path(run.last.dirpath or "") / "last.ckpt")
+    best = shorten(run.best.best_model_path) if run.best.best_model_path else last
+    if run.best.best_model_score is not None:
+        print(f"Best checkpoint: {best} (evaluated at {run.best.best_model_score.item():.3f})")
+    print(f"Last checkpoint: {last} (step {trainer.global_step})")
+    print_commands(run, best, last)
 
 
 def print_copies(written: list[list[int]], data: TextDataModule) -> None:
-    if (total := sum(map(len, written))) and max(map(len, written)) >= MIN_COPY:
+    total = sum(map(len, written))
+    if total and max(map(len, written)) >= MIN_COPY:
         copied = copied_tokens(written, data.train_tokens, MIN_COPY)
         print(
-            f"Copied word for word from the training text ({MIN_COPY} tokens or more in a row): "
-            f"{copied:,} of {total:,} tokens written ({copied / total:.1%})"
+            f"Copied from the training text ({MIN_COPY} tokens or more in a row): "
+            f"{copied:,} of {total:,} generated tokens ({copied / total:.1%})"
         )
 
 
 def print_baselines(data: TextDataModule) -> None:
-    train, val, lengths = data.train_tokens, data.val_tokens, data.tokenizer.token_lengths()
+    train = data.train_tokens
+    val = data.val_tokens
+    lengths = data.tokenizer.token_lengths()
     unigram, bigram = data.corpus.remember(
         f"baselines-{len(train)}", lambda: frequency_baselines(train, val, lengths)
     )
@@ -172,25 +171,23 @@ def print_baselines(data: TextDataModule) -> None:
     )
 
 
-def print_commands(trainer: pl.Trainer, data: TextDataModule, model: str, newest: str) -> None:
+def print_commands(run: Run, best: str, last: str) -> None:
     """What to type next, to be pasted as it is."""
+    trainer = run.trainer
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-        print(f"See the curves:  {command('tensorboard', '--logdir', trainer.loggers[0].save_dir)}")
-    prompt = data.tokenizer.decode(line_starts(data, 1)[0]).strip("\n\ufffd")
-    generate = command("python", "scripts/generate.py", "--ckpt_path", model, "--prompt", prompt)
-    print(f"Generate text:   {generate}")
-    done, planned = trainer.global_step, trainer.max_steps
-    go_on = ["--config", str(Path(newest).parent.parent / "config.yaml"), "--ckpt_path", newest]
-    if 0 <= planned <= done:
-        go_on.append(f"--trainer.max_steps={max(1, 2 * done)}")
-    print(f"Continue:        {command('python', 'scripts/train.py', *go_on)}")
-
-
-def command(*words: str) -> str:
-    return shlex.join(words)
+        logs = str(trainer.loggers[0].save_dir)
+        print(f"See the curves:  {shlex.join(['tensorboard', '--logdir', logs])}")
+    prompt = run.data.tokenizer.decode(line_starts(run.data, 1)[0]).strip("\n\ufffd")
+    print(f"Generate text:   {command_line('generate', '--ckpt_path', best, '--prompt', prompt)}")
+    config = str(Path(last).parent.parent / "config.yaml")
+    argv = ["--config", config, "--ckpt_path", last]
+    step = trainer.global_step
+    if 0 <= trainer.max_steps <= step:
+        argv.append(f"--trainer.max_steps={max(1, 2 * step)}")
+    print(f"Continue:        {command_line('train', *argv)}")
 
 
 def shorten(path: str | Path) -> str:
-    """The path as it would be typed from here."""
+    """The path as it would be typed from the current folder."""
     path = Path(path).resolve()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -1,267 +1,206 @@
-"""Owns the training command: options, their links and defaults, where a run goes, exit status."""
+"""The training command: `build_run` puts a run together, `train` runs it.
+
+Who decides when a run stops: callbacks/stopping.py. What it prints: training/summary.py.
+"""
 
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_gpt.callbacks import checkpoints, evaluation
+from lit_gpt.callbacks.checkpoints import (
+    BestCheckpoint,
+    CheckpointIO,
+    LastCheckpoint,
+    StepCheckpoints,
+    check_space,
+)
+from lit_gpt.callbacks.evaluation import FinalEvaluation
 from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.callbacks.progress import ProgressBar, Throughput
 from lit_gpt.callbacks.report_writer import ReportWriter
 from lit_gpt.callbacks.samples import Samples
 from lit_gpt.callbacks.stopping import GracefulStop
-from lit_gpt.checkpoint import Checkpoint, newest_checkpoint
+from lit_gpt.checkpoint import Checkpoint
+from lit_gpt.command import command_line
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.training import slurm, summary
-from lit_gpt.training.init_from import adopt_model, load_weights, set_tokenizer
-from lit_gpt.training.options import Parser
-from lit_gpt.training.resume import check_fit, open_checkpoint
-from lit_gpt.training.run_folder import RunLogger, claim_run, keep_others_out, run_of_last
+from lit_gpt.training.init_from import load_weights
+from lit_gpt.training.options import SaveConfig, TrainOptions, option_name
+from lit_gpt.training.resume import check_fit
+from lit_gpt.training.run_folder import as_list, keep_others_out, place_of_run
 
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "max_steps": 500,
-    "val_check_interval": 50,
-    "check_val_every_n_epoch": None,  # steps, not epochs, are what is counted
-    "limit_val_batches": 10,
-    "num_sanity_val_steps": 0,  # the evaluation at step 0 serves
-    "log_every_n_steps": 10,
-    "devices": 1,
-    "inference_mode": False,  # metrics of the evaluation at step 0 live on in the fit
-    "default_root_dir": "logs",
-    "enable_model_summary": False,  # its FLOPs are 0; we print our own line
-}
+__all__ = ["Run", "build_run", "main", "option_name", "train"]
 
 
-class SaveConfig(SaveConfigCallback):
-    """config.yaml in the run's folder, without what only the command itself was to do."""
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start, and what takes part in it."""
 
-    def __init__(self, parser: Parser, config: Any, **kwargs: Any) -> None:
-        config = config.clone()
-        config["ckpt_path"] = None
-        config["find_lr"] = False
-        super().__init__(parser, config, **kwargs)
+    options: TrainOptions
+    trainer: pl.Trainer
+    model: LitGPT
+    data: TextDataModule
+    checkpoint: Checkpoint | None  # the one it continues
+    guard: NonFiniteGuard
+    stop: GracefulStop
+    throughput: Throughput
+    samples: Samples
+    report: ReportWriter
+    best: BestCheckpoint
+    last: LastCheckpoint
+    step_checkpoints: StepCheckpoints
+    final: FinalEvaluation
 
-
-class TrainingCLI(LightningCLI):
-    """`python scripts/train.py`: LightningCLI without subcommands, and our defaults."""
-
-    def __init__(self, args: list[str] | None = None) -> None:
-        self.checkpoint: Checkpoint | None = None
-        self.words = sys.argv[1:] if args is None else list(args)  # as SLURM starts them anew
-        super().__init__(
-            LitGPT,
-            TextDataModule,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},  # only a continued run finds one
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=1337,
-            parser_class=Parser,
-            args=args,
-            run=False,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
-
-    def add_arguments_to_parser(self, parser: Parser) -> None:
-        parser.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            default=None,
-            help="Checkpoint to continue, or `last` for the newest run's; none: start afresh.",
-        )
-        parser.add_argument(
-            "--find_lr",
-            action="store_true",
-            help="Don't train: try rising learning rates, suggest one and plot the losses.",
-        )
-        parser.add_lightning_class_args(Samples, "samples")
-        parser.add_lightning_class_args(evaluation.StepLines, "overfit")
-        parser.add_lightning_class_args(checkpoints.StepCheckpoints, "checkpoints")
-        parser.link_arguments(
-            "data", "model.vocab_size", compute_fn=set_tokenizer, apply_on="instantiate"
-        )
-        parser.link_arguments("data.context_length", "model.context_length")
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
-
-    def parse_arguments(self, parser: Parser, args: list[str] | None) -> None:
-        super().parse_arguments(parser, args)
-        seed, accumulate = self.config.seed_everything, self.config.trainer.accumulate_grad_batches
-        if isinstance(seed, bool) or not 0 <= seed < 2**32:
-            raise UserError(f"--seed_everything must be 0 or more and below 2**32, not {seed}")
-        if accumulate < 1:
-            raise UserError(
-                f"--trainer.accumulate_grad_batches must be at least 1, not {accumulate}"
-            )
-
-    def before_instantiate_classes(self) -> None:
-        root = self.config.trainer.default_root_dir or "."
-        requeued = slurm.checkpoint_of_job(root, self.words)
-        if requeued:
-            self.config["ckpt_path"] = str(requeued)
-        elif self.config.ckpt_path == "last":
-            path = newest_checkpoint(root, "last")
-            if path is None:
-                raise UserError(
-                    f"--ckpt_path last: no run below {root!r} has a last.ckpt: start one without "
-                    "--ckpt_path, or give the path of a checkpoint"
-                )
-            self.config["ckpt_path"] = str(path)
-        path = self.config.ckpt_path
-        if self.config.model.init_from is not None:
-            defaults = self.parser.get_defaults()
-            probe = self.parser.parse_args(["--data.context_length=1", *self.words])
-            if probe.data.context_length != 1:  # given later, be it the default
-                defaults.data.context_length = None
-            adopt_model(self.config, defaults, path or self.config.model.init_from)
-        if path is not None:
-            self.checkpoint = open_checkpoint(path)
-        if requeued:
-            step, planned = self.checkpoint.global_step, self.config.trainer.max_steps
-            summary.print_requeued(requeued, step, planned)
-            if 0 <= planned <= step:
-                raise SystemExit(0)
-
-    def instantiate_classes(self) -> None:
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            root: BaseException = error
-            while root.__cause__:
-                root = root.__cause__
-            if isinstance(root, ModuleNotFoundError):  # an optional package, such as wandb
-                raise UserError(str(root)) from error
-            raise
-
-    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        config = self.config_init.trainer
-        interval = config.val_check_interval
-        if not isinstance(interval, int) or interval < 1:
-            raise UserError(
-                f"--trainer.val_check_interval is a number of steps, at least 1, not {interval}; "
-                "to evaluate only at the end give it --trainer.max_steps"
-            )
-        # Lightning's interval counts batches; ours counts steps, as everything else here.
-        kwargs["val_check_interval"] = interval * config.accumulate_grad_batches
-        if config.precision is None:
-            kwargs["precision"] = default_precision(config.accelerator)
-        self.stop = GracefulStop(config.max_time)
-        kwargs["max_time"] = None  # Lightning's own would stop inside a step
-        throughput, final = Throughput(), evaluation.FinalEvaluation(self.stop)
-        words = summary.command("python", sys.argv[0], *self.words)
-        self.report = ReportWriter(words, self.config_init.samples, final)
-        kwargs["callbacks"] = [
-            *as_list(config.callbacks),
-            NonFiniteGuard(),
-            throughput,
-            self.stop,
-            self.report,
-            checkpoints.BestCheckpoint(),  # before the last one, which keeps the best score
-            checkpoints.LastCheckpoint(self.stop),
-            final,
-            *([] if config.enable_progress_bar is False else [ProgressBar(throughput)]),
-            *([slurm.JobNote(self.words)] if slurm.job_id() else []),
-        ]
-        kwargs["plugins"] = [*as_list(config.plugins), checkpoints.CheckpointIO(self.stop)]
-        try:
-            return super().instantiate_trainer(**kwargs, **self.place_of_run())
-        except (ValueError, TypeError) as error:  # what the Trainer says of options it can't use
-            raise UserError(str(error)) from error
-
-    def place_of_run(self) -> dict[str, Any]:
-        """Trainer arguments that give the run a folder of its own, whatever else logs it."""
-        config = self.config_init.trainer
-        root = config.default_root_dir or "."
-        version = run_of_last(self.config.ckpt_path, root)
-        loggers = as_list(config.logger)
-        if config.logger is False:
-            version = version or (claim_run(Path(root)) if rank_zero_only.rank == 0 else "rank")
-            return {"default_root_dir": str(Path(root) / version)}
-        # Lightning would load an hpc_ckpt_N.ckpt that it once saved here, of whichever run.
-        place = {"default_root_dir": str(Path(root) / "requeued")} if slurm.job_id() else {}
-        if any(isinstance(logger, TensorBoardLogger) for logger in loggers):
-            return place  # the user's own; its folder is the run's
-        ours = RunLogger(root, name="", version=version, default_hp_metric=False)
-        return {**place, "logger": [ours, *loggers]}
-
-    def after_instantiate_classes(self) -> None:
-        if self.checkpoint:
-            check_fit(
-                self.config.ckpt_path,
-                self.checkpoint,
-                self.trainer.max_steps,
-                self.model,
-                self.datamodule,
-            )
-        elif init_from := self.model.hparams.init_from:
-            load_weights(self.model.gpt, init_from)
-
-    def fit(self) -> None:
-        path, data = self.config.ckpt_path, self.datamodule
-        try:
-            self.trainer.fit(self.model, datamodule=data, ckpt_path=path, weights_only=True)
-        except Exception as error:
-            if not self.checkpoint or isinstance(error, UserError):
-                raise
-            if self.trainer.global_step - self.checkpoint.global_step > 1:
-                raise
-            raise UserError(  # in what Lightning restores, which the first step uses
-                f"{path} can't be continued, its parts don't fit: {type(error).__name__}: {error}"
-            ) from error
+    @property
+    def folder(self) -> Path:
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
 
     def check_space(self, folder: Path) -> None:
-        by_steps = self.config_init.checkpoints.most_files(self.trainer.max_steps)
-        if not self.trainer.fast_dev_run:
-            checkpoints.check_space(folder, self.model, self.datamodule, 2 + by_steps)
+        """Checks that the disk has room for the run's checkpoints in `folder`."""
+        num_files = 2 + self.step_checkpoints.most_files(self.trainer.max_steps)
+        check_space(folder, self.model, self.data, num_files)
 
-    def run(self) -> int:
-        """Trains, evaluates and prints; returns the exit status."""
-        if self.config.find_lr:
-            from lit_gpt.training.lr_finder import find_learning_rate
 
-            find_learning_rate(self.trainer, self.model, self.datamodule, self.checkpoint)
-            return 0
-        trainer, model, data = self.trainer, self.model, self.datamodule
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        self.check_space(folder / "checkpoints")
-        self.report.card = summary.print_start(trainer, model, data, self.checkpoint)
-        self.stop.signals += slurm.requeue_signals(trainer)
-        with keep_others_out(folder), self.stop:
-            if not self.checkpoint and trainer.limit_val_batches != 0:
-                trainer.validate(model, datamodule=data, verbose=False)
-            self.fit()
-        summary.print_end(trainer, data)
-        unfinished = trainer.global_step < trainer.max_steps or trainer.max_steps < 0
-        if self.stop.reason in slurm.requeue_signals(trainer) and unfinished:
-            slurm.requeue()
-        return self.stop.status if trainer.is_global_zero else 0
+def build_run(
+    args: list[str] | TrainOptions, callbacks: Sequence[Callback] = (), scratch: Path | None = None
+) -> Run:
+    """Builds trainer, model, data and callbacks from the options of the training command.
+
+    Args:
+        args: the command line, or its options once they are parsed.
+        callbacks: further ones.
+        scratch: makes it a dry run, which writes nothing outside this folder: `callbacks` are
+            then its only ones, so that nothing is saved or shown.
+
+    Raises:
+        UserError: options that can't be used, or don't fit the text or the checkpoint.
+    """
+    options = args if isinstance(args, TrainOptions) else TrainOptions(args)
+    checkpoint = options.checkpoint
+    objects = options.instantiate()
+    model: LitGPT = objects.model
+    data: TextDataModule = objects.data
+    stop = GracefulStop(objects.trainer.max_time)
+    throughput = Throughput()
+    final = FinalEvaluation(stop)
+    report = ReportWriter(command_line("train", *options.argv), objects.samples, final)
+    guard = NonFiniteGuard()
+    best = BestCheckpoint()
+    last = LastCheckpoint(stop)
+    # Lightning moves checkpoint callbacks to the end and keeps their order: the report comes first,
+    # as checkpoints continue what it has, and the best before the last, which keeps its score.
+    ours = [guard, throughput, stop, objects.samples, objects.overfit, report, best, last, final]
+    ours.append(objects.checkpoints)
+    if objects.trainer.enable_progress_bar is not False:
+        ours.append(ProgressBar(throughput))
+    if slurm.job_id():
+        ours.append(slurm.JobNote(options.argv))
+    if not objects.trainer.fast_dev_run:
+        ours.append(SaveConfig(options.parser, options.config))
+    if scratch is None:
+        arguments = place_of_run(objects.trainer, options.config.ckpt_path)
+        arguments["callbacks"] = [*as_list(objects.trainer.callbacks), *ours, *callbacks]
+    else:
+        logger = TensorBoardLogger(scratch, name="", version="")
+        arguments = {
+            "default_root_dir": str(scratch),
+            "logger": objects.trainer.logger is not False and logger,
+            "callbacks": [*callbacks],
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+        }
+    arguments["plugins"] = [*as_list(objects.trainer.plugins), CheckpointIO(stop)]
+    trainer = build_trainer(vars(objects.trainer) | arguments)
+    if checkpoint:
+        check_fit(options.config.ckpt_path, checkpoint, trainer.max_steps, model, data)
+    elif model.hparams.init_from:
+        load_weights(model.gpt, model.hparams.init_from)
+    return Run(
+        options=options,
+        trainer=trainer,
+        model=model,
+        data=data,
+        checkpoint=checkpoint,
+        guard=guard,
+        stop=stop,
+        throughput=throughput,
+        samples=objects.samples,
+        report=report,
+        best=best,
+        last=last,
+        step_checkpoints=objects.checkpoints,
+        final=final,
+    )
+
+
+def build_trainer(arguments: dict[str, Any]) -> pl.Trainer:
+    """The Trainer, with our meaning of its arguments.
+
+    Raises:
+        UserError: arguments that it can't use.
+    """
+    # Lightning's interval counts batches; ours counts steps, like everything else here.
+    arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
+    arguments["max_time"] = None  # Lightning's own would stop inside a step: see GracefulStop
+    if arguments["precision"] is None:
+        arguments["precision"] = default_precision(arguments["accelerator"])
+    try:
+        return pl.Trainer(**arguments)
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise UserError(str(error)) from error
 
 
 def default_precision(accelerator: str) -> str:
-    """bf16-mixed on an NVIDIA card that computes in bfloat16, else 32-true, there with TF32."""
+    """bf16-mixed on an NVIDIA GPU that computes in bfloat16, else 32-true, there with TF32."""
     if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
         return "32-true"
     torch.set_float32_matmul_precision("high")
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
-def as_list(value: Any) -> list[Any]:
-    if value is None or isinstance(value, bool):
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
+def train(run: Run) -> int:
+    """Trains, evaluates and prints; returns the exit status."""
+    trainer = run.trainer
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        run.check_space(run.folder / "checkpoints")
+    run.report.card = summary.print_start(run)
+    run.stop.signals += slurm.requeue_signals(trainer)
+    with keep_others_out(run.folder), run.stop:
+        if not run.checkpoint and trainer.limit_val_batches != 0:
+            trainer.validate(run.model, datamodule=run.data, verbose=False)  # at step 0
+        fit(run)
+    summary.print_end(run)
+    is_unfinished = trainer.global_step < trainer.max_steps or trainer.max_steps < 0
+    if run.stop.reason in slurm.requeue_signals(trainer) and is_unfinished:
+        slurm.requeue()
+    return run.stop.status if trainer.is_global_zero else 0
+
+
+def fit(run: Run) -> None:
+    path = run.options.config.ckpt_path
+    try:
+        run.trainer.fit(run.model, datamodule=run.data, ckpt_path=path, weights_only=True)
+    except Exception as error:
+        if not run.checkpoint or isinstance(error, UserError):
+            raise
+        if run.trainer.global_step - (run.checkpoint.global_step or 0) > 1:
+            raise
+        # The first step uses what Lightning restored.
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} can't be continued, its parts don't fit: {reason}") from error
 
 
 def quieten() -> None:
@@ -274,20 +213,26 @@ def quieten() -> None:
     ):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (
-        "LightningCLI's args parameter",  # from Python, as the benchmarks do
+        "LightningCLI's args parameter",  # the front door passes them on
         ".*LeafSpec.*",  # torch 2.13 and Lightning's use of its pytrees
-        "Checkpoint directory .* exists and is not empty",  # at each continued run
-        ".*`weights_only` was not set.*",  # said on saving, where it means nothing
-        "It is recommended to use .*sync_dist",  # torchmetrics have done so
+        "Checkpoint directory .* exists and is not empty",  # at each resumed run
+        ".*`weights_only` was not set.*",  # on saving, where it means nothing
+        "It is recommended to use .*sync_dist",  # torchmetrics has synchronized already
         "You defined a `validation_step` but have no",  # --find_lr evaluates nothing
         "The dirpath has changed from",  # a new run from another run's checkpoint
     ):
         warnings.filterwarnings("ignore", message)
 
 
-def main(args: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     quieten()
+    options = TrainOptions(argv)
     try:
-        return TrainingCLI(args).run()
+        if options.config.find_lr:
+            from lit_gpt.training.lr_finder import find_learning_rate  # loads Lightning's Tuner
+
+            find_learning_rate(options)
+            return 0
+        return train(build_run(options))
     except MisconfigurationException as error:
         raise UserError(str(error)) from error

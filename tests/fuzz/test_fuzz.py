@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_gpt.__main__ import main
-from lit_gpt.checkpoint import save_atomically
+from lit_gpt.callbacks.checkpoints import save_atomically
 from lit_gpt.command import run as run_command
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text import files, vocabularies
@@ -234,12 +234,11 @@ values = st.recursive(
 @pytest.fixture
 def parse(monkeypatch):
     """`parse(*argv)`: the training command up to where it would make the model."""
-    from lit_gpt.training.train import TrainingCLI
+    from lit_gpt.training import train
 
     monkeypatch.setattr("sys.argv", ["train.py"])
-    monkeypatch.setattr(TrainingCLI, "instantiate_classes", lambda self: None)
-    monkeypatch.setattr(TrainingCLI, "after_instantiate_classes", lambda self: None)
-    monkeypatch.setattr(TrainingCLI, "run", lambda self: 0)
+    monkeypatch.setattr(train, "build_run", lambda options: None)
+    monkeypatch.setattr(train, "train", lambda run: 0)
 
     def command(argv: tuple[str, ...]) -> int:
         try:
