@@ -175,6 +175,7 @@ def test_help_lists_the_kinds_and_their_options(capsys):
         assert all(f"--{option} " in described for option in ("repeats", "out", "path"))
 
 
+@pytest.mark.slow
 def test_plan_compares_what_it_predicts_with_the_run(tmp_path, text_file):
     config = tmp_path / "small.yaml"
     config.write_text("model: {d_model: 16, num_blocks: 1}\ndata: {context_length: 16}\n")

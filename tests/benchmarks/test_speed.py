@@ -37,7 +37,7 @@ def test_no_evaluation_batch_is_computed_twice(train, monkeypatch):
     monkeypatch.setattr(GPT, "hidden_states", counted)
     result = train()
     trained, evaluated = ([ids for mode, ids in passes if mode is m] for m in (True, False))
-    final = list(result.cli.datamodule.whole_val_split())
+    final = list(result.run.data.whole_val_split())
     assert len(trained) == SMALL["trainer.max_steps"]
     assert len(evaluated) == 4 * 2 * 2 + len(final)
     assert evaluated[:4] == evaluated[4:8] == evaluated[12:16]

@@ -63,7 +63,7 @@ def tune(train, text, tmp_path):
 
 
 def checkpoint_of(result) -> Path:
-    return Path(result.cli.trainer.log_dir) / "checkpoints" / "last.ckpt"
+    return Path(result.run.trainer.log_dir) / "checkpoints" / "last.ckpt"
 
 
 def their_loss(folder: Path, data: TextDataModule, split: str) -> float:
@@ -225,25 +225,21 @@ def test_the_context_length_can_be_chosen(tune, folders, kind, given, expected):
     plain = {name: value for name, value in PLAIN.items() if name != "data.context_length"}
     result = tune(folders / kind, *words, only=plain, **options)
     assert result.status == 0, result.err
-    assert result.cli.model.gpt.config.context_length == expected
-    assert result.cli.datamodule.hparams.context_length == expected
+    assert result.run.model.gpt.config.context_length == expected
+    assert result.run.data.hparams.context_length == expected
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("gpt2", {"data.context_length": 49}, "--data.context_length 49 does not go with the"),
-        ("gpt2", {"data.context_length": 49}, "where it is at most 48: leave it out, or"),
-        ("qwen3", {"data.context_length": 5000}, "where it is at most 4096: leave it out, or"),
-        ("gpt2", {"model.d_model": 64}, "--model.d_model 64 does not go with the weights of"),
-        ("qwen3", {"model.head_size": 8}, "--model.head_size 8 does not go with the weights of"),
-        ("qwen3", {"model.rotary_base": 5e5}, "where it is 1000000.0: leave it out, or"),
-        ("gpt2", {"model.activation": "gelu"}, "where it is gelu_tanh: leave it out, or"),
-        (
-            "gpt2",
-            {"data.tokenizer": "bytes"},
-            "--data.tokenizer bytes does not go with the weights",
-        ),
+        ("gpt2", {"data.context_length": 49}, "--data.context_length 49: contradicts the weights"),
+        ("gpt2", {"data.context_length": 49}, "where it is at most 48; leave it out, or"),
+        ("qwen3", {"data.context_length": 5000}, "where it is at most 4096; leave it out, or"),
+        ("gpt2", {"model.d_model": 64}, "--model.d_model 64: contradicts the weights of"),
+        ("qwen3", {"model.head_size": 8}, "--model.head_size 8: contradicts the weights of"),
+        ("qwen3", {"model.rotary_base": 5e5}, "where it is 1000000.0; leave it out, or"),
+        ("gpt2", {"model.activation": "gelu"}, "where it is gelu_tanh; leave it out, or"),
+        ("gpt2", {"data.tokenizer": "bytes"}, "--data.tokenizer 'bytes': contradicts the weights"),
     ],
     ids=str,
 )
@@ -255,7 +251,7 @@ def test_options_that_contradict_the_folder_are_refused(tune, folders, kind, opt
 
 def test_dropout_can_be_chosen(tune, folders):
     result = tune(folders / "qwen3", **{"model.dropout": 0.3, "trainer.max_steps": 1})
-    assert result.cli.model.gpt.config.dropout == 0.3
+    assert result.run.model.gpt.config.dropout == 0.3
 
 
 def test_documents_end_with_the_folder_s_own_token(tune, folders, tmp_path):
@@ -264,7 +260,7 @@ def test_documents_end_with_the_folder_s_own_token(tune, folders, tmp_path):
     path.write_text("".join(lines), encoding="utf-8")
     result = tune(folders / "qwen3", **{"data.path": path, "trainer.max_steps": 1})
     assert result.status == 0, result.err
-    data = result.cli.datamodule
+    data = result.run.data
     ids = data.corpus.tokens.tolist()
     assert ids.count(data.tokenizer.end_of_text) == 3
     rows = from_hf(folders / "qwen3")[1]
@@ -281,7 +277,7 @@ def test_a_folder_can_give_only_its_tokenizer(train, folders, text, tmp_path):
     options = {"data.path": text, "data.tokenizer": folders / "gpt2"}
     result = train(**options)
     assert result.status == 0, result.err
-    data = result.cli.datamodule
+    data = result.run.data
     assert data.tokenizer == from_hf(folders / "gpt2")[0]
     assert f"Vocabulary: {data.vocab_size} tokens ({folders / 'gpt2'})" in result.out
     (kept,) = data.corpus.folder.glob("same_ids_*.json")
@@ -382,7 +378,7 @@ def test_a_folder_that_cannot_be_used_is_one_line(tune, folder, change, message)
 def test_no_folder_and_no_transformers_are_one_line(tune, folders, tmp_path, monkeypatch):
     result = tune(tmp_path / "nowhere")
     assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
-    assert f"no checkpoint and no folder at '{tmp_path / 'nowhere'}'" in result.err
+    assert f"--model.init_from '{tmp_path / 'nowhere'}': no such checkpoint or" in result.err
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = tune(folders / "gpt2")
     message = "error: Hugging Face folders need the package transformers; install it with "
