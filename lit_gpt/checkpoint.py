@@ -1,4 +1,4 @@
-"""Checkpoint files: what they hold, written whole or not at all, one -> (GPT, Tokenizer).
+"""Checkpoint files: what they hold, and how one becomes a GPT and its tokenizer.
 
 A file may come from a stranger: nothing in it is run, nothing in it can take more memory than the
 file has bytes, and the archive's own CRC-32 of each part, which PyTorch writes and never checks,
@@ -8,8 +8,6 @@ reveals flipped bits.
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,11 +16,9 @@ from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.storage import written_whole
 from lit_gpt.text.tokenizer import Tokenizer
 
 Contents = TypedDict(  # the keys of a file; everything in it is of plain types
@@ -62,32 +58,7 @@ TO_CONTINUE: dict[str, type] = {
     "pytorch-lightning_version": str,
 }
 STATE_KEYS = ("BestCheckpoint", "LastCheckpoint")  # 0.1.0 had their arguments after the name
-MAX_TABLES = 1 << 30  # bytes of a model's position tables, whose size no weights confirm
-
-
-class ParametersWithoutMemory(TorchFunctionMode):
-    """Modules made in it have parameters of the right shapes that take no memory.
-
-    The meta device would do, but computing on it imports torch._dynamo (torch 2.13), which takes
-    a second, a third of the time to start generating.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if func is torch.empty:
-            return torch.zeros(()).expand(*args)
-        if name.endswith("_") and not name.startswith("__"):  # in place: fills a parameter
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def table_bytes(config: GPTConfig) -> int:
-    """The memory of a model's position tables."""
-    width = {"learned": 0, "sinusoidal": config.d_model, "rotary": 2 * (config.head_size or 0)}
-    return 4 * config.context_length * width[config.position or "learned"]
+MAX_TABLE = 1 << 30  # bytes of a table of positions, whose size no weights confirm
 
 
 @dataclass(frozen=True)
@@ -189,11 +160,10 @@ class Checkpoint:
                 raise ValueError(f"{config.num_blocks} blocks, {len(weights)} weights")
             if config.vocab_size != tokenizer.vocab_size:
                 raise ValueError(f"{config.vocab_size} rows, {tokenizer.vocab_size} tokens")
-            if table_bytes(config) > MAX_TABLES:
+            if config.least_weights() > sum(weight.numel() for weight in weights.values()):
+                raise ValueError(f"a configuration larger than its {len(weights)} weights")
+            if 4 * config.context_length * config.d_model > MAX_TABLE:
                 raise ValueError(f"a context of {config.context_length} tokens")
-            with ParametersWithoutMemory():
-                plan = GPT(config)
-            plan.load_state_dict(weights, assign=True)  # names and shapes are those of the config
             model = GPT(config)
             model.load_state_dict(weights)
         except Exception as error:
@@ -208,35 +178,6 @@ def skipped_steps(contents: Mapping[str, Any]) -> int:
 
 def write_skipped_steps(contents: dict[str, Any], number: int) -> None:
     contents["skipped_steps"] = number
-
-
-def save_atomically(contents: Mapping[str, Any], path: str | Path) -> None:
-    """Writes a checkpoint so that `path` always names a complete one, see `written_whole`.
-
-    Raises:
-        UserError: the disk is full or can't be written.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
-            torch.save(contents, file)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise UserError(
-            f"cannot write the checkpoint {path} ({_reason(error, path)}): earlier checkpoints are "
-            "unharmed",
-            hint="make room, then continue with `ckpt_path` last",
-        ) from error
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """Why a file can't be written; of a full disk torch says no more than that writing failed."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    try:
-        return f"{shutil.disk_usage(path.parent).free:,} bytes are free there"
-    except OSError:
-        return str(error)
 
 
 def read_checkpoint(path: str | Path, needed: Mapping[str, type] = TO_GENERATE) -> Contents:
@@ -323,25 +264,3 @@ def load_checkpoint(path: str | Path) -> tuple[GPT, Tokenizer]:
         UserError: a file that can't be used.
     """
     return Checkpoint.read(path).build()
-
-
-def newest_checkpoint(root: str | Path, name: str) -> Path | None:
-    """The most recently written `name`.ckpt of all runs below `root`; None where there is none."""
-    found = Path(os.path.expanduser(root)).rglob(f"checkpoints/{name}.ckpt")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def find_newest(logs: str) -> Path:
-    """The newest run's best checkpoint below `logs`, or its last; prints which.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = newest_checkpoint(logs, "best") or newest_checkpoint(logs, "last")
-    if path is None:
-        raise UserError(
-            f"no checkpoint below {logs!r}",
-            hint="train a model first, or name a checkpoint with `ckpt_path`",
-        )
-    print(f"Using {path}", file=sys.stderr)
-    return path

@@ -129,6 +129,13 @@ class GPTConfig:
                 f"must divide `num_heads` ({heads})", field="num_kv_heads", value=self.num_kv_heads
             )
 
+    def least_weights(self) -> int:
+        """The number of weights in the matrices, without the output layer: a lower bound."""
+        heads = 2 * (self.num_heads + self.num_kv_heads)  # of qkv and out together
+        feed_forward = (3 if self.activation == "swiglu" else 2) * self.hidden_size
+        block = (heads * self.head_size + feed_forward) * self.d_model
+        return self.vocab_size * self.d_model + self.num_blocks * block
+
 
 class KVCache:
     """Keys and values of the tokens so far in all blocks; `length` tokens are filled.

@@ -6,9 +6,7 @@ Shapes as in model.py: B batch, T time (tokens), C d_model, V vocabulary; N = B 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
@@ -29,19 +27,6 @@ if TYPE_CHECKING:  # the schema of the files: a layer above, and of no use at ru
 
 SPLITS = ("train", "val")  # the order of TextDataModule's evaluation loaders
 MAX_LOGITS = 1 << 28  # 1 GiB as float32; up to there, computing them all at once is faster
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `LitGPT.full_loss` measures."""
-
-    loss: float  # nats/token
-    bits_per_byte: float
-    num_tokens: int  # targets
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(self.loss)
 
 
 def next_token_loss(model: GPT, x: Tensor, y: Tensor) -> Tensor:
@@ -239,22 +224,6 @@ class LitGPT(pl.LightningModule):
             self.log("val/bits_per_byte", val_loss / math.log(2) / bytes_per_token)
         for metric in (*self.losses, self.val_bytes, self.val_tokens):
             metric.reset()
-
-    @torch.inference_mode()
-    def full_loss(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
-        """The loss over all of `batches`, split between the ranks, in the trainer's precision."""
-        assert self.token_lengths is not None, "full_loss needs the trainer's datamodule"
-        self.eval()
-        trainer = self.trainer
-        sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
-        for x, y in islice(batches, self.global_rank, None, trainer.world_size):
-            with trainer.precision_plugin.forward_context():
-                loss = next_token_loss(self.gpt, x.to(self.device), y.to(self.device)).item()
-            sums += torch.tensor([loss * y.numel(), y.numel(), self.token_lengths[y].sum()])
-        if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-        nats, tokens, num_bytes = sums.tolist()
-        return Evaluation(nats / tokens, nats / math.log(2) / num_bytes, int(tokens))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams

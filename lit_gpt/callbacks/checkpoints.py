@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from lit_gpt.callbacks.stopping import GracefulStop, agreed
-from lit_gpt.checkpoint import read_checkpoint, save_atomically
+from lit_gpt.checkpoint import read_checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
-from lit_gpt.storage import unfinished
+from lit_gpt.storage import unfinished, written_whole
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -99,6 +100,35 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.save(trainer)
+
+
+def save_atomically(contents: Mapping[str, Any], path: str | Path) -> None:
+    """Writes a checkpoint so that `path` always names a complete one, see `written_whole`.
+
+    Raises:
+        UserError: the disk is full or can't be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as file:
+            torch.save(contents, file)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise UserError(
+            f"cannot write the checkpoint {path} ({_reason(error, path)}): earlier checkpoints are "
+            "unharmed",
+            hint="make room, then continue with `ckpt_path` last",
+        ) from error
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Why a file can't be written; of a full disk torch says no more than that writing failed."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    try:
+        return f"{shutil.disk_usage(path.parent).free:,} bytes are free there"
+    except OSError:
+        return str(error)
 
 
 class CheckpointIO(TorchCheckpointIO):

@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from torch import Tensor
 
 from lit_gpt.callbacks.stopping import GracefulStop, agreed
-from lit_gpt.module import Evaluation, LitGPT
+from lit_gpt.module import LitGPT, next_token_loss
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `full_loss` measures."""
+
+    loss: float  # nats/token
+    bits_per_byte: float
+    num_tokens: int  # targets
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss)
+
+
+@torch.inference_mode()
+def full_loss(
+    trainer: pl.Trainer, model: LitGPT, batches: Iterable[tuple[Tensor, Tensor]]
+) -> Evaluation:
+    """The loss over all of `batches`, split between the ranks, in the trainer's precision."""
+    assert model.token_lengths is not None, "full_loss needs the trainer's datamodule"
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
+    for x, y in islice(batches, trainer.global_rank, None, trainer.world_size):
+        with trainer.precision_plugin.forward_context():
+            loss = next_token_loss(model.gpt, x.to(model.device), y.to(model.device)).item()
+        sums += torch.tensor([loss * y.numel(), y.numel(), model.token_lengths[y].sum()])
+    if trainer.world_size > 1:
+        sums = trainer.strategy.reduce(sums.to(model.device), reduce_op="sum")
+    nats, tokens, num_bytes = sums.tolist()
+    return Evaluation(nats / tokens, nats / math.log(2) / num_bytes, int(tokens))
 
 
 class StepLines(Callback):
@@ -76,7 +112,7 @@ class FinalEvaluation(Checkpoint):
         data = getattr(trainer, "datamodule", None)
         if data is not None and not self.stop.reason:
             assert isinstance(pl_module, LitGPT)
-            result = pl_module.full_loss(self._until_stopped(data.whole_val_split()))
+            result = full_loss(trainer, pl_module, self._until_stopped(data.whole_val_split()))
             self.stop.reason = agreed(trainer, self.stop.signal)
             self.result = None if self.stop.reason else result
 

@@ -11,10 +11,11 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.checkpoint import find_newest, load_checkpoint
+from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.command import call
 from lit_gpt.errors import UserError
 from lit_gpt.generation.completion import Piece, Request, complete
+from lit_gpt.generation.language_model import find_newest
 from lit_gpt.generation.sampling import Sampling
 from lit_gpt.generation.trace import as_dict, as_table
 from lit_gpt.model import GPT

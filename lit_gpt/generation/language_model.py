@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.checkpoint import load_checkpoint, newest_checkpoint
+from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.generation.completion import Request, complete
 from lit_gpt.generation.sampling import Sampling
@@ -89,3 +90,25 @@ def load(path: str | Path) -> LanguageModel:
             raise UserError(f"no checkpoint below {str(path)!r}", hint="train a model first")
         path = found
     return LanguageModel(*load_checkpoint(path))
+
+
+def newest_checkpoint(root: str | Path, name: str) -> Path | None:
+    """The most recently written `name`.ckpt of all runs below `root`; None where there is none."""
+    found = Path(os.path.expanduser(root)).rglob(f"checkpoints/{name}.ckpt")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def find_newest(logs: str) -> Path:
+    """The newest run's best checkpoint below `logs`, or its last; prints which.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = newest_checkpoint(logs, "best") or newest_checkpoint(logs, "last")
+    if path is None:
+        raise UserError(
+            f"no checkpoint below {logs!r}",
+            hint="train a model first, or name a checkpoint with `ckpt_path`",
+        )
+    print(f"Using {path}", file=sys.stderr)
+    return path

@@ -11,9 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.checkpoint import Checkpoint, find_newest
+from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.command import call, option
 from lit_gpt.errors import UserError
+from lit_gpt.generation.language_model import find_newest
 from lit_gpt.generation.sampling import Sampling
 from lit_gpt.huggingface.architectures import hf_weights, layout_of
 from lit_gpt.huggingface.config import hf_config

@@ -8,9 +8,10 @@ import socket
 import sys
 from pathlib import Path
 
-from lit_gpt.checkpoint import find_newest, load_checkpoint
+from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.command import call
 from lit_gpt.errors import UserError
+from lit_gpt.generation.language_model import find_newest
 from lit_gpt.serving.batching import Batcher
 from lit_gpt.serving.page import serve_page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_gpt.callbacks.checkpoints import checkpoint_bytes
-from lit_gpt.checkpoint import read_checkpoint, save_atomically
+from lit_gpt.callbacks.checkpoints import checkpoint_bytes, save_atomically
+from lit_gpt.checkpoint import read_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.storage import UNFINISHED
 from tests.conftest import ROOT, SMALL
 
 
 def checkpoints_of(result) -> Path:
-    return Path(result.cli.trainer.log_dir) / "checkpoints"
+    return Path(result.run.trainer.log_dir) / "checkpoints"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_the_size_of_a_checkpoint_is_known_beforehand(train, optimizer):
     options = {"model.optimizer": optimizer, "model.d_model": 128, "trainer.max_steps": 1}
     result = train(**options)
     size = (checkpoints_of(result) / "last.ckpt").stat().st_size
-    assert checkpoint_bytes(result.cli.model) == pytest.approx(size, rel=0.05)
+    assert checkpoint_bytes(result.run.model) == pytest.approx(size, rel=0.05)
 
 
 def test_a_run_that_the_disk_has_no_room_for_is_refused(train, small_disk):
@@ -135,3 +136,17 @@ def test_what_a_killed_process_left_half_written_is_cleared(train):
         path.write_bytes(b"half")
     assert train("--ckpt_path=last", **{"trainer.max_steps": 7}).status == 0
     assert not any(path.exists() for path in left)
+
+
+def test_a_failed_write_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    save_atomically({"step": 1}, path)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"No space left on device.*earlier checkpoints are"):
+        save_atomically({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

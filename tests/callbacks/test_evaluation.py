@@ -77,7 +77,7 @@ def test_a_model_that_learns_a_tiny_text_by_heart_is_told(train, tmp_path):
         return min(((int(s), loss) for s, loss in pairs if s != "0"), key=lambda x: float(x[1]))
 
     assert "was best at step {} ({})".format(*best_of(before)) in result.out
-    path = Path(result.cli.trainer.log_dir) / "checkpoints" / "best.ckpt"
+    path = Path(result.run.trainer.log_dir) / "checkpoints" / "best.ckpt"
     assert read_checkpoint(path)["global_step"] == best_of(result.out)[0]
     assert read_checkpoint(path.with_name("last.ckpt"))["global_step"] == 60
 
@@ -105,7 +105,7 @@ def test_without_evaluation_the_last_step_is_still_saved(train):
     result = train(**{"trainer.limit_val_batches": 0, "trainer.max_steps": 3})
     assert result.status == 0, result.err
     assert result.steps == []
-    last = Path(result.cli.trainer.log_dir) / "checkpoints" / "last.ckpt"
+    last = Path(result.run.trainer.log_dir) / "checkpoints" / "last.ckpt"
     assert read_checkpoint(last)["global_step"] == 3
 
 

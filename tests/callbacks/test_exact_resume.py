@@ -42,7 +42,7 @@ def record(train, monkeypatch):
             patch.setattr(train_command, "Throughput", lambda: recorder)
             result = train(**{"model.dropout": 0.2, **options})
         assert result.status == (130 if stop else 0), result.err
-        return recorder, result.cli.model.gpt.state_dict(), Path(result.cli.trainer.log_dir)
+        return recorder, result.run.model.gpt.state_dict(), Path(result.run.trainer.log_dir)
 
     return run
 

@@ -143,8 +143,8 @@ def test_max_time_stops_between_steps_and_its_command_goes_on(train, tmp_path):
     assert steps == 6
     assert lines == whole.steps
     assert final_line(result.out) == final_line(whole.out)
-    others = whole.cli.model.gpt.state_dict()
-    for name, weight in result.cli.model.gpt.state_dict().items():
+    others = whole.run.model.gpt.state_dict()
+    for name, weight in result.run.model.gpt.state_dict().items():
         assert torch.equal(weight, others[name])
 
 

@@ -178,6 +178,13 @@ def test_tied_embeddings_are_one_matrix_and_counted_once():
     assert model.num_parameters() == (80_000, 467_200)
 
 
+@pytest.mark.parametrize(("style", "choices"), VARIANTS)
+def test_least_weights_is_a_close_lower_bound(style, choices):
+    sizes = {"d_model": 96, "num_blocks": 3, "context_length": 8} | choices
+    config = GPTConfig(11, style=style, **sizes)
+    assert 0.95 < config.least_weights() / sum(GPT(config).num_parameters()) <= 1
+
+
 @pytest.mark.parametrize("vocab_size", [65, 256, 1000, 6153, 20_000])
 @pytest.mark.parametrize("style", STYLES)
 def test_an_untrained_model_gives_every_token_about_the_same_chance(style, vocab_size):

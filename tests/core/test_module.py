@@ -82,19 +82,19 @@ def test_a_huge_vocabulary_never_has_all_its_logits_at_once(monkeypatch):
 
 
 @pytest.fixture
-def eager_backend():
+def eager_backend(monkeypatch):
     """torch.compile without its slow last stage, the making of machine code."""
-    default = torch.compiler.get_default_backend()
-    torch.compiler.set_default_backend("aot_eager")
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, mode: compile(self, backend="aot_eager")
+    )
     torch.compiler.reset()
-    yield
-    torch.compiler.set_default_backend(default)
 
 
 def test_compiled_blocks_train_the_same_and_leave_no_trace(train, eager_backend):
     plain = train()
     compiled = train(**{"model.compile": True})
-    assert all(block._compiled_call_impl for block in compiled.cli.model.gpt.blocks)
+    assert all(block._compiled_call_impl for block in compiled.run.model.gpt.blocks)
     assert compiled.steps == plain.steps
     names = [read_checkpoint(last_of(result))["state_dict"].keys() for result in (plain, compiled)]
     assert names[0] == names[1]
@@ -113,13 +113,13 @@ def test_code_made_by_the_compiler_trains_the_same(train, mode):
 
 
 def last_of(result) -> Path:
-    return Path(result.cli.trainer.log_dir) / "checkpoints" / "last.ckpt"
+    return Path(result.run.trainer.log_dir) / "checkpoints" / "last.ckpt"
 
 
 def test_evaluation_is_of_fixed_windows_in_eval_mode(train):
     """The printed losses equal those computed by hand from the windows of EvalBatches."""
     result = train(**{"trainer.max_steps": 3, "model.dropout": 0.5})
-    data, model = result.cli.datamodule, result.cli.model.eval()
+    data, model = result.run.data, result.run.model.eval()
     losses = []
     max_windows = (len(data.val_tokens) - 1) // 16
     for tokens in (data.train_tokens, data.val_tokens):
@@ -135,7 +135,7 @@ def test_evaluation_is_of_fixed_windows_in_eval_mode(train):
 def test_tensorboard_has_every_curve_at_the_right_steps(train):
     options = {"model.schedule": "linear", "model.warmup_steps": 2, "model.learning_rate": 0.1}
     result = train(**options)
-    found = curves(Path(result.cli.trainer.log_dir))
+    found = curves(Path(result.run.trainer.log_dir))
     evaluated = ["train/eval_loss", "val/loss", "val/perplexity", "val/bits_per_byte"]
     for tag in evaluated:
         assert [step for step, _ in found[tag]] == [0, 2, 4, 6], tag
@@ -152,27 +152,27 @@ def test_tensorboard_has_every_curve_at_the_right_steps(train):
 
 def test_bits_per_byte_counts_the_bytes_of_the_targets(train):
     result = train(**{"trainer.max_steps": 2})
-    data, model = result.cli.datamodule, result.cli.model.eval()
+    data, model = result.run.data, result.run.model.eval()
     lengths = torch.from_numpy(data.tokenizer.token_lengths())
     nats = num_bytes = 0.0
     with torch.no_grad():
         for x, y in EvalBatches(data.val_tokens, 2, 16, (len(data.val_tokens) - 1) // 16, 2):
             nats += next_token_loss(model.gpt, x, y).item() * y.numel()
             num_bytes += lengths[y].sum().item()
-    _, value = curves(Path(result.cli.trainer.log_dir))["val/bits_per_byte"][-1]
+    _, value = curves(Path(result.run.trainer.log_dir))["val/bits_per_byte"][-1]
     assert value == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
 
 
 def test_gradient_norm_is_that_of_all_gradients_before_clipping(train):
     plain = train(**{"trainer.max_steps": 1})
     clipped = train(**{"trainer.max_steps": 1, "trainer.gradient_clip_val": 1e-3})
-    norms = [curves(Path(r.cli.trainer.log_dir))["gradient_norm"] for r in (plain, clipped)]
+    norms = [curves(Path(r.run.trainer.log_dir))["gradient_norm"] for r in (plain, clipped)]
     assert norms[0] == norms[1]
     assert norms[0][0][1] > 1e-2
 
 
 def test_tensorboard_has_hyperparameters_and_samples(train):
-    run = Path(train(**{"samples.prompts": '["the cat", "猫"]'}).cli.trainer.log_dir)
+    run = Path(train(**{"samples.prompts": '["the cat", "猫"]'}).run.trainer.log_dir)
     events = EventAccumulator(str(run), size_guidance={"tensors": 0}).Reload()
     assert "_hparams_/session_start_info" in events.summary_metadata
     texts = events.Tensors("samples/text_summary")
@@ -228,7 +228,7 @@ def test_one_batch_is_memorized():
 
 
 def test_the_optimizer_is_fused_and_says_its_learning_rate(train):
-    optimizer = train(**{"trainer.max_steps": 1}).cli.trainer.optimizers[0]
+    optimizer = train(**{"trainer.max_steps": 1}).run.trainer.optimizers[0]
     assert [group["fused"] for group in optimizer.param_groups] == [True, True]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)

@@ -49,7 +49,7 @@ def test_an_old_run_continues_with_the_same_numbers(old_run, train, tmp_path):
     options |= {"ckpt_path": checkpoint_in(old_run)}
     result = train(defaults={"config": old_run / "config.yaml"}, **options)
     assert result.status == 0, result.err
-    history = read_history(Path(result.cli.trainer.log_dir))
+    history = read_history(Path(result.run.trainer.log_dir))
     expected = json.loads((old_run / "expected.json").read_text(encoding="utf-8"))
     for name, points in expected["curves"].items():
         steps = [step for step, _ in points]
@@ -60,5 +60,5 @@ def test_an_old_run_continues_with_the_same_numbers(old_run, train, tmp_path):
     assert history.final.loss == pytest.approx(final["loss"], abs=1e-4)
     assert history.final.bits_per_byte == pytest.approx(final["bits_per_byte"], abs=1e-4)
     assert history.final.num_tokens == final["num_tokens"]
-    best = Checkpoint.read(Path(result.cli.trainer.log_dir) / "checkpoints" / "best.ckpt")
+    best = Checkpoint.read(Path(result.run.trainer.log_dir) / "checkpoints" / "best.ckpt")
     assert best.global_step == 20  # the score of the old run's best is known, and is beaten

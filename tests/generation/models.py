@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lit_gpt.checkpoint import save_atomically
+from lit_gpt.callbacks.checkpoints import save_atomically
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text.tokenizer import Tokenizer
 

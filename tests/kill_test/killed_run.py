@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.checkpoint import Checkpoint, newest_checkpoint
+from lit_gpt.checkpoint import Checkpoint
+from lit_gpt.generation.language_model import newest_checkpoint
 from lit_gpt.storage import TEMPORARY
 from tests.conftest import ROOT, command_line
 from tests.kill_test.recorder import read_record
