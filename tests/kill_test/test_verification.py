@@ -134,7 +134,7 @@ def test_only_the_very_same_values_are_equal(found, whole, equal):
 
 def test_a_tampered_checkpoint_is_found(train, tmp_path):
     result = train(**{"model.optimizer": "muon", "model.schedule": "cosine"})
-    whole = Path(result.cli.trainer.log_dir) / "checkpoints" / "last.ckpt"
+    whole = Path(result.run.trainer.log_dir) / "checkpoints" / "last.ckpt"
     assert compare_checkpoints(whole, whole) is None
     weight, found = "gpt.blocks.1.attention.qkv.weight", tmp_path / "found.ckpt"
     for tamper, place in {
