@@ -120,6 +120,8 @@ class Parser(OneLineErrors, LightningArgumentParser):
                 action.help = argparse.SUPPRESS
             elif self.shown is None and group == "trainer":
                 action.help = TRAINER_HELP[name]
+            elif action.dest == "seed_everything":
+                action.help = "seed of the initial weights, the windows and dropout"
         order = ["model", "data", "samples", "checkpoints", "overfit", "trainer"]
         groups = {group: name for name, group in self.groups.items()}
         self._action_groups.sort(
