@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-from lit_gpt.data import EveryToken, read_windows
+from lit_gpt.callbacks.evaluation import EveryToken
+from lit_gpt.data import read_windows
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import build_optimizer, learning_rate_factor
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-from lit_gpt.data import EveryToken
+from lit_gpt.callbacks.evaluation import EveryToken
 from lit_gpt.text.vocabularies import load_tokenizer
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "订单商品名称.csv"

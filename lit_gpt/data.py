@@ -9,6 +9,7 @@ Shapes: B batch (windows), T time (tokens).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from typing import Any, Literal
@@ -36,6 +37,7 @@ def read_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> Batch:
     return x, y
 
 
+@dataclass(eq=False)
 class TrainBatches:
     """Endless batches from batch `start` on; batch i is a pure function of (seed, i, rank).
 
@@ -46,29 +48,22 @@ class TrainBatches:
             that do not overlap, in a new order and from a new offset).
     """
 
-    def __init__(
-        self,
-        tokens: np.ndarray,
-        batch_size: int,
-        context_length: int,
-        order: str = "random",
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        start: int = 0,
-    ) -> None:
-        self.tokens = tokens
-        self.batch_size = batch_size
-        self.context_length = context_length
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.start = start
-        self.starts = {"random": self._random_starts, "shuffled": self._shuffled_starts}[order]
-        self.last_start = len(tokens) - context_length - 1
+    tokens: np.ndarray
+    batch_size: int
+    context_length: int
+    order: str = "random"
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        orders = {"random": self._random_starts, "shuffled": self._shuffled_starts}
+        self.starts = orders[self.order]
+        self.last_start = len(self.tokens) - self.context_length - 1
         assert self.last_start >= 0
-        self.max_offset = min(context_length - 1, self.last_start)
-        self.epoch_windows = (len(tokens) - 1 - self.max_offset) // context_length
+        self.max_offset = min(self.context_length - 1, self.last_start)
+        self.epoch_windows = (len(self.tokens) - 1 - self.max_offset) // self.context_length
         self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -95,6 +90,7 @@ class TrainBatches:
         return self._epoch[1]
 
 
+@dataclass(eq=False)
 class EvalBatches:
     """The same windows at every evaluation, spread evenly over the split.
 
@@ -103,26 +99,25 @@ class EvalBatches:
         limit: number (int) or share (float) of the batches, as in limit_val_batches.
     """
 
-    def __init__(
-        self,
-        tokens: np.ndarray,
-        batch_size: int,
-        context_length: int,
-        max_windows: int,
-        limit: int | float = 1.0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.tokens = tokens
-        self.batch_size = batch_size
-        self.context_length = context_length
+    tokens: np.ndarray
+    batch_size: int
+    context_length: int
+    max_windows: int
+    limit: int | float = 1.0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
         # The same number for each rank, and at least one.
-        max_windows = max(max_windows - max_windows % world_size, world_size)
-        self.num_batches = -(-max_windows // (batch_size * world_size))
-        wanted = limit if isinstance(limit, int) else int(limit * self.num_batches)
-        windows = min(wanted * batch_size * world_size, max_windows)
-        starts = np.linspace(0, len(tokens) - context_length - 1, windows).astype(np.int64)
-        self.starts = starts[rank::world_size]
+        most = max(self.max_windows - self.max_windows % self.world_size, self.world_size)
+        batch_of_all = self.batch_size * self.world_size
+        self.num_batches = -(-most // batch_of_all)
+        limit = self.limit
+        batches = limit if isinstance(limit, int) else int(limit * self.num_batches)
+        windows = min(batches * batch_of_all, most)
+        last_start = len(self.tokens) - self.context_length - 1
+        starts = np.linspace(0, last_start, windows).astype(np.int64)
+        self.starts = starts[self.rank :: self.world_size]
 
     def __len__(self) -> int:
         return self.num_batches
@@ -131,27 +126,6 @@ class EvalBatches:
         for i in range(0, len(self.starts), self.batch_size):
             starts = self.starts[i : i + self.batch_size]
             yield read_windows(self.tokens, starts, self.context_length)
-
-
-class EveryToken:
-    """Batches in which each token of the split, except the first, is a target exactly once."""
-
-    def __init__(self, tokens: np.ndarray, batch_size: int, context_length: int) -> None:
-        self.tokens = tokens
-        self.batch_size = batch_size
-        self.context_length = context_length
-        self.windows, self.rest = divmod(len(tokens) - 1, context_length)
-
-    def __len__(self) -> int:
-        return -(-self.windows // self.batch_size) + (self.rest > 0)
-
-    def __iter__(self) -> Iterator[Batch]:
-        starts = np.arange(self.windows) * self.context_length
-        for i in range(0, self.windows, self.batch_size):
-            yield read_windows(self.tokens, starts[i : i + self.batch_size], self.context_length)
-        if self.rest:
-            start = len(self.tokens) - 1 - self.rest
-            yield read_windows(self.tokens, np.array([start]), self.rest)
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -222,26 +196,25 @@ class TextDataModule(pl.LightningDataModule):
         Raises:
             UserError: a text or tokenizer that can't be used, or too short a text.
         """
-        hparams = self.hparams
+        h = self.hparams
         corpus = load_corpus(
-            hparams.path,
-            self.given_tokenizer or hparams.tokenizer,
-            hparams.compact_vocab,
-            hparams.encoding,
-            hparams.cache,
-            hparams.train_fraction,
-            hparams.text_field,
+            h.path,
+            self.given_tokenizer or h.tokenizer,
+            h.compact_vocab,
+            h.encoding,
+            h.cache,
+            h.train_fraction,
+            h.text_field,
         )
         cut = self._cut(corpus.tokens)
         sizes = {"training": cut, "validation": corpus.info.num_tokens - cut}
         for split, size in sizes.items():
-            if size < hparams.context_length + 1:
+            if size < h.context_length + 1:
                 raise UserError(
-                    f"too short: its {split} split has {size:,} of "
-                    f"{corpus.info.num_tokens:,} tokens, and a window needs "
-                    f"{hparams.context_length + 1:,}",
+                    f"too short: its {split} split has {size:,} of {corpus.info.num_tokens:,} "
+                    f"tokens, and a window needs {h.context_length + 1:,}",
                     field="path",
-                    value=hparams.path,
+                    value=h.path,
                     hint="use more text, a smaller `context_length` or another `train_fraction`",
                 )
         return corpus
@@ -277,15 +250,15 @@ class TextDataModule(pl.LightningDataModule):
         return split_at(len(tokens), self.hparams.train_fraction)
 
     def train_dataloader(self) -> TrainBatches:
-        hparams = self.hparams
+        h = self.hparams
         trainer = self.trainer
         assert trainer is not None
         return TrainBatches(
             self.train_tokens,
-            hparams.batch_size,
-            hparams.context_length,
-            hparams.order,
-            hparams.seed,
+            h.batch_size,
+            h.context_length,
+            h.order,
+            h.seed,
             trainer.global_rank,
             trainer.world_size,
             start=trainer.global_step * trainer.accumulate_grad_batches,
@@ -293,7 +266,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> dict[str, EvalBatches]:
         """Equally many windows of both splits, in the order of `module.SPLITS`."""
-        hparams = self.hparams
+        h = self.hparams
         trainer = self.trainer
         assert trainer is not None
         splits = {"train": self.train_tokens, "val": self.val_tokens}
@@ -301,9 +274,9 @@ class TextDataModule(pl.LightningDataModule):
         return {
             name: EvalBatches(
                 tokens,
-                hparams.batch_size,
-                hparams.context_length,
-                max_windows=(shorter - 1) // hparams.context_length,  # without overlap
+                h.batch_size,
+                h.context_length,
+                max_windows=(shorter - 1) // h.context_length,  # without overlap
                 limit=trainer.limit_val_batches,
                 rank=trainer.global_rank,
                 world_size=trainer.world_size,
@@ -316,8 +289,3 @@ class TextDataModule(pl.LightningDataModule):
             return super().transfer_batch_to_device(batch, device, index)
         # From pinned memory the copy runs beside the computation.
         return tuple(part.pin_memory().to(device, non_blocking=True) for part in batch)
-
-    def whole_val_split(self) -> EveryToken:
-        """Every token of the validation split, for the final loss."""
-        hparams = self.hparams
-        return EveryToken(self.val_tokens, max(hparams.batch_size, 8), hparams.context_length)

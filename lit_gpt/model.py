@@ -93,12 +93,9 @@ class GPTConfig:
             is_gated = self.activation == "swiglu"
             self.hidden_size = 8 * math.ceil(self.d_model / 3) if is_gated else 4 * self.d_model
         if self.position == "rotary" and self.head_size % 2:
-            raise UserError(
-                "must be even for rotary positions",
-                field="head_size",
-                value=self.head_size,
-                hint=f"change it, or `d_model` ({self.d_model}) / `num_heads` ({self.num_heads})",
-            )
+            problem = "must be even for rotary positions"
+            hint = f"change it, or `d_model` ({self.d_model}) / `num_heads` ({self.num_heads})"
+            raise UserError(problem, field="head_size", value=self.head_size, hint=hint)
 
     def _check(self) -> None:
         for name, values in CHOICES.items():
@@ -116,18 +113,13 @@ class GPTConfig:
             raise UserError("must be above 1", field="rotary_base", value=self.rotary_base)
         heads = self.num_heads
         if self.head_size is None and self.d_model % heads:
-            below = self.d_model // heads * heads
-            hint = f"use {below} or {below + heads}" if below else f"use {heads}"
-            raise UserError(
-                f"must be divisible by `num_heads` ({heads})",
-                field="d_model",
-                value=self.d_model,
-                hint=hint,
-            )
+            problem = f"must be divisible by `num_heads` ({heads})"
+            above = -(-self.d_model // heads) * heads
+            hint = f"use {above}, for example"
+            raise UserError(problem, field="d_model", value=self.d_model, hint=hint)
         if heads % self.num_kv_heads:
-            raise UserError(
-                f"must divide `num_heads` ({heads})", field="num_kv_heads", value=self.num_kv_heads
-            )
+            problem = f"must divide `num_heads` ({heads})"
+            raise UserError(problem, field="num_kv_heads", value=self.num_kv_heads)
 
     def least_weights(self) -> int:
         """The number of weights in the matrices, without the output layer: a lower bound."""
@@ -194,8 +186,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig, index: int) -> None:
         super().__init__()
-        c = config
-        self.config = config
+        self.config = c = config
         self.index = index
         self.widths = [n * c.head_size for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
         self.qkv = nn.Linear(c.d_model, sum(self.widths), bias=c.bias)
@@ -276,8 +267,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        c = config
-        self.config = config
+        self.config = c = config
         self.embedding = nn.Embedding(c.vocab_size, c.d_model)
         # As large as sinusoids, which would drown a smaller table. Where nothing is added to it, a
         # smaller table learns faster; as the output layer too, it has to start with small logits.

@@ -136,11 +136,9 @@ class LitGPT(pl.LightningModule):
             if hparams[name] < 0:
                 raise UserError("must be at least 0", field=name, value=hparams[name])
         if not 0 <= hparams.min_learning_rate <= hparams.learning_rate:
-            raise UserError(
-                f"must be between 0 and `learning_rate` ({hparams.learning_rate})",
-                field="min_learning_rate",
-                value=hparams.min_learning_rate,
-            )
+            problem = f"must be between 0 and `learning_rate` ({hparams.learning_rate})"
+            value = hparams.min_learning_rate
+            raise UserError(problem, field="min_learning_rate", value=value)
 
     def setup(self, stage: str) -> None:
         if data := getattr(self.trainer, "datamodule", None):
@@ -226,25 +224,19 @@ class LitGPT(pl.LightningModule):
             metric.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        hparams = self.hparams
+        h = self.hparams
+        # With a float16 gradient scaler, Lightning clips only what is not fused.
+        fused = self.trainer.precision != "16-mixed"
         optimizer = build_optimizer(
-            self.gpt,
-            hparams.learning_rate,
-            hparams.weight_decay,
-            hparams.betas,
-            # With a float16 gradient scaler, Lightning clips only what is not fused.
-            fused=self.trainer.precision != "16-mixed",
-            kind=hparams.optimizer,
+            self.gpt, h.learning_rate, h.weight_decay, h.betas, fused, h.optimizer
         )
-        if hparams.schedule == "constant" and hparams.warmup_steps == 0:
+        if h.schedule == "constant" and h.warmup_steps == 0:
             return optimizer
         max_steps = self.trainer.max_steps
-        final_share = hparams.min_learning_rate / hparams.learning_rate
+        final_share = h.min_learning_rate / h.learning_rate
 
         def factor(step: int) -> float:
-            return learning_rate_factor(
-                step, max_steps, hparams.warmup_steps, hparams.schedule, final_share
-            )
+            return learning_rate_factor(step, max_steps, h.warmup_steps, h.schedule, final_share)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {

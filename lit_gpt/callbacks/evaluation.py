@@ -9,11 +9,12 @@ from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from torch import Tensor
 
 from lit_gpt.callbacks.stopping import GracefulStop, agreed
+from lit_gpt.data import Batch, TextDataModule, read_windows
 from lit_gpt.module import LitGPT, next_token_loss
 
 
@@ -30,10 +31,37 @@ class Evaluation:
         return math.exp(self.loss)
 
 
+@dataclass(eq=False)
+class EveryToken:
+    """Batches in which each token, except the first, is a target exactly once."""
+
+    tokens: np.ndarray
+    batch_size: int
+    context_length: int
+
+    def __post_init__(self) -> None:
+        self.windows, self.rest = divmod(len(self.tokens) - 1, self.context_length)
+
+    def __len__(self) -> int:
+        return -(-self.windows // self.batch_size) + (self.rest > 0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        starts = np.arange(self.windows) * self.context_length
+        for i in range(0, self.windows, self.batch_size):
+            yield read_windows(self.tokens, starts[i : i + self.batch_size], self.context_length)
+        if self.rest:
+            start = len(self.tokens) - 1 - self.rest
+            yield read_windows(self.tokens, np.array([start]), self.rest)
+
+
+def whole_val_split(data: TextDataModule) -> EveryToken:
+    """Every token of the validation split, for the final loss."""
+    h = data.hparams
+    return EveryToken(data.val_tokens, max(h.batch_size, 8), h.context_length)
+
+
 @torch.inference_mode()
-def full_loss(
-    trainer: pl.Trainer, model: LitGPT, batches: Iterable[tuple[Tensor, Tensor]]
-) -> Evaluation:
+def full_loss(trainer: pl.Trainer, model: LitGPT, batches: Iterable[Batch]) -> Evaluation:
     """The loss over all of `batches`, split between the ranks, in the trainer's precision."""
     assert model.token_lengths is not None, "full_loss needs the trainer's datamodule"
     model.eval()
@@ -112,7 +140,7 @@ class FinalEvaluation(Checkpoint):
         data = getattr(trainer, "datamodule", None)
         if data is not None and not self.stop.reason:
             assert isinstance(pl_module, LitGPT)
-            result = full_loss(trainer, pl_module, self._until_stopped(data.whole_val_split()))
+            result = full_loss(trainer, pl_module, self._until_stopped(whole_val_split(data)))
             self.stop.reason = agreed(trainer, self.stop.signal)
             self.result = None if self.stop.reason else result
 

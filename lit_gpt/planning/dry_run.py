@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lit_gpt.callbacks.checkpoints import checkpoint_bytes, free_bytes
-from lit_gpt.callbacks.evaluation import full_loss
+from lit_gpt.callbacks.evaluation import full_loss, whole_val_split
 from lit_gpt.callbacks.stopping import agreed
 from lit_gpt.errors import UserError
 from lit_gpt.training.train import Run
@@ -136,7 +136,7 @@ class DryRun(Callback):
         if checkpoint_bytes(model) < free_bytes(self.folder) / 2:
             trainer.save_checkpoint(self.folder / "dry_run.ckpt", weights_only=False)
             self.save = synchronized_time(trainer) - sampled
-        batches = self._run.data.whole_val_split()
+        batches = whole_val_split(self._run.data)
         full_loss(trainer, model, islice(batches, trainer.world_size))  # the first takes longer
         count = min(len(batches), 4 * trainer.world_size)
         before = synchronized_time(trainer)

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt.callbacks.checkpoints import file_bytes, free_bytes
+from lit_gpt.callbacks.evaluation import whole_val_split
 from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.callbacks.progress import Throughput
 from lit_gpt.callbacks.stopping import keep_signal_handlers
@@ -99,7 +100,7 @@ class Plan:
             f"{steps:,} steps": steps * dry_run.step,
             f"{evaluations:,} evaluations": evaluations * evaluation,
             f"{files:,} checkpoints": files * dry_run.save,
-            "final evaluation": len(run.data.whole_val_split()) * dry_run.final_batch,
+            "final evaluation": len(whole_val_split(run.data)) * dry_run.final_batch,
         }
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lit_gpt.data import EvalBatches, EveryToken, TextDataModule, TrainBatches, read_windows
+from lit_gpt.callbacks.evaluation import EveryToken, whole_val_split
+from lit_gpt.data import EvalBatches, TextDataModule, TrainBatches, read_windows
 from lit_gpt.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -310,7 +311,7 @@ def test_windows_lie_inside_their_split(order, module):
     data = in_training(module("t" * 90 + "v" * 10, order=order))
     loaders = {
         "t": [islice(data.train_dataloader(), 200), data.val_dataloader()["train"]],
-        "v": [data.val_dataloader()["val"], data.whole_val_split()],
+        "v": [data.val_dataloader()["val"], whole_val_split(data)],
     }
     for letter, batches in loaders.items():
         for x, y in (batch for loader in batches for batch in loader):

@@ -437,11 +437,11 @@ def test_classic_style_learns_exactly_as_the_classic_loop():
     [
         (
             {"d_model": 82},
-            "d_model 82: must be divisible by num_heads (4); use 80 or 84",
+            "d_model 82: must be divisible by num_heads (4); use 84, for example",
         ),
         (
             {"d_model": 3, "num_heads": 8},
-            "d_model 3: must be divisible by num_heads (8); use 8",
+            "d_model 3: must be divisible by num_heads (8); use 8, for example",
         ),
         ({"dropout": 1.0}, "dropout 1.0: must be in [0, 1)"),
         ({"dropout": -0.1}, "dropout -0.1: must be in [0, 1)"),
