@@ -25,38 +25,36 @@ class Layout:
 
     Args:
         label: its usual name.
+        model_type: its name in config.json.
         architecture: its class.
         prefix: of all weight names but the output layer's.
         choices: the fields of GPTConfig that it restricts, and the values that it allows.
-        top_level: our modules outside the blocks, and their names there.
-        blocks: the name of the list of blocks.
-        block: our modules in a block, and the modules there that make up each, in order.
+        names: our modules with weights, and the modules there that make up each, in order; `*`
+            is the number of the block.
         required: fields of config.json that would change the computation, and their defaults,
             which are all that we can do.
         sizes: our sizes, and the fields of config.json that hold them.
     """
 
     label: str
+    model_type: str
     architecture: str
     prefix: str
     choices: dict[str, tuple[Any, ...]]
-    top_level: dict[str, str]
-    blocks: str
-    block: dict[str, tuple[str, ...]]
+    names: dict[str, tuple[str, ...]]
     required: dict[str, Any]
     sizes: dict[str, str]
 
     def modules(self, num_blocks: int) -> Iterator[tuple[str, list[str]]]:
-        """Each of our modules with weights, and the modules that make it up there."""
-        for ours, theirs in self.top_level.items():
-            yield ours, [theirs]
-        for i in range(num_blocks):
-            for ours, parts in self.block.items():
-                yield f"blocks.{i}.{ours}", [f"{self.blocks}.{i}.{part}" for part in parts]
+        """Yields `names`, spelled out for each block."""
+        for ours, theirs in self.names.items():
+            for i in map(str, range(num_blocks if "*" in ours else 1)):
+                yield ours.replace("*", i), [name.replace("*", i) for name in theirs]
 
 
 GPT2 = Layout(
     label="GPT-2",
+    model_type="gpt2",
     architecture="GPT2LMHeadModel",
     prefix="transformer.",
     choices={
@@ -65,15 +63,15 @@ GPT2 = Layout(
         "activation": ("relu", "gelu", "gelu_tanh"),
         "qk_norm": (False,),
     },
-    top_level={"embedding": "wte", "norm": "ln_f"},
-    blocks="h",
-    block={
-        "attention_norm": ("ln_1",),
-        "attention.qkv": ("attn.c_attn",),
-        "attention.out": ("attn.c_proj",),
-        "feed_forward_norm": ("ln_2",),
-        "feed_forward.up": ("mlp.c_fc",),
-        "feed_forward.out": ("mlp.c_proj",),
+    names={
+        "embedding": ("wte",),
+        "norm": ("ln_f",),
+        "blocks.*.attention_norm": ("h.*.ln_1",),
+        "blocks.*.attention.qkv": ("h.*.attn.c_attn",),
+        "blocks.*.attention.out": ("h.*.attn.c_proj",),
+        "blocks.*.feed_forward_norm": ("h.*.ln_2",),
+        "blocks.*.feed_forward.up": ("h.*.mlp.c_fc",),
+        "blocks.*.feed_forward.out": ("h.*.mlp.c_proj",),
     },
     required={
         "layer_norm_epsilon": 1e-5,
@@ -93,6 +91,7 @@ GPT2 = Layout(
 )
 QWEN3 = Layout(
     label="Qwen3",
+    model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     prefix="model.",
     choices={
@@ -102,17 +101,17 @@ QWEN3 = Layout(
         "bias": (False,),
         "qk_norm": (True,),
     },
-    top_level={"embedding": "embed_tokens", "norm": "norm"},
-    blocks="layers",
-    block={
-        "attention_norm": ("input_layernorm",),
-        "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "attention.out": ("self_attn.o_proj",),
-        "attention.q_norm": ("self_attn.q_norm",),
-        "attention.k_norm": ("self_attn.k_norm",),
-        "feed_forward_norm": ("post_attention_layernorm",),
-        "feed_forward.up": ("mlp.gate_proj", "mlp.up_proj"),
-        "feed_forward.out": ("mlp.down_proj",),
+    names={
+        "embedding": ("embed_tokens",),
+        "norm": ("norm",),
+        "blocks.*.attention_norm": ("layers.*.input_layernorm",),
+        "blocks.*.attention.qkv": tuple(f"layers.*.self_attn.{part}_proj" for part in "qkv"),
+        "blocks.*.attention.out": ("layers.*.self_attn.o_proj",),
+        "blocks.*.attention.q_norm": ("layers.*.self_attn.q_norm",),
+        "blocks.*.attention.k_norm": ("layers.*.self_attn.k_norm",),
+        "blocks.*.feed_forward_norm": ("layers.*.post_attention_layernorm",),
+        "blocks.*.feed_forward.up": ("layers.*.mlp.gate_proj", "layers.*.mlp.up_proj"),
+        "blocks.*.feed_forward.out": ("layers.*.mlp.down_proj",),
     },
     required={
         "rms_norm_eps": 1e-6,
@@ -130,7 +129,7 @@ QWEN3 = Layout(
         "hidden_size": "intermediate_size",
     },
 )
-LAYOUTS = {"gpt2": GPT2, "qwen3": QWEN3}  # by their model_type
+LAYOUTS = {layout.model_type: layout for layout in (GPT2, QWEN3)}
 
 
 def layout_of(config: GPTConfig) -> Layout:
@@ -160,6 +159,12 @@ def layout_of(config: GPTConfig) -> Layout:
     )
 
 
+def as_conv1d(layout: Layout, module: str, weight: Tensor) -> Tensor:
+    """Transposed if it belongs to one of GPT-2's Conv1D layers, whose weight is (in, out)."""
+    is_conv1d = layout is GPT2 and module.startswith("blocks.") and weight.ndim == 2
+    return weight.t() if is_conv1d else weight
+
+
 def hf_weights(model: GPT) -> dict[str, Tensor]:
     """The weights under their names there, each in memory of its own.
 
@@ -173,34 +178,23 @@ def hf_weights(model: GPT) -> dict[str, Tensor]:
     layout = layout_of(config)
     ours = model.state_dict()
     theirs: dict[str, Tensor] = {}
-
-    def put(name: str, weight: Tensor) -> None:
-        theirs[layout.prefix + name] = weight.clone(memory_format=torch.contiguous_format)
-
+    kv_heads = config.num_kv_heads or config.num_heads
     for module, names in layout.modules(config.num_blocks):
         weight = ours[f"{module}.weight"]
-        parts = weight.split(part_sizes(config, len(weight), len(names)))
+        # Query, key and value, or gate and up, or the whole.
+        shares = [config.num_heads, kv_heads, kv_heads] if len(names) == 3 else [1] * len(names)
+        parts = weight.split([len(weight) * share // sum(shares) for share in shares])
         for name, part in zip(names, parts, strict=True):
-            put(f"{name}.weight", part.t() if is_transposed(layout, module, part) else part)
+            theirs[f"{layout.prefix}{name}.weight"] = as_conv1d(layout, module, part)
         if layout is GPT2 and module != "embedding":
-            put(f"{names[0]}.bias", ours.get(f"{module}.bias", weight.new_zeros(len(weight))))
+            bias = ours.get(f"{module}.bias", weight.new_zeros(len(weight)))
+            theirs[f"{layout.prefix}{names[0]}.bias"] = bias
     if model.position is not None:  # always so in GPT-2, never in Qwen3
-        put("wpe.weight", model.position.detach())
+        theirs[f"{layout.prefix}wpe.weight"] = model.position.detach()
     if not config.tie_embeddings:
-        theirs["lm_head.weight"] = ours["head.weight"].clone()
-    return theirs
-
-
-def part_sizes(config: GPTConfig, num_rows: int, num_parts: int) -> list[int]:
-    """Rows of each of 1 part, 2 parts (gate and up) or 3 parts (query, key and value)."""
-    kv_heads = config.num_kv_heads or config.num_heads
-    shares = [config.num_heads, kv_heads, kv_heads] if num_parts == 3 else [1] * num_parts
-    return [num_rows * share // sum(shares) for share in shares]
-
-
-def is_transposed(layout: Layout, module: str, weight: Tensor) -> bool:
-    """Whether it belongs to one of GPT-2's Conv1D layers, whose weight is (in, out)."""
-    return layout is GPT2 and module.startswith("blocks.") and weight.ndim == 2
+        theirs["lm_head.weight"] = ours["head.weight"]
+    contiguous = torch.contiguous_format
+    return {name: weight.clone(memory_format=contiguous) for name, weight in theirs.items()}
 
 
 def gpt_weights(theirs: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
@@ -210,23 +204,19 @@ def gpt_weights(theirs: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Te
         ValueError: the output layer should be tied and is not.
     """
     layout = layout_of(config)
-    theirs = {name.removeprefix(layout.prefix): weight for name, weight in theirs.items()}
+    theirs = {name.removeprefix(layout.prefix): w.float() for name, w in theirs.items()}
     ours = {}
     for module, names in layout.modules(config.num_blocks):
-        parts = [theirs[f"{name}.weight"].float() for name in names]
-        parts = [part.t() if is_transposed(layout, module, part) else part for part in parts]
+        parts = [as_conv1d(layout, module, theirs[f"{name}.weight"]) for name in names]
         ours[f"{module}.weight"] = torch.cat(parts)
         if layout is GPT2 and module != "embedding":
-            ours[f"{module}.bias"] = theirs[f"{names[0]}.bias"].float()
+            ours[f"{module}.bias"] = theirs[f"{names[0]}.bias"]
     if layout is GPT2:
-        ours["position"] = theirs["wpe.weight"].float()
+        ours["position"] = theirs["wpe.weight"]
     embedding = ours["embedding.weight"]
-    head = theirs.get("lm_head.weight", embedding).float()
+    head = theirs.get("lm_head.weight", embedding)
     if config.tie_embeddings and not torch.equal(head, embedding):
-        raise ValueError(
-            "config.json ties lm_head.weight to the embedding (tie_word_embeddings), but they "
-            "differ"
-        )
+        raise ValueError("config.json ties lm_head.weight to the embedding, but they differ")
     ours["head.weight"] = embedding if config.tie_embeddings else head
     return ours
 

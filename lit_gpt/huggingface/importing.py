@@ -56,15 +56,14 @@ def folder_fields(folder: Path) -> dict[str, Any]:
     transformers = import_transformers()
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        if theirs.get("model_type") in list(LAYOUTS):  # add the defaults of missing fields
-            theirs = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-            theirs = theirs.to_dict()
+        if theirs.get("model_type") in list(LAYOUTS):
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            theirs = config.to_dict()  # with the defaults of missing fields
+        fields = asdict(GPTConfig(**gpt_config(theirs)))
+    except UserError as error:
+        raise unusable(folder, f"config.json: {error}") from error
     except Exception as error:  # whatever transformers raises for values it rejects
         raise unusable(folder, f"config.json can't be read ({in_one_line(error)})") from error
-    try:
-        fields = asdict(GPTConfig(**gpt_config(theirs)))
-    except (ValueError, UserError) as error:
-        raise unusable(folder, f"config.json: {error}") from error
     del fields["dropout"]  # a choice for training, not part of the model
     return fields
 

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, Qwen3Conf
 from lit_gpt.errors import UserError
 from lit_gpt.huggingface.architectures import LAYOUTS, gpt_weights, hf_weights, layout_of
 from lit_gpt.huggingface.config import gpt_config, hf_config
+from lit_gpt.huggingface.importing import folder_fields
 from lit_gpt.model import GPT, GPTConfig
 
 SIZES = {"vocab_size": 50, "context_length": 16, "d_model": 24, "num_blocks": 2, "num_heads": 4}
@@ -72,7 +73,8 @@ def test_transformers_computes_our_logits(kind, choices, tmp_path):
 @pytest.mark.parametrize(("kind", "choices"), CASES)
 def test_exported_weights_can_be_imported(kind, choices):
     model = random_model(**choices)
-    config = GPTConfig(**gpt_config(hf_config(model.config)))
+    theirs = AutoConfig.for_model(**hf_config(model.config)).to_dict()
+    config = GPTConfig(**gpt_config(theirs))
     again = GPT(config).eval()
     again.load_state_dict(gpt_weights(hf_weights(model), config))
     assert torch.equal(again(IDS), model(IDS))
@@ -120,7 +122,7 @@ def test_an_imported_model_computes_the_same(name, bare):
     theirs = AutoModelForCausalLM.from_config(MODELS[name]).eval()
     for weight in theirs.parameters():
         nn.init.normal_(weight, std=0.3)
-    config = GPTConfig(**gpt_config(json.loads(theirs.config.to_json_string())))
+    config = GPTConfig(**gpt_config(theirs.config.to_dict()))
     weights = theirs.state_dict()
     if bare:  # as GPT-2 was published: names without prefix, masks among the weights
         prefix = layout_of(config).prefix
@@ -165,69 +167,78 @@ def test_required_values_are_the_defaults_of_transformers(kind):
         assert getattr(default, name, value) == value, name
 
 
+def fields_of(folder, config: dict) -> dict:
+    """The GPTConfig of a folder with that config.json."""
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder_fields(folder)
+
+
 @pytest.mark.parametrize(
     ("config", "change", "message"),
     [
         ({}, {}, "model_type None is not supported, only gpt2 and qwen3"),
         (GPT2_JSON, {"model_type": "llama"}, "model_type 'llama' is not supported, only gpt2 and"),
-        (GPT2_JSON, {"model_type": ["gpt2"]}, "model_type"),
-        (
-            GPT2_JSON,
-            {"layer_norm_epsilon": 1e-6},
-            "layer_norm_epsilon 1e-06 is not",
-        ),
-        (GPT2_JSON, {"scale_attn_weights": False}, "scale_attn_weights False"),
+        (GPT2_JSON, {"model_type": ["gpt2"]}, "model_type ['gpt2'] is not supported"),
+        (GPT2_JSON, {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon 1e-06 is not supported"),
+        (GPT2_JSON, {"scale_attn_weights": False}, "scale_attn_weights False is not supported"),
         (GPT2_JSON, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         (GPT2_JSON, {"add_cross_attention": True}, "add_cross_attention"),
         (GPT2_JSON, {"pruned_heads": {"0": [1]}}, "pruned_heads"),
         (GPT2_JSON, {"quantization_config": {"bits": 4}}, "quantization_config"),
         (GPT2_JSON, {"activation_function": "silu"}, "activation_function 'silu'"),
-        (GPT2_JSON, {"n_embd": "768"}, "n_embd must be a whole number above 0, not '768'"),
-        (GPT2_JSON, {"n_layer": True}, "n_layer must be a whole number"),
-        (GPT2_JSON, {"n_head": None}, "n_head must be a whole number"),
-        (GPT2_JSON, {"n_inner": 0}, "n_inner must be a whole number"),
-        (GPT2_JSON, {"tie_word_embeddings": "yes"}, "tie_word_embeddings 'yes'"),
+        (GPT2_JSON, {"n_embd": "768"}, "n_embd"),  # by transformers, like the next ones
+        (GPT2_JSON, {"n_layer": True}, "n_layer"),
+        (GPT2_JSON, {"n_head": None}, "n_head"),
+        (GPT2_JSON, {"n_head": 0}, "n_head must be a whole number above 0, not 0"),
+        (GPT2_JSON, {"n_inner": 0}, "n_inner must be a whole number above 0, not 0"),
+        (GPT2_JSON, {"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
         (QWEN3_JSON, {"rms_norm_eps": 1e-5}, "rms_norm_eps 1e-05"),
         (QWEN3_JSON, {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         (QWEN3_JSON, {"attention_bias": True}, "attention_bias True"),
-        (QWEN3_JSON, {"head_dim": None}, "head_dim must be a whole number"),
-        (QWEN3_JSON, {"num_key_value_heads": 1.5}, "num_key_value_heads must be a whole number"),
-        (QWEN3_JSON, {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling 'linear'"),
+        (QWEN3_JSON, {"head_dim": None}, "head_dim"),
+        (QWEN3_JSON, {"num_key_value_heads": 1.5}, "num_key_value_heads"),
+        (QWEN3_JSON, {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_type 'linear' is"),
         (
             QWEN3_JSON,
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}},
-            "rope_parameters 'yarn'",
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 2}},
+            "rope_type 'yarn' is not supported, only default",
         ),
-        (QWEN3_JSON, {"rope_parameters": "yarn"}, "rope_parameters 'yarn'"),
-        (QWEN3_JSON, {"rope_parameters": {"rope_theta": 0}}, "rope_theta 0"),
+        (QWEN3_JSON, {"rope_parameters": "yarn"}, "rope_parameters"),
+        (QWEN3_JSON, {"rope_parameters": {"rope_theta": 0}}, "rotary_base 0.0: must be above 1"),
+        (QWEN3_JSON, {"rope_parameters": {"rope_theta": "x"}}, "'x'"),
         (QWEN3_JSON, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        (QWEN3_JSON, {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         (QWEN3_JSON, {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         (
             QWEN3_JSON,
-            {"layer_types": None, "use_sliding_window": True, "max_window_layers": 1},
-            "use_sliding_window True",
+            {
+                "layer_types": None,
+                "use_sliding_window": True,
+                "sliding_window": 8,
+                "max_window_layers": 1,
+            },
+            "layer_types ['full_attention', 'sliding_attention'] is not supported",
         ),
     ],
 )
-def test_unsupported_fields_are_refused_by_name(config, change, message):
-    with pytest.raises(ValueError, match=r"not supported|must be a whole number") as error:
-        gpt_config(config | change)
+def test_unsupported_fields_are_refused_by_name(config, change, message, tmp_path):
+    with pytest.raises(UserError, match=r"config\.json(:| can't be read)") as error:
+        fields_of(tmp_path, config | change)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_missing_fields_have_the_defaults_of_older_files():
+def test_missing_fields_have_the_defaults_of_older_files(tmp_path):
     """As GPT-2 and Qwen3 were published: rope_theta beside rope_scaling, no tie_word_embeddings."""
     few = ("model_type", "vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-    ours = gpt_config({name: GPT2_JSON[name] for name in few})
-    assert (ours["tie_embeddings"], ours["activation"], ours["hidden_size"]) == (
-        *(True, "gelu_tanh"),
-        96,
-    )
+    ours = fields_of(tmp_path, {name: GPT2_JSON[name] for name in few})
+    assert ours["tie_embeddings"] is True
+    assert ours["activation"] == "gelu_tanh"
+    assert ours["hidden_size"] == 96
     old = {n: v for n, v in QWEN3_JSON.items() if n not in ("rope_parameters", "layer_types")}
-    ours = gpt_config(old | {"rope_theta": 1000000, "rope_scaling": None})
+    ours = fields_of(tmp_path, old | {"rope_theta": 1000000, "rope_scaling": None})
     assert (ours["rotary_base"], ours["num_kv_heads"], ours["head_size"]) == (1e6, 2, 10)
-    assert gpt_config(old)["rotary_base"] == 10_000
+    assert fields_of(tmp_path, old)["rotary_base"] == 10_000
 
 
 def test_a_tied_output_layer_that_differs_is_refused():
