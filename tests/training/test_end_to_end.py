@@ -108,23 +108,6 @@ def test_several_samples_are_numbered_and_differ(write):
     assert first != second
 
 
-def test_the_sample_corpus_is_what_its_generator_writes(tmp_path):
-    script("make_sample_corpus.py", out=tmp_path / "again.csv")
-    written = (tmp_path / "again.csv").read_bytes()
-    assert written == (ROOT / "data" / "订单商品名称.csv").read_bytes()
-
-
-def test_the_end_of_the_sample_corpus_is_like_the_rest():
-    """Characters of the last tenth are spread as those of any tenth: total variation < 0.07."""
-    from collections import Counter
-
-    text = (ROOT / "data" / "订单商品名称.csv").read_text(encoding="utf-8")
-    cut = len(text) * 9 // 10
-    rest, end = Counter(text[:cut]), Counter(text[cut:])
-    distance = sum(abs(rest[c] / cut - end[c] / (len(text) - cut)) for c in rest | end) / 2
-    assert distance < 0.07
-
-
 def test_the_modern_config_ends_lower_than_the_default(run, places):
     config = ROOT / "configs" / "modern.yaml"
     options = {**places, "trainer.max_steps": 150, "trainer.accelerator": "cpu"}
