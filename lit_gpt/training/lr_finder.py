@@ -81,7 +81,9 @@ def report_rates(options: TrainOptions, rates: list[float], losses: list[float])
     print(f"Suggestion: {command_line('train', *argv)}")
 
 
-def range_test(run: Run) -> tuple[list[float], list[float]]:
+def range_test(
+    run: Run, min_rate: float = MIN_RATE, max_rate: float = MAX_RATE
+) -> tuple[list[float], list[float]]:
     """Learning rates tried, rising, and the smoothed loss at each, in nats/token.
 
     The run's schedule plays no part, and there is no guard: the loss explodes at the end.
@@ -95,8 +97,8 @@ def range_test(run: Run) -> tuple[list[float], list[float]]:
         found = Tuner(run.trainer).lr_find(
             run.model,
             train_dataloaders=run.data.train_dataloader(),
-            min_lr=MIN_RATE,
-            max_lr=MAX_RATE,
+            min_lr=min_rate,
+            max_lr=max_rate,
             num_training=NUM_STEPS,
             update_attr=False,
         )

@@ -160,7 +160,7 @@ def build_trainer(arguments: dict[str, Any]) -> pl.Trainer:
     try:
         return pl.Trainer(**arguments)
     except (ValueError, TypeError, MisconfigurationException) as error:
-        raise UserError(str(error)) from error
+        raise UserError(str(error).replace("`", "'")) from error  # they don't mark our fields
 
 
 def default_precision(accelerator: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -16,8 +17,9 @@ import pytest
 import torch
 import yaml
 
-from lit_gpt.training.lr_finder import SKIPPED, suggestion
-from tests.conftest import ROOT, SMALL
+from lit_gpt.training.lr_finder import SKIPPED, range_test, suggestion
+from lit_gpt.training.train import build_run
+from tests.conftest import ROOT, SMALL, command_line
 
 
 @pytest.mark.parametrize(
@@ -50,18 +52,18 @@ def test_a_suggestion_that_can_be_pasted(train, tmp_path, options):
     assert 1e-4 < rate < 0.1
     again = train(*words[2:], defaults={})
     assert again.status == 0, again.err
-    assert again.cli.model.hparams.learning_rate == rate
+    assert again.run.model.hparams.learning_rate == rate
     assert again.evaluated == [0, 2, 4, 6]
 
 
-def test_the_test_is_repeatable_and_puts_the_weights_back(train):
-    first = train("--find_lr")
-    weights = {k: v.clone() for k, v in first.cli.model.gpt.state_dict().items()}
-    untouched = train(**{"trainer.max_steps": 1, "model.learning_rate": 1e-30})
-    for name, weight in untouched.cli.model.gpt.state_dict().items():
-        assert torch.allclose(weights[name], weight, rtol=0, atol=1e-20), name
-    rate = first.out.splitlines()[-1].split("=")[-1]
-    assert train("--find_lr").out.splitlines()[-1].split("=")[-1] == rate
+def test_the_test_is_repeatable_and_restores_the_weights(places, tmp_path):
+    found = []
+    for _ in range(2):
+        run = build_run(command_line(SMALL | places), scratch=tmp_path)
+        before = copy.deepcopy(run.model.gpt.state_dict())
+        found.append(range_test(run))
+        torch.testing.assert_close(run.model.gpt.state_dict(), before, rtol=0, atol=0)
+    assert found[0] == found[1]
 
 
 def test_the_suggestion_is_where_the_loss_falls_fastest():
@@ -74,22 +76,20 @@ def test_the_suggestion_is_where_the_loss_falls_fastest():
     assert suggestion(rates, [math.nan] * 100) is None
 
 
-def test_a_loss_that_is_no_number_is_no_end(train, monkeypatch):
-    """Lightning goes on to 1 at most; at rates beyond it the weights overflow."""
-    monkeypatch.setattr("lit_gpt.training.lr_finder.LAST", 1e30)
-    monkeypatch.setattr("lit_gpt.training.lr_finder.FIRST", 1e-4)
-    result = train("--find_lr")
-    assert result.status == 0, result.err
-    assert "Suggestion: " in result.out
+def test_a_loss_that_explodes_does_not_end_the_test_as_an_error(places, tmp_path):
+    """At rates far beyond 1 the weights overflow; a run's guard would stop it."""
+    run = build_run(command_line(SMALL | places), scratch=tmp_path)
+    rates, losses = range_test(run, 1e-4, 1e30)
+    assert suggestion(rates, losses) < max(rates)
 
 
 def test_what_it_cannot_do_is_one_line(train, tmp_path):
     train()
     for options, words in (
-        ({"ckpt_path": "last"}, "--find_lr tries a run from its start: leave out --ckpt_path"),
-        ({"trainer.fast_dev_run": 1}, "--find_lr needs more than one step"),
+        ({"ckpt_path": "last"}, "--find_lr: tries a run from its start; leave out --ckpt_path"),
+        ({"trainer.fast_dev_run": 1}, "--find_lr: needs more than one step"),
         ({"data.path": "nowhere.txt"}, "'nowhere.txt': no such file or folder"),
-        ({"trainer.accelerator": "abacus"}, "`accelerator='abacus'`"),
+        ({"trainer.accelerator": "abacus"}, "'accelerator='abacus''"),
     ):
         result = train("--find_lr", **{"trainer.max_steps": 8} | options)
         assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
@@ -101,16 +101,16 @@ def test_what_it_cannot_do_is_one_line(train, tmp_path):
 def test_stopped_it_leaves_nothing(number, text_file, tmp_path):
     options = SMALL | {"data.path": text_file, "data.cache": tmp_path / "cache"}
     options |= {"trainer.default_root_dir": tmp_path / "logs", "data.batch_size": 500}
-    words = [f"--{name}={value}" for name, value in options.items()]
-    started = (
-        "from lit_gpt import cli, errors, find_lr\nimport sys\n"
-        "test = find_lr.Tuner.lr_find\n"
+    code = (
+        "import sys\n"
+        "from lightning.pytorch.tuner.tuning import Tuner\n"
+        "from lit_gpt.__main__ import main\n"
+        "test = Tuner.lr_find\n"
         "def tell(*args, **kwargs):\n    print('testing', flush=True)\n    test(*args, **kwargs)\n"
-        "find_lr.Tuner.lr_find = tell\nsys.exit(errors.run(cli.main))"
+        "Tuner.lr_find = tell\nsys.exit(main(['train', *sys.argv[1:]]))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", started, "--find_lr", *words], stdout=subprocess.PIPE, cwd=ROOT
-    )
+    argv = [sys.executable, "-c", code, "--find_lr", *command_line(options)]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdout.readline() == b"testing\n"
     time.sleep(0.5)  # some steps of the 200
     process.send_signal(number)

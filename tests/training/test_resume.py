@@ -20,7 +20,7 @@ MODERN = {"model.style": "modern", "model.d_model": 24, "model.num_kv_heads": 1}
 
 
 def checkpoint_of(result, name: str = "last") -> Path:
-    return Path(result.cli.trainer.log_dir) / "checkpoints" / f"{name}.ckpt"
+    return Path(result.run.trainer.log_dir) / "checkpoints" / f"{name}.ckpt"
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def test_tuning_starts_from_the_weights_and_the_tokenizer(tune, pretrained):
     assert result.status == 0, result.err
     assert f"Weights, model and tokenizer: {pretrained}" in result.out
     model, tokenizer = load_checkpoint(pretrained)
-    assert result.cli.datamodule.tokenizer == tokenizer
-    assert result.cli.model.gpt.config.d_model == 24
-    weights = result.cli.model.gpt.state_dict()
+    assert result.run.data.tokenizer == tokenizer
+    assert result.run.model.gpt.config.d_model == 24
+    weights = result.run.model.gpt.state_dict()
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-6)
-    data = result.cli.datamodule
+    data = result.run.data
     text = Path(data.hparams.path).read_text(encoding="utf-8")
     assert tokenizer.decode(data.corpus.tokens.tolist()) == text
 
@@ -88,7 +88,7 @@ def test_a_tuned_run_goes_on_without_the_file_it_began_with(tune, pretrained):
     pretrained.unlink()
     second = tune("--ckpt_path=last", **{"trainer.max_steps": 8})
     assert second.status == 0, second.err
-    assert "Continued with other options" not in second.out
+    assert "Resumed with other options" not in second.out
     assert second.steps == whole.steps[3:]
     assert checkpoint_of(second) == checkpoint_of(first)
     weights = [read_checkpoint(checkpoint_of(r))["state_dict"] for r in (whole, second)]
@@ -107,9 +107,9 @@ def test_the_printed_command_goes_on_with_a_tuned_run(tune, train):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model.d_model": 32}, "--model.d_model 32 does not go with the weights of"),
-        ({"model.activation": "gelu"}, "--model.activation gelu does not go with the weights of"),
-        ({"data.tokenizer": "bytes"}, "--data.tokenizer bytes does not go with the weights of"),
+        ({"model.d_model": 32}, "--model.d_model 32: contradicts the weights of"),
+        ({"model.activation": "gelu"}, "--model.activation 'gelu': contradicts the weights of"),
+        ({"data.tokenizer": "bytes"}, "--data.tokenizer 'bytes': contradicts the weights of"),
         ({"model.init_from": "nowhere.ckpt"}, "no checkpoint at 'nowhere.ckpt'"),
         ({"model.init_from": ROOT / "README.md"}, "README.md is not a checkpoint that can be"),
     ],
@@ -122,11 +122,11 @@ def test_what_does_not_go_with_the_weights_is_one_line(tune, options, message):
 
 
 def test_a_context_may_change_where_positions_are_computed(tune, train, pretrained):
-    assert tune(**{"data.context_length": 24}).cli.model.gpt.config.context_length == 24
+    assert tune(**{"data.context_length": 24}).run.model.gpt.config.context_length == 24
     learned = checkpoint_of(train(**MODERN, **{"model.position": "learned"}))
     result = tune(**{"data.context_length": 24, "model.init_from": learned})
     assert result.status == 2
-    assert "--data.context_length 24 does not go with the weights of" in result.err
+    assert "--data.context_length 24: contradicts the weights of" in result.err
 
 
 def test_tuning_from_python(pretrained, other_text, tmp_path):
@@ -164,7 +164,7 @@ def test_a_checkpoint_from_before_a_field_was_added_goes_on_as_it_would_have(tra
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     more = options | {"model.hidden_size": 40, "trainer.max_steps": 8}
     refused = train("--ckpt_path", str(path), **more)
-    assert "hidden_size is 64 there and 40 here" in refused.err
+    assert "hidden_size was 64 and is now 40" in refused.err
 
 
 def test_parts_that_lightning_cannot_restore_are_one_line(train, tmp_path):
