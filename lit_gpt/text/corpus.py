@@ -1,9 +1,4 @@
-"""From text files to one array of token ids on disk, cached by content.
-
-`Reader` yields the text piece by piece; `cut_safely` cuts it where parts may be encoded one by one;
-their ids are written as they come, then renumbered if the vocabulary is made compact. So memory
-does not grow with the corpus. Shapes: N tokens.
-"""
+"""From text files to one array of N token ids on disk, piece by piece and cached by content."""
 
 from __future__ import annotations
 
@@ -12,9 +7,8 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +18,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.storage import cache_folder, flush, remove_abandoned, temporary_folder, write_whole
 from lit_gpt.text import bpe
 from lit_gpt.text.files import Reader, find_files
+from lit_gpt.text.overlap import chunks
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
@@ -32,9 +27,8 @@ CHUNK = 1 << 20  # ids renumbered at a time
 SHORT = 1000  # characters: encoding a shorter part costs little more than the call
 CAREFUL = 0.98  # share of the training split, estimated in bytes, that bpe:N is trained on at first
 
-# No split pattern of tiktoken's joins a letter or digit with white space or punctuation after it
-# (except for the apostrophe of "it's") or looks behind, so text may be cut there and encoded in
-# parts. Matches up to the last such place.
+# Matches up to the last place where text may be cut: no split pattern of tiktoken's joins a letter
+# or digit to white space or punctuation after it (except for the apostrophe of "it's").
 SAFE_CUT = re.compile(r".*[^\W_](?=[\s,.;:!?()，。、；：！？（）“”《》])", re.DOTALL)
 
 
@@ -70,26 +64,22 @@ class Corpus:
         with suppress(OSError, ValueError):
             return json.loads(path.read_text(encoding="utf-8"))
         value = compute()
-        with suppress(OSError):  # if it can't be kept, it is computed again next time
+        with suppress(OSError):
             write_whole(path, json.dumps(value))
         return value
 
 
 def cut_safely(texts: Iterable[str | None]) -> Iterator[str | None]:
-    """The same text in parts that encode, one by one, to the tokens of the whole.
-
-    None, the end of a document, stays where it is, and no part reaches across it.
-    """
+    """Cuts text into parts that encode to the tokens of the whole; None ends a document."""
     rest = ""
     for text in texts:
+        rest += text or ""
         if text is None:
             if rest:
                 yield rest
-            rest = ""
             yield None
-            continue
-        rest += text
-        if cut := SAFE_CUT.match(rest):
+            rest = ""
+        elif cut := SAFE_CUT.match(rest):
             yield cut.group()
             rest = rest[cut.end() :]
     if rest:
@@ -111,45 +101,33 @@ def _batches(parts: Iterable[str | None]) -> Iterator[list[str | None]]:
         yield batch
 
 
-def _renumber(source: Path, target: Path, new_ids: np.ndarray) -> None:
-    """Turns a file of old ids, uint32, into one of new ids."""
-    with source.open("rb") as old, target.open("wb") as new:
-        while len(ids := np.fromfile(old, np.uint32, CHUNK)):
-            new.write(new_ids[ids].tobytes())
-        flush(new)
-    source.unlink()
-
-
 def _encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None:
     """Writes tokens.bin and meta.json: first full ids, renumbered once the used ones are known."""
-    used = np.zeros(full.vocab_size, dtype=bool)
-    lengths = full.token_lengths()
+    counts = np.zeros(full.vocab_size, dtype=np.int64)  # of each token
     num_characters = 0
-    num_bytes = 0
-    num_tokens = 0
-    with (folder / "ids.bin").open("wb") as file:
+    full_ids = folder / "ids.bin"
+    with full_ids.open("wb") as file:
         for texts in _batches(cut_safely(reader)):
             ids = full.encode_parts(texts)
             file.write(ids.tobytes())
-            used[ids] = True
-            num_characters += sum(len(text) for text in texts if text is not None)
-            num_bytes += int(lengths[ids].sum())
-            num_tokens += len(ids)
+            np.add.at(counts, ids, 1)
+            num_characters += sum(len(text or "") for text in texts)
     tokenizer = full
     new_ids = np.arange(full.vocab_size)
     if compact:
-        tokenizer, new_ids = full.compact(np.flatnonzero(used))
+        tokenizer, new_ids = full.compact(np.flatnonzero(counts))
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    _renumber(folder / "ids.bin", folder / "tokens.bin", new_ids.astype(dtype))
+    with full_ids.open("rb") as old, (folder / "tokens.bin").open("wb") as new:
+        while len(ids := np.fromfile(old, np.uint32, CHUNK)):
+            new.write(new_ids[ids].astype(dtype).tobytes())
+        flush(new)
+    full_ids.unlink()
     info = CorpusInfo(
         fingerprint=reader.fingerprint,
         num_characters=num_characters,
-        num_bytes=num_bytes,
-        num_tokens=num_tokens,
-        removed_boms=reader.removed_boms,
-        added_line_ends=reader.added_line_ends,
-        num_documents=reader.num_documents,
-        empty_documents=reader.empty_documents,
+        num_bytes=int(counts @ full.token_lengths()),
+        num_tokens=int(counts.sum()),
+        **reader.counts,
     )
     meta = {"info": asdict(info), "dtype": dtype.name, "tokenizer": tokenizer.to_dict()}
     write_whole(folder / "meta.json", json.dumps(meta))
@@ -163,44 +141,25 @@ def split_at(num_tokens: int, train_fraction: float) -> int:
 def _train_and_encode(folder: Path, reader: Reader, train: bpe.Train, fraction: float) -> None:
     """Trains the vocabulary on the training split and encodes the text with it.
 
-    The split is counted in tokens, which don't exist before the vocabulary. So training uses
-    slightly less than that share of the bytes and, should these reach into the validation split
-    after all (tokens get longer towards the end of the text), happens again on fewer: no byte of
-    the validation text is ever used.
+    The split is counted in tokens, which don't exist yet. So training uses a bit less than that
+    share of the bytes, and again fewer should these reach into the validation split after all.
     """
     num_bytes = sum(len(text.encode()) for text in reader if text)
     if fraction < 1:
         num_bytes = int(num_bytes * fraction * CAREFUL)
     while True:
         tokenizer = train(bpe.training_text(cut_safely(reader), num_bytes))
-        _encode(folder, reader, _with_end_of_text(tokenizer, reader), compact=False)
-        split = _bytes_before_split(folder, reader, fraction)
-        if num_bytes <= split:
+        if reader.has_documents:
+            tokenizer = tokenizer.with_end_of_text()
+        _encode(folder, reader, tokenizer, compact=False)
+        corpus = _open(folder, reader)
+        assert corpus
+        train_tokens = corpus.tokens[: split_at(len(corpus.tokens), fraction)]
+        lengths = tokenizer.token_lengths()
+        train_bytes = sum(int(lengths[ids].sum()) for ids in chunks(train_tokens, CHUNK))
+        if num_bytes <= train_bytes:
             return
-        num_bytes = int(split * CAREFUL)
-
-
-def _bytes_before_split(folder: Path, reader: Reader, fraction: float) -> int:
-    corpus = _open(folder, reader)
-    assert corpus
-    lengths = corpus.tokenizer.token_lengths()
-    train_tokens = corpus.tokens[: split_at(len(corpus.tokens), fraction)]
-    starts = range(0, len(train_tokens), CHUNK)
-    return sum(int(lengths[train_tokens[i : i + CHUNK]].sum()) for i in starts)
-
-
-def _with_end_of_text(tokenizer: Tokenizer, reader: Reader, is_given: bool = False) -> Tokenizer:
-    """The tokenizer that the files need: documents end with a token."""
-    if not reader.has_documents or tokenizer.end_of_text is not None:
-        return tokenizer
-    if is_given:
-        raise UserError(
-            "has documents, but the model's tokenizer has no end-of-text token to put after them, "
-            "because the model was trained on plain text",
-            field="path",
-            hint="use plain text, or train a new model",
-        )
-    return tokenizer.with_end_of_text()
+        num_bytes = int(train_bytes * CAREFUL)
 
 
 def _open(folder: Path, reader: Reader) -> Corpus | None:
@@ -213,9 +172,30 @@ def _open(folder: Path, reader: Reader) -> Corpus | None:
         tokens = np.asarray(np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r"))
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    if len(tokens) != info.num_tokens:
-        return None
-    return Corpus(tokens, tokenizer, info, folder, reader)
+    is_whole = len(tokens) == info.num_tokens
+    return Corpus(tokens, tokenizer, info, folder, reader) if is_whole else None
+
+
+@contextmanager
+def _new_folder(folder: Path, reader: Reader) -> Iterator[Path]:
+    """A new folder that becomes `folder` after the block, or is removed if the block fails."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(folder.parent)
+        with temporary_folder(folder.parent) as work:
+            new = work / "corpus"
+            new.mkdir(mode=0o700)  # a text may be private
+            yield new
+            if not _open(folder, reader):
+                shutil.rmtree(folder, ignore_errors=True)  # if it exists, it is damaged
+            new.rename(folder)  # fails if another process was faster
+    except OSError as error:
+        if not _open(folder, reader):
+            raise UserError(
+                f"cannot keep the tokens in {folder.parent}: {error.strerror}",
+                field="cache",
+                hint="name another folder",
+            ) from error
 
 
 def load_corpus(
@@ -227,18 +207,14 @@ def load_corpus(
     train_fraction: float = 1.0,
     text_field: str | None = None,
 ) -> Corpus:
-    """The tokens of the files that `path` names, in the order of `find_files`.
-
-    Encodes once; later calls with the same text and options map the cached array. If a file has
-    documents, see `Reader`, each is followed by an end-of-text token.
+    """The tokens of some text files, encoded unless an earlier call with the same text did.
 
     Args:
         path: see `find_files`.
-        tokenizer: see `Vocabulary`, like `compact`.
-        encoding: of the files, by Python's name for it.
+        tokenizer, compact: see `Vocabulary`.
+        encoding, text_field: see `Reader`.
         cache: see `cache_folder`.
         train_fraction: share of the text, from the front, that bpe:N is trained on.
-        text_field: the field or column that holds the documents, see `format_of`.
 
     Raises:
         UserError: the path, the text or the tokenizer can't be used.
@@ -251,36 +227,22 @@ def load_corpus(
     folder = cache_folder(cache) / name
     if corpus := _open(folder, reader):
         return corpus
-    build: Callable[[Path], None]
     if vocabulary.trained_size:
         train = bpe.load_trainer(vocabulary.trained_size)
-        build = partial(_train_and_encode, reader=reader, train=train, fraction=train_fraction)
+        with _new_folder(folder, reader) as new:
+            _train_and_encode(new, reader, train, train_fraction)
     else:
         full = vocabulary.load()
-        full = _with_end_of_text(full, reader, is_given=full is tokenizer)
-        build = partial(_encode, reader=reader, full=full, compact=vocabulary.is_compact)
-    _make_whole(folder, build, reader)
+        if reader.has_documents and full.end_of_text is None:
+            if full is tokenizer:
+                raise UserError(
+                    "has documents, but the model's tokenizer has no end-of-text token for them",
+                    field="path",
+                    hint="use plain text, or train a new model",
+                )
+            full = full.with_end_of_text()
+        with _new_folder(folder, reader) as new:
+            _encode(new, reader, full, vocabulary.is_compact)
     corpus = _open(folder, reader)
     assert corpus, f"{folder} was written but can't be read"
     return corpus
-
-
-def _make_whole(folder: Path, build: Callable[[Path], None], reader: Reader) -> None:
-    """Makes the cache's folder, with everything in it or not at all."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder.parent)
-        with temporary_folder(folder.parent) as work:
-            new = work / "corpus"
-            new.mkdir(mode=0o700)  # a text may be private
-            build(new)
-            if folder.exists() and not _open(folder, reader):
-                shutil.rmtree(folder, ignore_errors=True)  # damaged
-            new.rename(folder)  # fails if another process was faster
-    except OSError as error:
-        if not _open(folder, reader):
-            raise UserError(
-                f"cannot keep the tokens in {folder.parent}: {error.strerror}",
-                field="cache",
-                hint="name another folder",
-            ) from error

@@ -22,6 +22,7 @@ from lit_gpt.text.documents import Format, format_of, read_documents, read_parqu
 
 SAMPLE = "data/订单商品名称.csv"  # the text to train on unless another is named
 CHUNK = 1 << 20  # bytes read at a time
+COUNTED = ("removed_boms", "added_line_ends", "num_documents", "empty_documents")
 BOMS = {  # removed from the start of a file by Python's own decoders
     "utf-8-sig": (codecs.BOM_UTF8,),
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
@@ -130,8 +131,7 @@ class Reader:
     Attributes:
         fingerprint: sha256 of the files' bytes and lengths and, except for plain text, of the way
             they are read.
-        removed_boms, added_line_ends, num_documents, empty_documents: counted by an iteration, as
-            described in `CorpusInfo`.
+        counts: of COUNTED, by the last iteration; see `CorpusInfo`.
 
     Raises:
         UserError: an unknown encoding, or no file with fields; while reading: no text, text in
@@ -160,10 +160,7 @@ class Reader:
 
     def _begin(self) -> None:
         self._digest = hashlib.sha256()
-        self.removed_boms = 0
-        self.added_line_ends = 0
-        self.num_documents = 0
-        self.empty_documents = 0
+        self.counts = dict.fromkeys(COUNTED, 0)
 
     def __iter__(self) -> Iterator[str | None]:
         self._begin()
@@ -192,7 +189,7 @@ class Reader:
             is_start = True
             for text in self._read(path, form):
                 if is_start and last not in ("", "\n"):
-                    self.added_line_ends += 1
+                    self.counts["added_line_ends"] += 1
                     text = "\n" + text
                 is_start = False
                 last = text[-1]
@@ -206,7 +203,7 @@ class Reader:
                     is_empty = False
                     yield text
                 if not is_empty:
-                    self.num_documents += 1
+                    self.counts["num_documents"] += 1
                     yield None
                 continue
             if form.kind == "parquet":
@@ -215,11 +212,11 @@ class Reader:
                 documents = read_documents(path, form, self._read(path, form))
             for document in documents:
                 if document:
-                    self.num_documents += 1
+                    self.counts["num_documents"] += 1
                     yield document
                     yield None
                 else:
-                    self.empty_documents += 1
+                    self.counts["empty_documents"] += 1
 
     def _read_parquet(self, path: Path, form: Format) -> Iterator[str]:
         """Its end is read first: a packed file is unpacked to disk, any other hashed afterwards."""
@@ -246,14 +243,14 @@ class Reader:
         is_start = True
         for chunk in self._unpacked(path, form):
             if offset == 0 and chunk and chunk.startswith(BOMS.get(self.codec.name, ())):
-                self.removed_boms += 1  # by the decoder
+                self.counts["removed_boms"] += 1  # by the decoder
                 is_start = False
             text = self._decode(decoder, chunk, path, offset)
             offset += len(chunk)
             if text and is_start:
                 is_start = False
                 if text[0] == "\ufeff":
-                    self.removed_boms += 1
+                    self.counts["removed_boms"] += 1
                     text = text[1:]
             if text:
                 yield text

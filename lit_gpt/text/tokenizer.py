@@ -1,8 +1,4 @@
-"""Tokenizer: text to token ids and back, by byte-pair encoding.
-
-Where vocabularies come from is the business of `vocabularies.py`. Shapes: N tokens of a text,
-V tokens of the vocabulary.
-"""
+"""Tokenizer: text to token ids and back. Shapes: N tokens of a text, V of the vocabulary."""
 
 from __future__ import annotations
 
@@ -21,10 +17,10 @@ END_OF_TEXT = b"\n\n"  # how the end of a document reads: as a blank line
 
 
 class Tokenizer:
-    """Text to ids and back without loss; all text is ordinary text, `<|endoftext|>` included.
+    """Byte-pair encoding without loss; all text is ordinary text, `<|endoftext|>` included.
 
-    The only token that no text encodes to is `end_of_text`, which follows each document; a
-    tokenizer has it if it comes from `with_end_of_text`.
+    No text encodes to the token `end_of_text`, which follows each document; only a tokenizer from
+    `with_end_of_text` has it.
 
     Args:
         name: where the vocabulary comes from, as in `vocabularies.load_tokenizer`.
@@ -45,22 +41,14 @@ class Tokenizer:
         self._may_follow: dict[bytes, np.ndarray] = {}
 
     def use_splintr(self) -> None:
-        """Encodes on all cores from now on; only for the pattern of cl100k_base.
-
-        With that pattern splintr splits every text exactly as tiktoken does (half a million random
-        ones were tried), with that of o200k_base not quite.
-        """
+        """Encodes on all cores from now on; exact only for the pattern of cl100k_base."""
         import splintr
 
-        vocabulary = self.to_dict()["vocabulary"].encode()
-        # Made without special tokens: all text is ordinary text.
+        vocabulary = self.to_dict()["vocabulary"].encode()  # without special tokens
         self.fast = splintr.Tokenizer.from_bytes(vocabulary, splintr.CL100K_BASE_PATTERN)
 
     def with_end_of_text(self) -> Tokenizer:
-        """The same tokenizer with one more token, the last, for the end of a document.
-
-        It decodes to END_OF_TEXT, but has no bytes of the text and may not interrupt a character.
-        """
+        """The same tokenizer with one more token, the last, which decodes to END_OF_TEXT."""
         new = copy.copy(self)  # shares the ranks: they decide how text is split
         new.end_of_text = len(self.tokens)
         new.tokens = [*self.tokens, END_OF_TEXT]
@@ -91,15 +79,15 @@ class Tokenizer:
         if self.fast:
             ids, starts = map(np.frombuffer, self.fast.encode_batch_flat(parts), ("<u4", "<u8"))
         else:
-            rows = [self.encode(text) for text in parts]
-            ids = np.concatenate([np.zeros(0, np.uint32), *rows])
-            starts = np.cumsum([0, *map(len, rows)])
-        if len(parts) == len(texts):
+            rows = [self.encode(text) for text in ["", *parts]]
+            ids = np.concatenate(rows)
+            starts = np.cumsum([len(row) for row in rows])
+        is_end = np.array([text is None for text in texts])
+        if not is_end.any():
             return ids
         assert self.end_of_text is not None
-        num_parts = np.cumsum([text is not None for text in texts])  # up to each of the texts
-        ends = [num for num, text in zip(num_parts, texts, strict=True) if text is None]
-        return np.insert(ids, starts[ends].astype(np.int64), self.end_of_text)
+        ends = starts[np.cumsum(~is_end)[is_end]]
+        return np.insert(ids, ends.astype(np.int64), self.end_of_text)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(self.tokens[i] for i in ids)
@@ -127,14 +115,11 @@ class Tokenizer:
         return lengths
 
     def compact(self, used: Iterable[int]) -> tuple[Tokenizer, np.ndarray]:
-        """Keeps the 256 bytes, the tokens in `used` and, for each, the merges that lead to it.
+        """Keeps the 256 bytes, the tokens in `used`, the merges that lead to these and end of text.
 
-        An end-of-text token is always kept, as the last. Merging by rank takes the same steps with
-        these tokens as with all, so a text whose tokens are all in `used` splits into the same
-        tokens, and any other text still encodes without loss.
-
-        Returns:
-            The smaller tokenizer, and the new ids by old ones, (V,) int64; -1: dropped.
+        Merging by rank takes the same steps with these tokens as with all, so a text whose tokens
+        are all in `used` splits into the same tokens, and any other text encodes without loss.
+        Returns the smaller tokenizer, and the new ids by old ones, (V,) int64; -1: dropped.
         """
         keep = {self.ranks[bytes([byte])] for byte in range(256)}
         todo = [int(i) for i in used if i != self.end_of_text]
@@ -147,10 +132,10 @@ class Tokenizer:
         new_ids = np.full(self.vocab_size, -1, dtype=np.int64)
         new_ids[old_ids] = np.arange(len(old_ids))
         smaller = Tokenizer(self.name, self.pattern, [self.tokens[i] for i in old_ids])
-        if self.end_of_text is None:
-            return smaller, new_ids
-        new_ids[self.end_of_text] = len(old_ids)
-        return smaller.with_end_of_text(), new_ids
+        if self.end_of_text is not None:
+            smaller = smaller.with_end_of_text()
+            new_ids[self.end_of_text] = len(old_ids)
+        return smaller, new_ids
 
     def _last_merge(self, rank: int) -> list[bytes]:
         """The tokens that byte-pair encoding joins last into this one: merges below its rank."""

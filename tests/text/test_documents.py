@@ -138,8 +138,8 @@ def test_any_documents_come_back_from_every_format(documents, chunk, tmp_path, m
             reader = read(str(path), "text")
             if texts:
                 assert documents_in(reader) == texts, (kind, packed)
-                assert reader.num_documents == len(texts)
-                assert reader.empty_documents == len(documents) - len(texts)
+                assert reader.counts["num_documents"] == len(texts)
+                assert reader.counts["empty_documents"] == len(documents) - len(texts)
             else:
                 with pytest.raises(UserError, match=re.escape(f"path: no text in {path}; name a")):
                     documents_in(reader)
@@ -543,7 +543,7 @@ def test_rows_are_read_piece_by_piece(tmp_path):
             digest.update((part or "\0").encode())
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert (pieces, reader.num_documents) == (20_000, 20_000)
+        assert (pieces, reader.counts["num_documents"]) == (20_000, 20_000)
         assert digest.digest() == hashlib.sha256(("\0".join(texts) + "\0").encode()).digest()
         assert most < 6e6, name
         assert most_arrow < 6e6

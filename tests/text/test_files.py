@@ -26,7 +26,7 @@ def names_in(root: Path) -> list[str]:
 
 def read(files: list[Path], encoding: str = "utf-8") -> tuple[str, int, int]:
     reader = Reader(files, encoding)
-    return "".join(reader), reader.removed_boms, reader.added_line_ends
+    return "".join(reader), reader.counts["removed_boms"], reader.counts["added_line_ends"]
 
 
 @pytest.fixture
