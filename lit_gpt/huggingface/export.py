@@ -183,7 +183,7 @@ def export(
         (folder / "README.md").write_text(card, encoding="utf-8")
     pipeline = f'pipeline("text-generation", {quoted(str(target))})({quoted(prompt)})'
     code = f"from transformers import pipeline; print({pipeline})"
-    print(*findings.lines(), sep="\n")
+    print(*findings, sep="\n")
     print(f"Exported as {label}: {target}")
     print(f"Use it:  python -c {shlex.quote(code)}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,45 +20,15 @@ NUM_WINDOWS = 8
 MAX_GREEDY = 64  # tokens
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What was compared; all of it agreed.
-
-    Args:
-        num_tokens: of the whole text.
-        num_windows: whose logits were compared.
-        window_length: their tokens.
-        difference: the largest between two logits.
-        limit: what the difference had to stay below.
-        num_greedy: tokens of the greedy text.
-        tie: whether the greedy texts end where two tokens are equally likely.
-    """
-
-    num_tokens: int
-    num_windows: int
-    window_length: int
-    difference: float
-    limit: float
-    num_greedy: int
-    tie: bool
-
-    def lines(self) -> list[str]:
-        """One line for each comparison."""
-        end = ", then two tokens are equally likely" if self.tie else ""
-        return [
-            f"Tokens: {self.num_tokens:,} identical",
-            f"Logits on {self.num_windows} windows of {self.window_length} tokens: largest "
-            f"difference {self.difference:.1e}, below {self.limit:.0e}",
-            f"Greedy text: {self.num_greedy} tokens identical{end}",
-        ]
-
-
-def check_export(folder: Path, model: GPT, corpus: Corpus, train_fraction: float) -> Findings:
+def check_export(folder: Path, model: GPT, corpus: Corpus, train_fraction: float) -> list[str]:
     """Loads the folder as its users will, and compares it with the model.
 
     Args:
         corpus: a text, encoded by our tokenizer.
         train_fraction: logits are compared on what follows this share of the tokens.
+
+    Returns:
+        A line for each comparison.
 
     Raises:
         UserError: something differs.
@@ -71,8 +40,14 @@ def check_export(folder: Path, model: GPT, corpus: Corpus, train_fraction: float
     num_windows, length = windows.shape
     difference, limit = check_logits(theirs, model, windows)
     prompt = windows[:1, : max(1, length // 2)]
-    num_greedy, tie = check_greedy(theirs, model, prompt, corpus.tokenizer.end_of_text)
-    return Findings(len(corpus.tokens), num_windows, length, difference, limit, num_greedy, tie)
+    num_greedy, is_tie = check_greedy(theirs, model, prompt, corpus.tokenizer.end_of_text)
+    end = ", then two tokens are equally likely" if is_tie else ""
+    return [
+        f"Tokens: {len(corpus.tokens):,} identical",
+        f"Logits on {num_windows} windows of {length} tokens: largest difference "
+        f"{difference:.1e}, below {limit:.0e}",
+        f"Greedy text: {num_greedy} tokens identical{end}",
+    ]
 
 
 def differs(problem: str) -> UserError:

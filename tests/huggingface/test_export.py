@@ -9,6 +9,7 @@ import shlex
 import socket
 import sys
 from contextlib import nullcontext, redirect_stdout
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from lit_gpt.huggingface import export
 from lit_gpt.huggingface.architectures import hf_weights
 from lit_gpt.huggingface.export_check import check_greedy, spread_windows
 from lit_gpt.huggingface.importing import load_folder
-from lit_gpt.huggingface.model_card import describe_model, describe_results, describe_training
+from lit_gpt.huggingface.model_card import model_card
 from lit_gpt.huggingface.tokenizer import from_hf
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.reports.history import read_history
@@ -497,45 +498,55 @@ def test_without_transformers_it_says_what_to_install(tmp_path, capsys, monkeypa
     assert 'pip install -e ".[hf]"' in err
 
 
+def card_of(checkpoint: Checkpoint, built: tuple[GPT, Tokenizer]) -> str:
+    """The model card, without findings."""
+    return model_card("title", checkpoint, *built, [], "", is_training_text=True)
+
+
+@pytest.fixture(scope="module")
+def built(runs) -> tuple[GPT, Tokenizer]:
+    return load_checkpoint(runs["qwen3"])
+
+
 @pytest.mark.parametrize("rubbish", [None, 3, "x", [1], {"path": 3, "val": "x"}, {"StepLines": 1}])
-def test_the_card_survives_any_metadata_of_a_checkpoint(rubbish, tmp_path):
+def test_the_card_survives_any_metadata_of_a_checkpoint(rubbish, built, tmp_path):
     names = ("corpus", "callbacks", "hyper_parameters", "datamodule_hyper_parameters", "trainer")
     contents = dict.fromkeys(names, rubbish) | {"global_step": rubbish}
-    checkpoint = Checkpoint(tmp_path / "a.ckpt", contents)
-    assert describe_results(checkpoint).startswith("None are known")
-    assert "| Text |" in describe_training(checkpoint)
+    card = card_of(Checkpoint(tmp_path / "a.ckpt", contents), built)
+    assert "\nNone are known" in card
+    assert "\n| Text |" in card
 
 
-def test_results_belong_to_the_exported_weights(base, runs):
+def test_results_belong_to_the_exported_weights(base, runs, built):
     path = runs["qwen3"]
     checkpoint = Checkpoint.read(path)
 
-    def results(path: Path = path, **changes) -> str:
-        return describe_results(Checkpoint(path, checkpoint.contents | changes))
+    def card(path: Path = path, **changes) -> str:
+        return card_of(Checkpoint(path, checkpoint.contents | changes), built)
 
-    assert results().count("validation split") == 2
-    assert results(global_step=30, callbacks={}).count("validation split") == 1  # no final loss
-    assert results(global_step=31, callbacks={}) == "None are known for step 31."
-    alone = results(base / "elsewhere.ckpt")  # only what is in the file
+    rows = r"\|.* validation split \|"
+    assert len(re.findall(rows, card())) == 2
+    assert len(re.findall(rows, card(global_step=30, callbacks={}))) == 1  # no final loss
+    assert "\nNone are known for step 31.\n" in card(global_step=31, callbacks={})
+    alone = card(base / "elsewhere.ckpt")  # only what is in the file
     best = checkpoint.best_evaluation
     assert best["step"] == 60
     assert f"| {best['val']:.4f} |" in alone
-    assert alone.count("validation split") == 1
+    assert len(re.findall(rows, alone)) == 1
 
 
-def test_names_cannot_break_the_card(base, runs):
-    model, tokenizer = load_checkpoint(runs["qwen3"])
+def test_names_cannot_break_the_card(base, built):
+    model, tokenizer = built[0], copy(built[1])
     tokenizer.name = "x|y\n\n# Injected\n<script>"
-    assert "tokens (`x y # Injected <script>`) |" in describe_model(model, tokenizer)
     contents = {"global_step": "3 |\n\n## Injected", "hyper_parameters": {"init_from": "/a/b|c"}}
     contents["datamodule_hyper_parameters"] = {"path": ["/home/me/a`|\nb", "c"]}
-    checkpoint = Checkpoint(base / "x.ckpt", contents)
-    assert "Injected" not in describe_results(checkpoint)
-    rows = describe_training(checkpoint)
-    assert "| Steps | unknown |" in rows
-    assert "| Started from the weights of | `b c` |" in rows
-    assert "| Text | `a b`, `c` |" in rows
-    assert "home" not in rows
+    card = card_of(Checkpoint(base / "x.ckpt", contents), (model, tokenizer))
+    assert "tokens (`x y # Injected <script>`) |\n" in card
+    assert card.count("Injected") == 1
+    assert "| Steps | unknown |\n" in card
+    assert "| Started from the weights of | `b c` |\n" in card
+    assert "| Text | `a b`, `c` |\n" in card
+    assert "home" not in card
 
 
 @pytest.mark.parametrize("kilobytes", [4, 24, 72, 120])
