@@ -52,20 +52,16 @@ def to_hf(tokenizer: Tokenizer) -> Any:
             as an ordinary token too; transformers is not installed.
     """
     import_transformers()
-    from tokenizers import AddedToken, pre_tokenizers
+    from tokenizers import pre_tokenizers
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     ranks = tokenizer.ranks
     only_bytes = len(ranks) == 256  # nothing to merge, so it doesn't matter how text is split
     pattern = "." if only_bytes else onig_pattern(tokenizer.pattern)
-
-    class Converter(TikTokenConverter):
-        @staticmethod
-        def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:
-            return ranks  # instead of reading them from a file
-
+    converter: Any = TikTokenConverter(pattern=pattern)
+    converter.load_tiktoken_bpe = lambda _: ranks  # instead of reading them from a file
     try:
-        converted = Converter(pattern=pattern).converted()
+        converted = converter.converted()
     except Exception as error:  # tokenizers raises nothing more specific
         what = f"the tokenizer's split pattern {tokenizer.pattern!r}"
         raise UserError(f"{what} can't be exported ({in_one_line(error)})") from error
@@ -77,7 +73,7 @@ def to_hf(tokenizer: Tokenizer) -> Any:
                 f"the vocabulary has {SPECIAL} as an ordinary token, so the end-of-text token "
                 "can't be exported under that name"
             )
-        converted.add_special_tokens([AddedToken(SPECIAL, normalized=False, special=True)])
+        converted.add_special_tokens([SPECIAL])
     assert converted.get_vocab_size() == tokenizer.vocab_size
     return converted
 
@@ -113,14 +109,18 @@ def from_hf(folder: str | Path) -> tuple[Tokenizer, np.ndarray]:
         UserError: not a byte-level BPE, or one that works differently from ours; transformers is
             not installed.
     """
-    folder = Path(folder).expanduser()
     spec = read_spec(folder)
     try:
-        pattern = _pattern(spec, folder)
-        ids = _ordinary_ids(spec, folder)
-        tokenizer = _build(pattern, list(ids), folder)
+        pattern = _pattern(spec)
+        ids = _ordinary_ids(spec)
+        tokenizer = _build(pattern, list(ids))
         rows = list(ids.values())
-        end = _end_of_text(spec, folder, set(rows))
+        end = _end_of_text(spec, Path(folder).expanduser() / "tokenizer_config.json", ids)
+    except Unsupported as error:
+        raise UserError(
+            f"the tokenizer of {folder} is not supported: {error}",
+            hint="use one with byte-level BPE like that of GPT-2 or Qwen3",
+        ) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unreadable(folder, error) from error
     if end is not None:
@@ -129,9 +129,10 @@ def from_hf(folder: str | Path) -> tuple[Tokenizer, np.ndarray]:
     return tokenizer, np.array(rows, dtype=np.int64)
 
 
-def read_spec(folder: Path) -> dict[str, Any]:
+def read_spec(folder: str | Path) -> dict[str, Any]:
     """The content of tokenizer.json, or its equivalent for a vocab.json with a merges.txt."""
     transformers = import_transformers()
+    folder = Path(folder).expanduser()
     path = folder / "tokenizer.json"
     has_merges = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
     if not (path.is_file() or has_merges):
@@ -155,64 +156,61 @@ def in_one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".replace("`", "'").split())[:300]
 
 
-def unreadable(folder: Path, error: Exception) -> UserError:
+def unreadable(folder: str | Path, error: Exception) -> UserError:
     return UserError(f"the tokenizer of {folder} can't be read ({in_one_line(error)})")
 
 
-def _unsupported(folder: Path, reason: str) -> UserError:
-    return UserError(
-        f"the tokenizer of {folder} is not supported: {reason}",
-        hint="use one with byte-level BPE like that of GPT-2 or Qwen3",
-    )
+class Unsupported(Exception):
+    """What keeps a tokenizer from being one of ours."""
 
 
-def _pattern(spec: dict[str, Any], folder: Path) -> str:
+def _pattern(spec: dict[str, Any]) -> str:
     """The regular expression that splits text; nothing else may be done to the text."""
     normalizer = spec.get("normalizer")
     if normalizer is not None and normalizer["type"] != "NFC":
-        raise _unsupported(folder, f"it normalizes text ({normalizer['type']})")
+        raise Unsupported(f"it normalizes text ({normalizer['type']})")
     first = spec.get("pre_tokenizer") or {"type": None}
     steps = first["pretokenizers"] if first["type"] == "Sequence" else [first]
     kinds = [step["type"] for step in steps]
     if kinds not in (["ByteLevel"], ["Split", "ByteLevel"]):
-        raise _unsupported(folder, f"it splits text by {kinds}")
-    split, byte_level = steps[0], steps[-1]
+        raise Unsupported(f"it splits text by {kinds}")
+    *splits, byte_level = steps
     if byte_level.get("add_prefix_space"):
-        raise _unsupported(folder, "it adds a space before each text (add_prefix_space)")
-    splits_itself = byte_level.get("use_regex", True)
-    if split is byte_level:
-        if splits_itself:
-            return GPT2_PATTERN
-        if not spec["model"]["merges"]:
-            return r"(?s:.)"
-        raise _unsupported(folder, "it does not split text")
-    if splits_itself:
-        raise _unsupported(folder, "it splits text by two patterns")
+        raise Unsupported("it adds a space before each text (add_prefix_space)")
+    if byte_level.get("use_regex", True):
+        if splits:
+            raise Unsupported("it splits text by two patterns")
+        return GPT2_PATTERN
+    if not splits:
+        if spec["model"]["merges"]:
+            raise Unsupported("it does not split text")
+        return r"(?s:.)"
+    (split,) = splits
     behavior = (split["behavior"], split.get("invert", False))
     if behavior not in (("Isolated", False), ("Removed", True)) or "Regex" not in split["pattern"]:
-        raise _unsupported(folder, f"it splits text by {split}")
+        raise Unsupported(f"it splits text by {split}")
     regex = split["pattern"]["Regex"]
-    ours = {onig_pattern(pattern): pattern for pattern, *_ in OFFLINE.values()}
+    ours = {onig_pattern(known.pattern): known.pattern for known in OFFLINE.values()}
     return ours.get(regex, regex)
 
 
-def _ordinary_ids(spec: dict[str, Any], folder: Path) -> dict[bytes, int]:
+def _ordinary_ids(spec: dict[str, Any]) -> dict[bytes, int]:
     """The id there of each token that text can become, in the order of our ids."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     model = spec["model"]
     bytes_of = {char: byte for byte, char in bytes_to_unicode().items()}
     if model.get("type", "BPE") != "BPE":
-        raise _unsupported(folder, f"it is a {model['type']}, not a byte-pair encoding")
+        raise Unsupported(f"it is a {model['type']}, not a byte-pair encoding")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
-            raise _unsupported(folder, f"it has {option} {model[option]!r}")
+            raise Unsupported(f"it has {option} {model[option]!r}")
     vocab = model["vocab"]
-    singles = {bytes([byte]): vocab.get(char) for char, byte in bytes_of.items()}
-    if missing := sorted(token[0] for token, number in singles.items() if number is None):
+    if missing := sorted(byte for char, byte in bytes_of.items() if vocab.get(char) is None):
         count = f"{len(missing)} of the 256 bytes (the first is 0x{missing[0]:02x})"
-        raise _unsupported(folder, f"it has no token for {count}")
-    ids: dict[bytes, int] = dict(sorted(singles.items(), key=_by_id))
+        raise Unsupported(f"it has no token for {count}")
+    singles = sorted(bytes_of, key=vocab.__getitem__)
+    ids: dict[bytes, int] = {bytes([bytes_of[char]]): vocab[char] for char in singles}
     for merge in model["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         token = bytes(bytes_of[char] for char in left + right)
@@ -220,41 +218,33 @@ def _ordinary_ids(spec: dict[str, Any], folder: Path) -> dict[bytes, int]:
     if model.get("ignore_merges"):  # whole pieces are looked up first, as in tiktoken
         merged = list(ids.values())[256:]
         special = {token["content"] for token in spec.get("added_tokens", [])}
-        for text, number in sorted(vocab.items(), key=_by_id):
-            if text not in special and text and bytes_of.keys() >= set(text):
-                ids.setdefault(bytes(bytes_of[char] for char in text), number)
+        for text in sorted(vocab.keys() - special, key=vocab.__getitem__):
+            if text and bytes_of.keys() >= set(text):
+                ids.setdefault(bytes(bytes_of[char] for char in text), vocab[text])
         if merged == sorted(merged):  # so ids give the order of tokens without merges, too
-            pairs = list(ids.items())
-            ids = dict(pairs[:256] + sorted(pairs[256:], key=_by_id))
+            ids = dict(sorted(ids.items(), key=lambda pair: (len(pair[0]) > 1, pair[1])))
     return ids
 
 
-def _by_id(pair: tuple[Any, Any]) -> int:
-    return pair[1]
-
-
-def _build(pattern: str, tokens: list[bytes], folder: Path) -> Tokenizer:
+def _build(pattern: str, tokens: list[bytes]) -> Tokenizer:
     """Our tokenizer, if tiktoken's engine accepts the pattern and it keeps all of a text."""
     sample = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x11000)]))
     try:
         tokenizer = Tokenizer(NAME, pattern, tokens)
         kept = tokenizer.decode(tokenizer.encode(sample)) == sample
     except ValueError as error:  # from tiktoken, about the pattern
-        raise _unsupported(
-            folder, f"its split pattern is invalid here ({in_one_line(error)})"
-        ) from error
+        raise Unsupported(f"its split pattern is invalid here ({in_one_line(error)})") from error
     if not kept:
-        raise _unsupported(folder, f"its split pattern drops text ({pattern})")
+        raise Unsupported(f"its split pattern drops text ({pattern})")
     return tokenizer
 
 
-def _end_of_text(spec: dict[str, Any], folder: Path, ordinary: set[int]) -> int | None:
+def _end_of_text(spec: dict[str, Any], config: Path, ordinary: dict[bytes, int]) -> int | None:
     """The id there of the token that ends a document; None where there is none."""
     ids = spec["model"]["vocab"] | {t["content"]: t["id"] for t in spec.get("added_tokens", [])}
     names = [SPECIAL]
-    path = folder / "tokenizer_config.json"
-    if path.is_file():
-        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+    if config.is_file():
+        eos = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
         names.append(eos["content"] if isinstance(eos, dict) else eos)
-    found = (ids[name] for name in names if name in ids and ids[name] not in ordinary)
-    return next(found, None)
+    used = set(ordinary.values())
+    return next((ids[name] for name in names if name in ids and ids[name] not in used), None)
