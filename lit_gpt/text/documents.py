@@ -199,7 +199,7 @@ def _read_csv(path: Path, field: str, texts: Iterable[str], delimiter: str) -> I
         raise UserError(f"{path}, line {number:,} cannot be read as .csv: {error}") from error
 
 
-def read_parquet(path: Path, form: Format, file: IO[bytes]) -> Iterator[str]:
+def read_parquet(path: Path, form: Format, source: Path | IO[bytes]) -> Iterator[str]:
     """The documents in a column of a .parquet file, batch by batch; "" for one that is null.
 
     Raises:
@@ -214,7 +214,7 @@ def read_parquet(path: Path, form: Format, file: IO[bytes]) -> Iterator[str]:
     number = 0
     try:
         # Without `pre_buffer`, which would read the whole column of a large row group ahead.
-        table = parquet.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
+        table = parquet.ParquetFile(source, buffer_size=BUFFER, pre_buffer=False)
         names = table.schema_arrow.names
         if names.count(form.field) != 1:
             raise _no_field(str(path), form.field, names)

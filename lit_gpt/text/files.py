@@ -12,10 +12,9 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import IO
 
 from lit_gpt.errors import UserError
 from lit_gpt.text.documents import Format, format_of, read_documents, read_parquet, unpack
@@ -33,14 +32,14 @@ BOMS = {  # removed from the start of a file by Python's own decoders
 def find_files(paths: str | list[str]) -> list[Path]:
     """The files that the paths name, in that order: files, folders, globs ("texts/**/*.txt").
 
-    A folder stands for all files in it and its subfolders, in the order of their names, and a glob
-    for what it matches, also in that order; the name of an existing file or folder is never a glob.
-    Hidden files and folders are skipped. Links are followed, and each real file and folder is read
-    once, at the first of its names, so links may form a ring. Nothing else is skipped: what can't
-    be read as text (a broken link, a pipe, a folder without permission) is an error.
+    A folder stands for all files in it and its subfolders, and a glob for what it matches, both in
+    the order of their names; the name of an existing file or folder is never a glob. Hidden files
+    and folders are skipped. Links are followed, and each real file and folder is read once, at the
+    first of its names, so links may form a ring.
 
     Raises:
-        UserError: there are no files, or something among them can't be read.
+        UserError: there are no files, or among them is one that can't be read: a broken link, a
+            pipe, a folder without permission.
     """
     found: dict[str, Path] = {}  # by real name
     for path in paths if isinstance(paths, list) else [paths]:
@@ -64,27 +63,24 @@ def _roots(path: str) -> list[Path]:
     except PermissionError:
         pass  # _walk reports it
     except (OSError, RuntimeError, ValueError) as error:  # also an unknown user's ~, a NUL
-        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        if is_missing and path == SAMPLE and (sample := _installed_sample()):
-            return [sample]
-        if not is_missing or not glob.has_magic(str(root)) or root.is_symlink():
-            raise UserError("no such file or folder", field="path", value=path) from error
-        if matches := sorted(map(Path, glob.glob(str(root), recursive=True))):
-            return matches
-        raise UserError("matches no files", field="path", value=path) from error
+        problem = "no such file or folder"
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            if path == SAMPLE and (sample := _installed_sample()):
+                return [sample]
+            if glob.has_magic(str(root)) and not root.is_symlink():
+                problem = "matches no files"
+                if matches := sorted(map(Path, glob.glob(str(root), recursive=True))):
+                    return matches
+        raise UserError(problem, field="path", value=path) from error
     return [root]
 
 
 def _installed_sample() -> Path | None:
     """The sample text in the repository around this package, or where the wheel put it."""
-    repository = Path(__file__).parents[2] / SAMPLE
-    if repository.exists():
-        return repository
-    try:
+    places = [Path(__file__).parents[2] / SAMPLE]
+    with suppress(metadata.PackageNotFoundError):
         files = metadata.files("lit_gpt") or []
-    except metadata.PackageNotFoundError:
-        return None
-    places = (Path(file.locate()) for file in files if file.name == Path(SAMPLE).name)
+        places += [Path(file.locate()) for file in files if file.name == places[0].name]
     return next(filter(Path.exists, places), None)
 
 
@@ -139,10 +135,9 @@ class Reader:
     """
 
     def __init__(self, files: list[Path], encoding: str, text_field: str | None = None) -> None:
-        self.files = files
+        self.files = [(path, format_of(path, text_field)) for path in files]
         self.encoding = encoding
-        self.formats = [format_of(path, text_field) for path in files]
-        self.has_documents = any(form.field is not None for form in self.formats)
+        self.has_documents = any(form.field is not None for _, form in self.files)
         if text_field is not None and not self.has_documents:
             raise UserError(
                 f"is for .jsonl, .csv, .tsv and .parquet files, and {self._place()} has none",
@@ -152,9 +147,8 @@ class Reader:
             )
         self.codec = _text_codec(encoding)
         self._begin()
-        for path, form in zip(self.files, self.formats, strict=True):
-            self._digest.update(form.label.encode())
-            for _ in self._read_bytes(path):
+        for path, form in self.files:
+            for _ in self._read_bytes(path, form):
                 pass
         self.fingerprint = self._digest.hexdigest()
 
@@ -177,15 +171,14 @@ class Reader:
 
     def _place(self) -> str:
         """The file itself, or the folder that all are in."""
-        try:
-            return os.path.commonpath(self.files) or "`path`"
-        except ValueError:  # relative and absolute names
-            return "`path`"
+        with suppress(ValueError):  # relative and absolute names
+            return os.path.commonpath([path for path, _ in self.files]) or "`path`"
+        return "`path`"
 
     def _plain_text(self) -> Iterator[str]:
         """Two files never share a line."""
         last = ""
-        for path, form in zip(self.files, self.formats, strict=True):
+        for path, form in self.files:
             is_start = True
             for text in self._read(path, form):
                 if is_start and last not in ("", "\n"):
@@ -196,7 +189,7 @@ class Reader:
                 yield text
 
     def _documents(self) -> Iterator[str | None]:
-        for path, form in zip(self.files, self.formats, strict=True):
+        for path, form in self.files:
             if form.kind == "text":
                 is_empty = True
                 for text in self._read(path, form):
@@ -220,21 +213,19 @@ class Reader:
 
     def _read_parquet(self, path: Path, form: Format) -> Iterator[str]:
         """Its end is read first: a packed file is unpacked to disk, any other hashed afterwards."""
-        if form.packed:
-            with tempfile.TemporaryFile() as file:
-                try:
-                    for chunk in self._unpacked(path, form):
-                        file.write(chunk)
-                    file.seek(0)
-                except OSError as error:
-                    where = f"{path} in {tempfile.gettempdir()}"
-                    raise UserError(f"cannot unpack {where}: {error.strerror}") from error
-                yield from read_parquet(path, form, file)
+        if not form.packed:
+            yield from read_parquet(path, form, path)
+            for _ in self._read_bytes(path, form):
+                pass
             return
-        with _opened(path) as file:
+        with tempfile.TemporaryFile() as file:
+            try:
+                file.writelines(self._unpacked(path, form))
+                file.seek(0)
+            except OSError as error:
+                where = f"{path} in {tempfile.gettempdir()}"
+                raise UserError(f"cannot unpack {where}: {error.strerror}") from error
             yield from read_parquet(path, form, file)
-        for _ in self._unpacked(path, form):  # so the hash is of what has been read
-            pass
 
     def _read(self, path: Path, form: Format) -> Iterator[str]:
         """The text of one file, in non-empty parts, without its byte-order mark."""
@@ -242,10 +233,10 @@ class Reader:
         offset = 0
         is_start = True
         for chunk in self._unpacked(path, form):
-            if offset == 0 and chunk and chunk.startswith(BOMS.get(self.codec.name, ())):
+            text = self._decode(decoder, chunk, path, offset)
+            if offset == 0 and chunk.startswith(BOMS.get(self.codec.name, ())):
                 self.counts["removed_boms"] += 1  # by the decoder
                 is_start = False
-            text = self._decode(decoder, chunk, path, offset)
             offset += len(chunk)
             if text and is_start:
                 is_start = False
@@ -258,70 +249,56 @@ class Reader:
     def _decode(self, decoder: codecs.IncrementalDecoder, chunk: bytes, path: Path, at: int) -> str:
         """The text of a chunk that begins `at` so many bytes; b"" ends the file."""
         pending = len(decoder.getstate()[0])  # bytes of a character that the last chunk began
+        is_wide = self.codec.name.startswith(("utf-16", "utf-32"))  # has NUL bytes
+        nul = -1 if is_wide else chunk.find(b"\0")
         try:
             text = decoder.decode(chunk, final=not chunk)
             text.encode()  # fails on a lone surrogate, as utf-7 can write it
+            if "\0" not in text:
+                return text
         except UnicodeDecodeError as error:
             guess = "gb18030" if self.codec.name == "utf-8" else "utf-8"
             if chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 guess = "utf-16"
-            elif b"\0" in chunk and not self.codec.name.startswith(("utf-16", "utf-32")):
-                raise _looks_binary(path, at + chunk.find(b"\0")) from error
-            raise UserError(
-                f"{path} is not {self.encoding} text (byte 0x{error.object[error.start]:02x} at "
-                f"offset {at - pending + error.start:,})",
-                hint=f"name its encoding with `encoding` (perhaps {guess}), or convert it",
-            ) from error
-        except UnicodeEncodeError as error:
-            raise UserError(f"{path} is not valid Unicode text: {error}") from error
+            if nul < 0 or guess == "utf-16":
+                raise UserError(
+                    f"{path} is not {self.encoding} text (byte 0x{error.object[error.start]:02x} "
+                    f"at offset {at - pending + error.start:,})",
+                    hint=f"name its encoding with `encoding` (perhaps {guess}), or convert it",
+                ) from error
         except UnicodeError as error:
             raise UserError(f"{path} is not {self.encoding} text: {error}") from error
-        if "\0" in text:
-            is_one_byte = text.count("\0") == chunk.count(b"\0")  # not so in UTF-16
-            raise _looks_binary(path, at + chunk.find(b"\0") if is_one_byte else None)
-        return text
+        where = "" if nul < 0 else f" at offset {at + nul:,}"
+        raise UserError(
+            f"{path} looks like a binary file (NUL byte{where})",
+            hint="`path` takes text files; set `encoding` to utf-16 for UTF-16 ones",
+        )
 
     def _unpacked(self, path: Path, form: Format) -> Iterator[bytes]:
         """Chunks of what is in the file, the last b""."""
-        self._digest.update(form.label.encode())
-        chunks = self._read_bytes(path)
+        chunks = self._read_bytes(path, form)
         return unpack(path, form.packed, chunks) if form.packed else chunks
 
-    def _read_bytes(self, path: Path) -> Iterator[bytes]:
-        """Chunks of the file, the last b""; every byte and the length go into the digest."""
-        with _opened(path) as file:
-            while chunk := file.read(CHUNK):
-                self._digest.update(chunk)
-                yield chunk
-            self._digest.update(f"end {file.tell()}".encode())
-            yield b""
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    def _read_bytes(self, path: Path, form: Format) -> Iterator[bytes]:
+        """Chunks of the file, the last b""; format, bytes and length go into the digest."""
+        self._digest.update(form.label.encode())
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(CHUNK):
+                    self._digest.update(chunk)
+                    yield chunk
+                self._digest.update(f"end {file.tell()}".encode())
+                yield b""
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _text_codec(encoding: str) -> codecs.CodecInfo:
-    try:
+    with suppress(LookupError, ValueError):  # ValueError: a NUL in the name
         codec = codecs.lookup(encoding)
         # Neither base64 nor rot13, nor the codecs of host names, which can't be read in parts.
         if codec._is_text_encoding and codec.name not in ("idna", "punycode"):
             return codec
-    except (LookupError, ValueError):  # ValueError: a NUL in the name
-        pass
     raise UserError(
         "unknown encoding", field="encoding", value=encoding, hint="try utf-8 or gb18030"
-    )
-
-
-def _looks_binary(path: Path, offset: int | None) -> UserError:
-    where = "" if offset is None else f" at offset {offset:,}"
-    return UserError(
-        f"{path} looks like a binary file (NUL byte{where})",
-        hint="`path` takes text files; set `encoding` to utf-16 for UTF-16 ones",
     )

@@ -265,8 +265,8 @@ def test_line_ends_put_between_files_are_counted(
 @pytest.mark.parametrize(
     ("content", "encoding", "message"),
     [
-        (b"+2AA-", "utf-7", "{} is not valid Unicode text: 'utf-8' codec can't encode"),
-        (b"a\\ud800", "unicode_escape", "{} is not valid Unicode text: 'utf-8' codec can't"),
+        (b"+2AA-", "utf-7", "{} is not utf-7 text: 'utf-8' codec can't encode"),
+        (b"a\\ud800", "unicode_escape", "{} is not unicode_escape text: 'utf-8' codec"),
         (b"a\xed\xa0\x80", "utf-8", "{} is not utf-8 text (byte 0xed at offset 1)"),
         (b"\x00\xd8a\0", "utf-16-le", "{} is not utf-16-le text (byte 0x00 at offset 0)"),
         ("ab\0".encode("utf-16"), "utf-16", "{} looks like a binary file (NUL byte); path"),
