@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,23 +100,31 @@ def places(text_file: Path, tmp_path: Path) -> dict[str, Path]:
 def train(places: dict, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     """`train("--find_lr", **{"model.d_model": 32})`: train.py on the small text, in this process.
 
-    `defaults={}` leaves out what is otherwise set: the small model and the places.
+    `defaults={}` leaves out what is otherwise set: the small model and the places. `callbacks`
+    are further ones for the run.
     """
     from lit_gpt.training import train as train_command
 
     monkeypatch.setattr("sys.argv", ["train.py"])  # LightningCLI warns if options come twice
     seen: list[Run] = []
+    further: list[Any] = []
     build_run = train_command.build_run
 
     def remember(*args: Any, **kwargs: Any) -> Run:
-        seen.append(build_run(*args, **kwargs))
+        seen.append(build_run(*args, **{"callbacks": further} | kwargs))
         return seen[-1]
 
     monkeypatch.setattr(train_command, "build_run", remember)
 
-    def run(*args: str, defaults: dict[str, Any] = places | SMALL, **options: Any) -> Result:
+    def run(
+        *args: str,
+        defaults: dict[str, Any] = places | SMALL,
+        callbacks: Sequence[Any] = (),
+        **options: Any,
+    ) -> Result:
         argv = [*command_line({**defaults, **options}), *args]
         seen.clear()
+        further[:] = callbacks
         capfd.readouterr()
         try:
             status = run_command(lambda: train_command.main(argv), train_command.option_name)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from lit_gpt.checkpoint import read_checkpoint
-from lit_gpt.training import train as train_command
 
 
 class Recorder(pl.Callback):
@@ -21,10 +20,12 @@ class Recorder(pl.Callback):
         self.batches: list[float] = []
         self.evaluations: dict[int, tuple[float, float]] = {}
 
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if len(self.batches) + 1 == self.stop:
+            signal.raise_signal(signal.SIGINT)
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.batches.append(outputs["loss"].item())
-        if len(self.batches) == self.stop:
-            signal.raise_signal(signal.SIGINT)
 
     def on_validation_end(self, trainer, pl_module) -> None:
         metrics = trainer.callback_metrics
@@ -33,14 +34,12 @@ class Recorder(pl.Callback):
 
 
 @pytest.fixture
-def record(train, monkeypatch):
+def record(train):
     """Runs `train` with a Recorder; gives it, the final weights and the folder of the run."""
 
     def run(stop: int | None = None, **options):
         recorder = Recorder(stop)
-        with monkeypatch.context() as patch:  # in the place of a callback that only measures
-            patch.setattr(train_command, "Throughput", lambda: recorder)
-            result = train(**{"model.dropout": 0.2, **options})
+        result = train(callbacks=[recorder], **{"model.dropout": 0.2, **options})
         assert result.status == (130 if stop else 0), result.err
         return recorder, result.run.model.gpt.state_dict(), Path(result.run.trainer.log_dir)
 
