@@ -168,7 +168,7 @@ def print_table(outcomes: list[Outcome]) -> None:
 def verify(
     kills: int = 20,
     seed: int = 0,
-    settings: tuple[str, ...] = tuple(SETTINGS),
+    settings: tuple[str, ...] = (),
     path: str = str(ROOT / "data" / "订单商品名称.csv"),
 ) -> int:
     """Kills training runs at random moments and compares them with uninterrupted ones.
@@ -176,7 +176,7 @@ def verify(
     Args:
         kills: for each setting.
         seed: of the moments.
-        settings: which to try.
+        settings: which to try; all if none is named.
         path: a text file.
 
     Returns:
@@ -191,7 +191,7 @@ def verify(
     outcomes = []
     folder = Path(tempfile.mkdtemp(prefix="verify-resume-"))
     try:
-        for name in settings:
+        for name in settings or SETTINGS:
             print(f"{name}: {' '.join(command_line(SETTINGS[name])) or 'defaults'}", flush=True)
             outcomes.append(Verification(name, kills, seed, path, folder / name).run())
         print_table(outcomes)
