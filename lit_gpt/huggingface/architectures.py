@@ -198,11 +198,7 @@ def hf_weights(model: GPT) -> dict[str, Tensor]:
 
 
 def gpt_weights(theirs: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """The float32 state of a GPT of that config, from all the weights of a GPT-2 or Qwen3.
-
-    Raises:
-        ValueError: the output layer should be tied and is not.
-    """
+    """The float32 state of a GPT of that config, from all the weights of a GPT-2 or Qwen3."""
     layout = layout_of(config)
     theirs = {name.removeprefix(layout.prefix): w.float() for name, w in theirs.items()}
     ours = {}
@@ -213,11 +209,7 @@ def gpt_weights(theirs: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Te
             ours[f"{module}.bias"] = theirs[f"{names[0]}.bias"]
     if layout is GPT2:
         ours["position"] = theirs["wpe.weight"]
-    embedding = ours["embedding.weight"]
-    head = theirs.get("lm_head.weight", embedding)
-    if config.tie_embeddings and not torch.equal(head, embedding):
-        raise ValueError("config.json ties lm_head.weight to the embedding, but they differ")
-    ours["head.weight"] = embedding if config.tie_embeddings else head
+    ours["head.weight"] = theirs.get("lm_head.weight", ours["embedding.weight"])
     return ours
 
 

@@ -44,38 +44,35 @@ def check_is_free(folder: Path) -> None:
         raise refused(folder, "already exists", "name a new or an empty folder")
 
 
-def find_text(
-    checkpoint: Checkpoint, data_path: str | None, encoding: str | None, text_field: str | None
-) -> dict[str, Any]:
-    """Arguments of `load_corpus`: the text that is named, or else that of the checkpoint's run.
+def load_text(
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    cache: Path,
+    path: str | None,
+    given: dict[str, str | None],
+) -> Corpus:
+    """Encodes the text at `path`, or else that of the checkpoint's run.
 
-    Another text is read by its own options, whatever those of the run were.
+    Args:
+        given: options of the text, each None if it is to be the default, or that of the run for
+            the run's own text.
 
     Raises:
-        UserError: no text is named, nor does the checkpoint name any.
+        UserError: the text can't be used. If it is the run's, the hint says that any other will do.
     """
-    if data_path:
-        return {"path": data_path, "encoding": encoding or "utf-8", "text_field": text_field}
-    data = checkpoint.data_hyperparameters
-    path = data.get("path")
-    paths = path if isinstance(path, list) else [path]
-    if not all(isinstance(part, str) for part in paths):
-        raise UserError("the checkpoint does not name its training text", hint=NAME_ANOTHER)
-    used_encoding = data.get("encoding")
-    used_field = data.get("text_field")
-    return {
-        "path": path,
-        "encoding": encoding or (used_encoding if isinstance(used_encoding, str) else "utf-8"),
-        "text_field": text_field or (used_field if isinstance(used_field, str) else None),
-    }
-
-
-def load_text(text: dict[str, Any], tokenizer: Tokenizer, cache: Path, is_own: bool) -> Corpus:
-    """Encodes the text; if that of the run can't be used, the error says that any other will do."""
+    used: dict[str, Any] = {"path": path, "encoding": "utf-8", "text_field": None}
+    if not path:
+        data = checkpoint.data_hyperparameters
+        used["path"] = data.get("path")
+        paths = used["path"] if isinstance(used["path"], list) else [used["path"]]
+        if not all(isinstance(part, str) for part in paths):
+            raise UserError("the checkpoint does not name its training text", hint=NAME_ANOTHER)
+        used |= {name: data[name] for name in given if isinstance(data.get(name), str)}
+    used |= {name: value for name, value in given.items() if value}
     try:
-        return load_corpus(tokenizer=tokenizer, compact=False, cache=str(cache), **text)
+        return load_corpus(tokenizer=tokenizer, compact=False, cache=str(cache), **used)
     except UserError as error:
-        if is_own and error.field != "cache":
+        if not path and error.field != "cache":
             error.hint = NAME_ANOTHER
         raise
 
@@ -124,13 +121,10 @@ def write_folder(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
             "eos_token_id": end,
         },
     }
-    texts = {
-        name: json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        for name, content in contents.items()
-    }
-    texts["tokenizer"] = to_hf(tokenizer).to_str(pretty=True)
-    for name, text in texts.items():
+    for name, content in contents.items():
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    (folder / "tokenizer.json").write_text(to_hf(tokenizer).to_str(pretty=True), encoding="utf-8")
 
 
 def example(corpus: Corpus) -> str:
@@ -166,12 +160,12 @@ def export(
     checkpoint = Checkpoint.read(ckpt_path or find_newest(logs))
     model, tokenizer = checkpoint.build()
     label = layout_of(model.config).label
-    text = find_text(checkpoint, data_path, encoding, text_field)
+    given = {"encoding": encoding, "text_field": text_field}
     fraction = checkpoint.data_hyperparameters.get("train_fraction")
     if not (isinstance(fraction, float) and 0 < fraction < 1):
         fraction = 0.9
     with new_folder(target) as folder:
-        corpus = load_text(text, tokenizer, folder.parent / "tokens", is_own=not data_path)
+        corpus = load_text(checkpoint, tokenizer, folder.parent / "tokens", data_path, given)
         write_folder(folder, model, tokenizer)
         findings = check_export(folder, model, corpus, fraction)
         is_training_text = corpus.info.fingerprint == checkpoint.corpus_info.get("fingerprint")

@@ -87,10 +87,11 @@ def load_folder(source: str, context_length: int) -> GPT:
             f"{rows.max()}, the embedding only {config.vocab_size} rows",
         )
     theirs = load_theirs(folder)
-    try:
-        weights = gpt_weights(theirs.state_dict(), config)
-    except ValueError as error:
-        raise unusable(folder, str(error)) from error
+    weights = gpt_weights(theirs.state_dict(), config)
+    if config.tie_embeddings and not weights["head.weight"].equal(weights["embedding.weight"]):
+        raise unusable(
+            folder, "tie_word_embeddings is true, but lm_head.weight isn't the embedding"
+        )
     for name in ("embedding.weight", "head.weight"):
         weights[name] = weights[name][rows]
     if "position" in weights:
@@ -167,7 +168,7 @@ def check_same_ids(folder: str | Path, corpus: Corpus) -> None:
 
 def fingerprint_of(folder: str | Path) -> str:
     """Changes with anything that can change the ids of a text."""
-    spec = json.dumps(read_spec(Path(folder).expanduser()), sort_keys=True)
+    spec = json.dumps(read_spec(folder), sort_keys=True)
     return hashlib.sha256(spec.encode()).hexdigest()[:16]
 
 
@@ -183,14 +184,13 @@ def check_ids(folder: str | Path, tokens: np.ndarray, texts: Iterable[str | None
         UserError: it gives other ids, and where.
     """
     tokenizer, rows = from_hf(folder)
-    spec = read_spec(Path(folder).expanduser())
     from tokenizers import Tokenizer as Theirs
 
     unused = dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
     try:
-        theirs = Theirs.from_str(json.dumps(spec | unused | {"added_tokens": []}))
+        theirs = Theirs.from_str(json.dumps(read_spec(folder) | unused | {"added_tokens": []}))
     except Exception as error:  # tokenizers raises nothing more specific
-        raise unreadable(Path(folder), error) from error
+        raise unreadable(folder, error) from error
     start = 0
     for text in _join(texts):
         # The end-of-text token is the last.
@@ -213,18 +213,13 @@ def check_ids(folder: str | Path, tokens: np.ndarray, texts: Iterable[str | None
 
 def _join(texts: Iterable[str | None]) -> Iterator[str | None]:
     """Larger parts, so that the ids across cuts are compared, too."""
-    parts: list[str] = []
-    size = 0
+    joined = ""
     for text in texts:
-        if text is None or size > PART:
-            if parts:
-                yield "".join(parts)
-            parts = []
-            size = 0
+        if text is None or len(joined) > PART:
+            yield joined
+            joined = ""
         if text is None:
             yield None
         else:
-            parts.append(text)
-            size += len(text)
-    if parts:
-        yield "".join(parts)
+            joined += text
+    yield joined

@@ -327,6 +327,21 @@ def edit_config(folder: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def add_head(folder: Path, change: float = 1.0) -> None:
+    """Stores a weight of the output layer beside the embedding that it is tied to."""
+    weights = load_file(folder / "model.safetensors")
+    head = weights[next(name for name in weights if "wte" in name or "embed" in name)].clone()
+    head[3, 3] += change
+    weights["lm_head.weight"] = head
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_tied_output_layer_may_be_stored(folder):
+    add_head(folder, change=0.0)
+    model = load_folder(str(folder), 16)
+    assert torch.equal(model.head.weight, model.embedding.weight)
+
+
 WRONG = {
     "no config": (lambda f: (f / "config.json").unlink(), "the folder has no config.json"),
     "a damaged config": (lambda f: (f / "config.json").write_text("{"), "config.json can't be"),
@@ -354,6 +369,7 @@ WRONG = {
         lambda f: edit_tokenizer(f, version="9.9"),
         "can't be read (",
     ),
+    "a tied output layer that differs": (add_head, "but lm_head.weight isn't the embedding"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json, nor a"),
     "another epsilon": (
         lambda f: edit_config(f, layer_norm_epsilon=1e-3, rms_norm_eps=1e-3),
