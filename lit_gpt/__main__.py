@@ -29,18 +29,15 @@ def main(argv: list[str] | None = None) -> int:
         argv: the command's name and its options; None: those of this process.
     """
     name, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if name in ("-h", "--help"):
-        return run(lambda: print(f"{USAGE}\n\nlit-gpt COMMAND --help lists a command's options."))
-    if name not in COMMANDS:
-
-        def refuse() -> int:
-            raise UserError(f"no command {name!r}", hint=f"use one of {', '.join(COMMANDS)}")
-
-        return run(refuse)
-    path, _ = COMMANDS[name]
+    path, _ = COMMANDS.get(name, ("", ""))
 
     def start() -> int:
-        return import_module(path).main(options)  # here, so that Ctrl-C is answered meanwhile
+        if name in ("-h", "--help"):
+            print(f"{USAGE}\n\nlit-gpt COMMAND --help lists a command's options.")
+            return 0
+        if not path:
+            raise UserError(f"no command {name!r}", hint=f"use one of {', '.join(COMMANDS)}")
+        return import_module(path).main(options)  # here, where Ctrl-C is handled already
 
     def name_of(field: str) -> str:
         return getattr(sys.modules.get(path), "option_name", option)(field)

@@ -10,10 +10,11 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from inspect import Parameter, signature
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import docstring_parser
@@ -23,28 +24,6 @@ from lit_gpt.errors import UserError
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "NoneType": "null"}
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
-
-
-class OneLineErrors:
-    """Makes an argument parser raise wrong options as a UserError."""
-
-    positional: str | None = None  # the argument that has no option's name
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        hint = "--help lists all options"
-        if required := re.match("(the following arguments are required: )(.+)", message):
-            names = required[2].split(", ")
-            names = [name if name == self.positional else f"`{name}`" for name in names]
-            message = required[1] + ", ".join(names)
-        if (key := re.match('Parser key "(.+?)": *', message)) is None:
-            raise UserError(message, hint=hint)
-        problem = message[key.end() :]
-        expected = re.findall(r"Expected an? <class '(\w+)'>", problem)
-        value = re.search(r"(?:Given|Got) value: (.+)", problem)
-        if not expected or not value or not set(expected) <= set(KINDS):
-            raise UserError(problem, field=key[1], hint=hint)
-        problem = f"must be {' or '.join(KINDS[name] for name in expected)}"
-        raise UserError(problem, field=key[1], value=value[1], hint=hint)
 
 
 class ShortHelp(jsonargparse.DefaultHelpFormatter):
@@ -60,76 +39,91 @@ class ShortHelp(jsonargparse.DefaultHelpFormatter):
         return f"{text} (default: %(default)s)" if has_default else text
 
 
-class Parser(OneLineErrors, jsonargparse.ArgumentParser):
-    """Options of a command, made from the signature of the function that it calls."""
+class Parser(jsonargparse.ArgumentParser):
+    """Has short help, and raises wrong options as a UserError."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("usage", "%(prog)s [options]")
+        kwargs.setdefault("formatter_class", ShortHelp)
+        program = Path(sys.argv[0]).name if is_script() else " ".join(["lit-gpt", *sys.argv[1:2]])
+        kwargs.setdefault("prog", program)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        hint = "--help lists all options"
+        if required := re.match("(the following arguments are required: )(.+)", message):
+            positionals = [action.dest for action in self._get_positional_actions()]
+            names = [n if n in positionals else f"`{n}`" for n in required[2].split(", ")]
+            message = required[1] + ", ".join(names)
+        key = re.match('Parser key "(.+?)": *', message)
+        if key is None:
+            raise UserError(message, hint=hint)
+        problem = message[key.end() :]
+        expected = re.findall(r"Expected an? <class '(\w+)'>", problem)
+        value = re.search(r"(?:Given|Got) value: (.+)", problem)
+        if not expected or not value or not set(expected) <= set(KINDS):
+            raise UserError(problem, field=key[1], hint=hint)
+        problem = f"must be {' or '.join(KINDS[name] for name in expected)}"
+        raise UserError(problem, field=key[1], value=value[1], hint=hint)
 
 
-def parser_of(
-    function: Callable[..., Any], *settings: type, positional: str | None = None, **kwargs: Any
-) -> Parser:
-    """The options of a command: its function's parameters, with their types and defaults.
+def call(function: Callable[..., Any], argv: list[str], *settings: type, **kwargs: Any) -> Any:
+    """Calls a function with the options on a command line.
 
-    Descriptions are those of the docstrings. `--config FILE` reads options from YAML. A bool that
-    is off by default is a flag, and several texts (`tuple[str, ...]`) are a repeated option.
+    The options are its parameters: their types, defaults, and descriptions in the docstring.
+    `--config FILE` reads them from YAML. A bool that is off by default is a flag, several texts
+    (`tuple[str, ...]`) are a repeated option, and `list[str]` is given without an option's name.
 
     Args:
-        function: called by the command.
-        settings: dataclasses; where a parameter or field is annotated with one, its fields are
-            options, except those that `function` has a parameter of the same name for.
-        positional: a parameter of type `list[str]`, given without the option's name.
-        kwargs: of the parser, such as `prog`.
+        function: the command.
+        argv: the command line.
+        settings: dataclasses. A parameter annotated with one gets its fields as options, but those
+            that the function has a parameter for keep their defaults; so do nested ones.
+        kwargs: of the `Parser`, such as `prog`.
+
+    Raises:
+        UserError: wrong options.
     """
     description = docstring_parser.parse(function.__doc__ or "").short_description
-    values = f" {_metavar(positional)} ..." if positional else ""
-    kwargs = {"prog": program(), "usage": f"%(prog)s [options]{values}"} | kwargs
-    parser = Parser(description=description, default_env=False, formatter_class=ShortHelp, **kwargs)
-    parser.positional = positional
+    parser = Parser(description=description, **kwargs)
     if "config" not in signature(function).parameters:  # else that is for other commands' options
         parser.add_argument("--config", action="config", metavar="FILE", help="YAML of options")
-    _add_options(parser, function, settings, positional)
-    return parser
+    _add_options(parser, function, settings)
+    return _apply(function, vars(parser.parse_args(argv)), settings)
 
 
 def _add_options(
-    parser: Parser,
-    source: Callable[..., Any],
-    settings: Sequence[type],
-    positional: str | None = None,
-    skip: Collection[str] = (),
+    parser: Parser, source: Callable[..., Any], settings: Collection[type], skip: Iterable[str] = ()
 ) -> None:
-    """Adds the parameters of a function or dataclass, and those of `settings` among them."""
     docs = {p.arg_name: p.description for p in docstring_parser.parse(source.__doc__ or "").params}
     hints = get_type_hints(source)
     parameters = signature(source).parameters
     for name, parameter in parameters.items():
         hint = hints[name]
-        details: dict[str, Any] = {"help": docs.get(name, "")}
         if hint in settings:
-            _add_options(parser, hint, settings, skip=[*skip, *parameters])
+            _add_options(parser, hint, settings, {*skip, *parameters})
             continue
         if name in skip:
             continue
-        if name == positional:
-            parser.add_argument(name, nargs="+", metavar=_metavar(name), **details)
+        details: dict[str, Any] = {"help": docs.get(name, "")}
+        if hint == list[str]:
+            metavar = name.removesuffix("s").upper()
+            parser.usage = f"{parser.usage} {metavar} ..."
+            parser.add_argument(name, nargs="+", metavar=metavar, **details)
             continue
-        is_required = parameter.default is Parameter.empty
-        details |= {"required": True} if is_required else {"default": parameter.default}
+        if parameter.default is Parameter.empty:
+            details["required"] = True
+        else:
+            details["default"] = parameter.default
         if hint is bool and parameter.default is False:
             details["action"] = "store_true"
         elif hint == tuple[str, ...]:
-            details |= {"action": "extend", "type": _texts, "metavar": "TEXT"}
             details["default"] = list(parameter.default)
+            details |= {"action": "extend", "type": _texts, "metavar": "TEXT"}
         else:
-            details["type"] = hint
-            metavars = {METAVARS.get(kind) for kind in (hint, *get_args(hint))} - {None}
-            if len(metavars) == 1:
-                details["metavar"] = metavars.pop()
+            kinds = {hint, *get_args(hint)} & set(METAVARS)
+            details |= {"type": hint, "metavar": METAVARS[kinds.pop()] if kinds else None}
         parser.add_argument(f"--{name}", **details)
-
-
-def _metavar(positional: str) -> str:
-    """One of the values of a positional parameter: RUN of `runs`."""
-    return positional.removesuffix("s").upper()
 
 
 def _texts(value: str | list[str]) -> list[str]:
@@ -137,40 +131,21 @@ def _texts(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else [str(text) for text in value]
 
 
-def call(
-    function: Callable[..., Any],
-    argv: list[str],
-    *settings: type,
-    positional: str | None = None,
-    **kwargs: Any,
-) -> Any:
-    """Calls `function` with what the command line says; arguments as for `parser_of`."""
-    parser = parser_of(function, *settings, positional=positional, **kwargs)
-    options = vars(parser.parse_args(argv))
-
-    def arguments(source: Callable[..., Any], skip: Collection[str] = ()) -> dict[str, Any]:
-        hints = get_type_hints(source)
-        parameters = signature(source).parameters
-        values: dict[str, Any] = {}
-        for name in parameters:
-            hint = hints[name]
-            if hint in settings:
-                values[name] = hint(**arguments(hint, [*skip, *parameters]))
-            elif name not in skip:
-                values[name] = tuple(options[name]) if hint == tuple[str, ...] else options[name]
-        return values
-
-    return function(**arguments(function))
+def _apply(source: Callable[..., Any], options: dict[str, Any], settings: Collection[type]) -> Any:
+    """Calls `source` with the options it has parameters for, taking these out of `options`."""
+    hints = get_type_hints(source)
+    arguments = {name: options.pop(name) for name in hints if name in options}
+    for name, hint in hints.items():
+        if hint in settings:
+            arguments[name] = _apply(hint, options, settings)
+        elif hint == tuple[str, ...] and name in arguments:
+            arguments[name] = tuple(arguments[name])
+    return source(**arguments)
 
 
 def is_script() -> bool:
     """Whether this process was started as scripts/COMMAND.py, not as `lit-gpt COMMAND`."""
     return Path(sys.argv[0]).stem not in ("lit-gpt", "__main__")
-
-
-def program() -> str:
-    """What the usage line calls this command."""
-    return Path(sys.argv[0]).name if is_script() else " ".join(["lit-gpt", *sys.argv[1:2]])
 
 
 def command_line(command: str, *argv: str) -> str:
@@ -188,19 +163,18 @@ def shortage(error: BaseException) -> UserError | None:
     """What a disk or a device ran out of, and what to do; None for any other error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
-        return UserError(
-            f"no space left on the disk{where}", hint="free some, or use other folders"
-        )
-    # The words of torch on CUDA, MPS and the CPU, and of numpy.
+        hint = "free some, or use other folders"
+        return UserError(f"no space left on the disk{where}", hint=hint)
+    # As torch (on CUDA, MPS and the CPU) and numpy word it.
     asked = re.search(r"(?i)(?:tried|unable) to allocate ([\d.,]+ ?\w+)", str(error))
-    too_large = "Storage size calculation overflowed" in str(error)  # no number for so many bytes
+    too_large = "Storage size calculation overflowed" in str(error)  # torch gives no number here
     if asked or too_large or isinstance(error, MemoryError):
         amount = f" (asked for {asked[1]})" if asked else ""
-        return UserError(
-            f"out of memory{amount}",
-            hint="lower `batch_size` (`accumulate_grad_batches` makes up for it), "
-            "`context_length`, `d_model` or `num_blocks`, or use `precision`=bf16-mixed",
+        hint = (
+            "lower `batch_size` (`accumulate_grad_batches` makes up for it), "
+            "`context_length`, `d_model` or `num_blocks`, or use `precision`=bf16-mixed"
         )
+        return UserError(f"out of memory{amount}", hint=hint)
     return None
 
 
@@ -210,19 +184,19 @@ def as_user_error(error: BaseException) -> UserError | None:
 
 
 def _thread_hook(error: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread of its own; what it runs short of, `run` reports."""
+    """Hides a shortage in another thread, such as TensorBoard's writer: `run` reports it."""
     if error.exc_value is None or shortage(error.exc_value) is None:
         threading.__excepthook__(error)
 
 
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block where it stands, with the exit status that says which."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    old = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    """Makes Ctrl-C and SIGTERM end the block at once, with the exit status of that signal."""
+    old = {n: signal.signal(n, _exit) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -234,23 +208,24 @@ def run(main: Callable[[], int | None], name_of: Callable[[str], str] = option) 
     """Runs a command's `main`; a UserError or a shortage is one `error: ...` line and status 2.
 
     Args:
+        main: returns the exit status; None counts as 0.
         name_of: how the command line spells a field of a UserError.
     """
-    # Like Ctrl-C an exception, until training handles it, so that no temporary file stays behind.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # An exception, as for Ctrl-C, removes temporary files; training handles the signal later.
+    signal.signal(signal.SIGTERM, _exit)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a character shows "?"
+        sys.stdout.reconfigure(errors="replace")  # "?" where the terminal lacks a character
     threading.excepthook = _thread_hook
     try:
         return main() or 0
-    except KeyboardInterrupt:  # before training handles it, or while generating
+    except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader left, as in `generate.py | head`: nobody to tell
+    except BrokenPipeError:  # the reader has left, as in `generate.py | head`
         sys.stderr.close()
         return 141
     except Exception as error:
-        told = as_user_error(error)
-        if told is None:
+        user_error = as_user_error(error)
+        if user_error is None:
             raise
-        print(f"error: {told.render(name_of)}", file=sys.stderr)
+        print(f"error: {user_error.render(name_of)}", file=sys.stderr)
         return 2

@@ -290,5 +290,5 @@ def write_report(runs: list[str], logs: str = "logs", out: str | None = None) ->
 
 
 def main(argv: list[str]) -> int:
-    call(write_report, argv, positional="runs")
+    call(write_report, argv)
     return 0

@@ -13,10 +13,10 @@ import jsonargparse
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from lit_gpt import command
 from lit_gpt.callbacks.checkpoints import StepCheckpoints
 from lit_gpt.callbacks.evaluation import StepLines
 from lit_gpt.callbacks.samples import Samples
-from lit_gpt.command import OneLineErrors, ShortHelp, program
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
@@ -78,7 +78,7 @@ def option_name(field: str) -> str:
     return f"--{field}"
 
 
-class Parser(OneLineErrors, LightningArgumentParser):
+class Parser(command.Parser, LightningArgumentParser):
     """Makes whatever is wrong with the options, or a file of them, a UserError."""
 
     shown: str | None = None  # of --help=all or --help=trainer: what comes after the =
@@ -189,12 +189,7 @@ class TrainOptions(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=1337,
             parser_class=Parser,
-            parser_kwargs={
-                "prog": program(),
-                "usage": "%(prog)s [options]",
-                "description": f"{description} {more}",
-                "formatter_class": ShortHelp,
-            },
+            parser_kwargs={"description": f"{description} {more}"},
             args=self.argv,
             run=False,
             auto_configure_optimizers=False,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_gpt.command import Parser, ShortHelp, command_line, program, stop_at_once
+from lit_gpt.command import Parser, command_line, stop_at_once
 from lit_gpt.errors import UserError
 from lit_gpt.storage import locked
 from lit_gpt.tuning.results import (
@@ -275,11 +275,9 @@ def sweep(
 def main(argv: list[str]) -> int:
     """Runs the command; all options that are not its own are train's."""
     parser = Parser(
-        prog=program(),
         usage="%(prog)s [options] [options of train]",
         description="Search for good options with Optuna. Further options are those of train, for "
         "all trials: --trainer.max_steps=100.",
-        formatter_class=ShortHelp,
     )
     parser.add_function_arguments(sweep, skip={"more"})
     if {"-h", "--help"} & set(argv):
