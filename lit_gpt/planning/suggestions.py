@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -67,7 +68,9 @@ def suggest_model(
         tokens: length of the training text.
         given: the fields of config as they were given; num_heads must suit num_kv_heads.
     """
-    fixed = {name: given.get(name) for name in ("num_kv_heads", "head_size", "hidden_size")}
+    fixed: dict[str, Any] = {
+        name: given.get(name) for name in ("num_kv_heads", "head_size", "hidden_size")
+    }
     now = count_parameters(config)
     if LEAST_TOKENS <= tokens / now <= MOST_TOKENS:
         return None
@@ -78,7 +81,11 @@ def suggest_model(
     for d_model, num_blocks, num_heads in SHAPES:
         if num_heads % (fixed["num_kv_heads"] or num_heads):
             continue
-        shape = {"d_model": d_model, "num_blocks": num_blocks, "num_heads": num_heads}
+        shape: dict[str, Any] = {
+            "d_model": d_model,
+            "num_blocks": num_blocks,
+            "num_heads": num_heads,
+        }
         size = count_parameters(replace(config, **shape, **fixed))
         if abs(math.log(size / target)) < distance:
             best = shape

@@ -24,11 +24,11 @@ class RunLogger(TensorBoardLogger):
     @property
     def version(self) -> str:
         if self._version is None:
-            self._version = claim_run(Path(self.root_dir)) if rank_zero_only.rank == 0 else "rank"
-        return self._version
+            self._version = claim_run(Path(self.root_dir))
+        return str(self._version)
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         super().log_hyperparams(params, *args, **kwargs)  # hparams.yaml
         plain = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in params.items()}
         # Names the curve that TensorBoard's table shows; Lightning would add a point to it.
@@ -36,8 +36,14 @@ class RunLogger(TensorBoardLogger):
             self.experiment._get_file_writer().add_summary(summary)  # as Lightning does it
 
 
+def is_rank_zero() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def claim_run(root: Path) -> str:
     """Makes the next folder version_N below root; two processes never get the same one."""
+    if not is_rank_zero():
+        return "rank"  # never used: nothing but the first rank writes
     taken = [p.name.removeprefix("version_") for p in root.glob("version_*")]
     for n in count(max((int(t) for t in taken if t.isdecimal()), default=-1) + 1):
         try:
@@ -50,6 +56,7 @@ def claim_run(root: Path) -> str:
                 f"cannot make a folder for the run in {root}: {error.strerror}",
                 hint="name another place with `default_root_dir`",
             ) from error
+    raise AssertionError("count() ended")
 
 
 @contextmanager
@@ -61,7 +68,7 @@ def keep_others_out(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process trains in it.
     """
-    if rank_zero_only.rank != 0:
+    if not is_rank_zero():
         yield
         return
     with suppress(OSError):
@@ -94,7 +101,7 @@ def place_of_run(config: Any, ckpt_path: str | None) -> dict[str, Any]:
     version = run_of_last(ckpt_path, root)
     if config.logger is False:
         if version is None:
-            version = claim_run(Path(root)) if rank_zero_only.rank == 0 else "rank"
+            version = claim_run(Path(root))
         return {"default_root_dir": str(Path(root) / version)}
     place: dict[str, Any] = {}
     if slurm.job_id():  # Lightning would load an hpc_ckpt_N.ckpt of any earlier run from the root

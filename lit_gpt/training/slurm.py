@@ -37,7 +37,7 @@ class JobNote(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         folder = trainer.log_dir  # all ranks ask for it together
-        if trainer.is_global_zero and folder and not trainer.fast_dev_run:
+        if trainer.is_global_zero and folder and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             Path(folder).mkdir(parents=True, exist_ok=True)
             (Path(folder) / NOTE).write_text(self.note, encoding="utf-8")
 
@@ -56,7 +56,7 @@ def requeue_signals(trainer: pl.Trainer) -> list[int]:
     """The signal by which SLURM warns that the time is nearly up; empty without requeueing."""
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-        return [environment.requeue_signal]
+        return [environment.requeue_signal] if environment.requeue_signal else []
     return []
 
 

@@ -176,7 +176,7 @@ def train(run: Run) -> int:
     trainer = run.trainer
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         run.check_space(run.folder / "checkpoints")
-    run.report.card = summary.print_start(run)
+    run.report.card = summary.print_start(run) or []  # None on the other ranks
     run.stop.signals += slurm.requeue_signals(trainer)
     with keep_others_out(run.folder), run.stop:
         if not run.checkpoint and trainer.limit_val_batches != 0:

@@ -59,8 +59,8 @@ def test_a_warned_job_is_requeued_and_goes_on(start, train, slurm, tmp_path):
 
     code, second, err = start(env=slurm(restarts=1), **LONG).end()
     assert (code, err) == (0, "")
-    assert second[0].startswith("The job was requeued: continues ")
-    assert second[0].endswith(f"version_0/checkpoints/last.ckpt (step {step})")
+    assert second[0].startswith("SLURM requeued this job: resuming ")
+    assert second[0].endswith(f"version_0/checkpoints/last.ckpt at step {step}")
     assert steps_in(first) + steps_in(second) == steps_in(lines)
     whole, weights = (last_of(r)["state_dict"] for r in (tmp_path / "whole" / "version_0", run))
     assert all(torch.equal(whole[name], weights[name]) for name in whole)
@@ -90,7 +90,7 @@ def test_a_killed_job_goes_on_and_only_that_one(start, slurm, tmp_path):
     assert begins(slurm("123", restarts=1)) in ("Step: 100", "Step: 150")
     code, out, err = start(env=slurm(restarts=2), **LONG).end()
     assert (code, err) == (0, "")
-    assert out[0].endswith("version_0/checkpoints/last.ckpt (step 400)")
+    assert out[0].endswith("version_0/checkpoints/last.ckpt at step 400")
     assert out[1:] == ["Nothing is left to do: --trainer.max_steps is 400"]
     assert len(list((tmp_path / "logs").glob("version_*"))) == 4
 
@@ -105,11 +105,11 @@ def test_a_task_of_an_array_and_an_scontrol_that_fails(slurm, tmp_path, monkeypa
     scontrol.write_text("#!/bin/sh\necho Invalid job >&2\nexit 1\n")
     slurm_module.requeue()
     said = capsys.readouterr().out.splitlines()[1]
-    assert said == "Not requeued (Invalid job): go on with the command above"
+    assert said == "Not requeued (Invalid job): continue with the command above"
     scontrol.unlink()
     slurm_module.requeue()
     said = capsys.readouterr().out.splitlines()[1]
-    assert said == "Not requeued (No such file or directory): go on with the command above"
+    assert said == "Not requeued (No such file or directory): continue with the command above"
 
 
 @pytest.mark.slow
