@@ -1,7 +1,7 @@
 """Documents in .jsonl, .csv, .tsv and .parquet files, and unpacking of .gz and .zst files.
 
-Read piece by piece: memory holds one document, or one batch of rows, at a time. A file that is not
-what its name says is an error that names it and the line.
+Memory holds one document, or one batch of rows, at a time. A file that is damaged or not what its
+name says is a UserError with its line, where it has lines.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ class Format:
     Args:
         kind: jsonl, csv, tsv or parquet; text for all others.
         packed: gz, zst or "".
-        field: the one that holds the documents; None if `kind` is text.
+        field: the one that holds the documents; "" if `kind` is text.
     """
 
     kind: str
     packed: str
-    field: str | None
+    field: str
 
     @property
     def label(self) -> str:
         """Differs between formats that read the same bytes differently; "" for plain text."""
         is_plain = self.kind == "text" and not self.packed
-        return "" if is_plain else json.dumps([self.kind, self.packed, self.field])
+        return "" if is_plain else json.dumps([self.kind, self.packed, self.field or None])
 
 
 def format_of(path: Path, text_field: str | None) -> Format:
@@ -62,17 +62,11 @@ def format_of(path: Path, text_field: str | None) -> Format:
     kind = name.rpartition(".")[2]
     if kind in ("jsonl", "parquet") or (kind in ("csv", "tsv") and text_field is not None):
         return Format(kind, packed, FIELD if text_field is None else text_field)
-    return Format("text", packed, None)
+    return Format("text", packed, "")
 
 
 def unpack(path: Path, packed: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Unpacks the chunks of a .gz or .zst file; in the end yields b"".
-
-    Several streams in a row are one, as in gzip and zstd.
-
-    Raises:
-        UserError: a file that is truncated, damaged or something else; zstandard is not installed.
-    """
+    """Unpacks a .gz or .zst file, of one stream or several in a row; in the end yields b""."""
     new_decoder, failure = _decoder(path, packed)
     decoder = None
     parts: list[bytes] = []
@@ -120,18 +114,6 @@ def _needs(path: Path, package: str, extra: str) -> UserError:
     )
 
 
-def read_documents(path: Path, form: Format, texts: Iterable[str]) -> Iterator[str]:
-    """The documents in the text of a .jsonl, .csv or .tsv file; "" for one that is null.
-
-    Raises:
-        UserError: names the line that is invalid.
-    """
-    assert form.field is not None
-    if form.kind == "jsonl":
-        return _read_jsonl(path, form.field, texts)
-    return _read_csv(path, form.field, texts, "\t" if form.kind == "tsv" else ",")
-
-
 def _lines(texts: Iterable[str], line_end: re.Pattern[str]) -> Iterator[str]:
     """The text's lines, each with its end, wherever the parts were cut."""
     begun: list[str] = []  # pieces of a line
@@ -148,30 +130,45 @@ def _lines(texts: Iterable[str], line_end: re.Pattern[str]) -> Iterator[str]:
         yield rest
 
 
-def _read_jsonl(path: Path, field: str, texts: Iterable[str]) -> Iterator[str]:
+def read_jsonl(path: Path, form: Format, texts: Iterable[str]) -> Iterator[str]:
+    """The documents in the text of a .jsonl file; "" for one that is null."""
     for number, line in enumerate(_lines(texts, LINE_END), 1):
         where = f"{path}, line {number:,}"
-        if not line.strip():
-            raise UserError(
-                f"{where} is empty, but each line must be a JSON object", hint="remove it"
-            )
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
             reason = str(error)
             if isinstance(error, json.JSONDecodeError):
-                reason = f"{error.msg} at {error.colno:,}"
+                reason = f"{error.msg}: column {error.colno:,}"
             raise UserError(
                 f"{where} is not valid JSON ({reason})", hint="fix or remove it"
             ) from error
         if not isinstance(values, dict):
-            raise UserError(f"{where} is not a JSON object such as {{{json.dumps(field)}: ...}}")
-        if field not in values:
-            raise _no_field(where, field, list(values))
-        yield _checked(where, field, values[field])
+            raise UserError(
+                f"{where} is not a JSON object such as {{{json.dumps(form.field)}: ...}}"
+            )
+        if form.field not in values:
+            raise _no_field(where, form.field, list(values))
+        yield _checked(where, form.field, values[form.field])
 
 
-def _read_csv(path: Path, field: str, texts: Iterable[str], delimiter: str) -> Iterator[str]:
+def _checked(where: str, field: str, value: Any) -> str:
+    """A document's text; "" for null, which is no document."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        kind = {dict: "an object", list: "a list", bool: "a truth value"}.get(type(value))
+        raise UserError(f"{where}: {field!r} holds {kind or 'a number'}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate, as \ud800 writes it
+        raise UserError(f"{where}: {field!r} is not valid Unicode text: {error}") from error
+    return value
+
+
+def read_csv(path: Path, form: Format, texts: Iterable[str]) -> Iterator[str]:
+    """The documents in the text of a .csv or .tsv file with a header."""
+    delimiter = "\t" if form.kind == "tsv" else ","
     csv.field_size_limit(MAX_FIELD)
     rows = csv.reader(_lines(texts, CSV_LINE_END), delimiter=delimiter, strict=True)
     header: list[str] | None = None
@@ -185,9 +182,9 @@ def _read_csv(path: Path, field: str, texts: Iterable[str], delimiter: str) -> I
                 continue  # an empty line
             if header is None:
                 header = row
-                if header.count(field) != 1:
-                    raise _no_field(where, field, header)
-                column = header.index(field)
+                if header.count(form.field) != 1:
+                    raise _no_field(where, form.field, header)
+                column = header.index(form.field)
             elif len(row) != len(header):
                 raise UserError(
                     f"{where} has {len(row):,} fields, its header {len(header):,}",
@@ -200,17 +197,12 @@ def _read_csv(path: Path, field: str, texts: Iterable[str], delimiter: str) -> I
 
 
 def read_parquet(path: Path, form: Format, source: Path | IO[bytes]) -> Iterator[str]:
-    """The documents in a column of a .parquet file, batch by batch; "" for one that is null.
-
-    Raises:
-        UserError: no column of texts with this name, damaged, or pyarrow is not installed.
-    """
+    """The documents in a column of a .parquet file, batch by batch; "" for one that is null."""
     try:
         import pyarrow
         from pyarrow import parquet, types
     except ImportError as error:
         raise _needs(path, "pyarrow", "parquet") from error
-    assert form.field is not None
     number = 0
     try:
         # Without `pre_buffer`, which would read the whole column of a large row group ahead.
@@ -228,26 +220,11 @@ def read_parquet(path: Path, form: Format, source: Path | IO[bytes]) -> Iterator
             )
         for batch in table.iter_batches(ROWS, columns=[form.field]):
             for value in batch.column(0):
-                text = value.as_py()
+                yield value.as_py() or ""
                 number += 1
-                yield text or ""
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         after = f" after row {number:,}" if number else ""
         raise UserError(f"{path} cannot be read as .parquet{after}: {error}") from error
-
-
-def _checked(where: str, field: str, value: Any) -> str:
-    """A document's text; "" for null, which is no document."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        kind = {dict: "an object", list: "a list", bool: "a truth value"}.get(type(value))
-        raise UserError(f"{where}: {field!r} holds {kind or 'a number'}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # a lone surrogate, as \ud800 writes it
-        raise UserError(f"{where}: {field!r} is not valid Unicode text: {error}") from error
-    return value
 
 
 def _no_field(where: str, field: str, names: list[str]) -> UserError:

@@ -1,7 +1,4 @@
-"""Input files: which ones a path names, and their text, exactly and piece by piece.
-
-Text that can't be read exactly is refused; what changes (byte-order marks, line ends) is counted.
-"""
+"""Input files: which ones a path names, and their text, piece by piece, exactly or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.documents import Format, format_of, read_documents, read_parquet, unpack
+from lit_gpt.text.documents import Format, format_of, read_csv, read_jsonl, read_parquet, unpack
 
 SAMPLE = "data/订单商品名称.csv"  # the text to train on unless another is named
 CHUNK = 1 << 20  # bytes read at a time
@@ -119,14 +116,12 @@ class Reader:
     them is a document too. Otherwise there is only text, with a line end between two files.
 
     Args:
-        files: as `find_files` returns them; their bytes are hashed at once, so that a change before
-            or while they are read is noticed.
+        files: as `find_files` returns them; hashed at once, so that later changes are noticed.
         encoding: of the files, by Python's name for it.
         text_field: the field or column that holds the documents, see `format_of`.
 
     Attributes:
-        fingerprint: sha256 of the files' bytes and lengths and, except for plain text, of the way
-            they are read.
+        fingerprint: sha256 of the files' bytes, lengths and formats (but plain text's).
         counts: of COUNTED, by the last iteration; see `CorpusInfo`.
 
     Raises:
@@ -137,7 +132,7 @@ class Reader:
     def __init__(self, files: list[Path], encoding: str, text_field: str | None = None) -> None:
         self.files = [(path, format_of(path, text_field)) for path in files]
         self.encoding = encoding
-        self.has_documents = any(form.field is not None for _, form in self.files)
+        self.has_documents = any(form.kind != "text" for _, form in self.files)
         if text_field is not None and not self.has_documents:
             raise UserError(
                 f"is for .jsonl, .csv, .tsv and .parquet files, and {self._place()} has none",
@@ -159,7 +154,7 @@ class Reader:
     def __iter__(self) -> Iterator[str | None]:
         self._begin()
         is_empty = True
-        for part in self._documents() if self.has_documents else self._plain_text():
+        for part in self._parts():
             is_empty = False
             yield part
         if self._digest.hexdigest() != self.fingerprint:
@@ -175,44 +170,38 @@ class Reader:
             return os.path.commonpath([path for path, _ in self.files]) or "`path`"
         return "`path`"
 
-    def _plain_text(self) -> Iterator[str]:
-        """Two files never share a line."""
-        last = ""
+    def _parts(self) -> Iterator[str | None]:
+        last = ""  # character of the plain text so far: two files never share a line
         for path, form in self.files:
-            is_start = True
+            if form.kind != "text":
+                yield from self._documents(path, form)
+                continue
+            is_empty = True
             for text in self._read(path, form):
-                if is_start and last not in ("", "\n"):
+                if is_empty and last not in ("", "\n"):
                     self.counts["added_line_ends"] += 1
                     text = "\n" + text
-                is_start = False
-                last = text[-1]
+                is_empty = False
+                last = "" if self.has_documents else text[-1]
                 yield text
+            if self.has_documents and not is_empty:
+                self.counts["num_documents"] += 1
+                yield None
 
-    def _documents(self) -> Iterator[str | None]:
-        for path, form in self.files:
-            if form.kind == "text":
-                is_empty = True
-                for text in self._read(path, form):
-                    is_empty = False
-                    yield text
-                if not is_empty:
-                    self.counts["num_documents"] += 1
-                    yield None
-                continue
-            if form.kind == "parquet":
-                documents = self._read_parquet(path, form)
-            else:
-                documents = read_documents(path, form, self._read(path, form))
-            for document in documents:
-                if document:
-                    self.counts["num_documents"] += 1
-                    yield document
-                    yield None
-                else:
-                    self.counts["empty_documents"] += 1
+    def _documents(self, path: Path, form: Format) -> Iterator[str | None]:
+        if form.kind == "parquet":
+            documents = self._read_parquet(path, form)
+        else:
+            read = read_jsonl if form.kind == "jsonl" else read_csv
+            documents = read(path, form, self._read(path, form))
+        for document in documents:
+            self.counts["num_documents" if document else "empty_documents"] += 1
+            if document:
+                yield document
+                yield None
 
     def _read_parquet(self, path: Path, form: Format) -> Iterator[str]:
-        """Its end is read first: a packed file is unpacked to disk, any other hashed afterwards."""
+        """Arrow reads the end first: a packed file is unpacked to disk, any other hashed later."""
         if not form.packed:
             yield from read_parquet(path, form, path)
             for _ in self._read_bytes(path, form):

@@ -354,12 +354,12 @@ BAD_UTF8 = pyarrow.Array.from_buffers(
 ONE = b'{"text": "one"}\n'
 LINES = {  # contents of a .jsonl or .csv file (text_field: text), and what is said of it
     "x.jsonl": [
-        (ONE + b"\n" + ONE, "{}, line 2 is empty, but each line must be a JSON object; remove it"),
-        (b"\r\n", "{}, line 1 is empty"),
-        (ONE + b" \t\n", "{}, line 2 is empty"),
-        (ONE + b'{"text": "tw', "{}, line 2 is not valid JSON (Unterminated string starting at at"),
+        (ONE + b"\n" + ONE, "{}, line 2 is not valid JSON (Expecting value: column 1); fix"),
+        (b"\r\n", "{}, line 1 is not valid JSON (Expecting value: column"),
+        (ONE + b" \t\n", "{}, line 2 is not valid JSON (Expecting value: column"),
+        (ONE + b'{"text": "tw', "{}, line 2 is not valid JSON (Unterminated string starting at: c"),
         (ONE * 2 + b"{'text': 1}", "{}, line 3 is not valid JSON (Expecting property name"),
-        (b'{"text": "a"} {"text": "b"}', "{}, line 1 is not valid JSON (Extra data at 15); fix"),
+        (b'{"text": "a"} {"text": "b"}', "{}, line 1 is not valid JSON (Extra data: column 15)"),
         (b"[" * 100_000, "{}, line 1 is not valid JSON (maximum recursion depth exceeded"),
         (b"9" * 5000, "{}, line 1 is not valid JSON (Exceeds the limit"),
         (ONE + b'["one"]', '{}, line 2 is not a JSON object such as {{"text": ...}}'),
