@@ -70,7 +70,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: str | Path, needed: Mapping[str, type] = TO_GENERATE) -> Checkpoint:
-        """Reads a file as `read_checkpoint` does."""
+        """Arguments and errors as for `read_checkpoint`."""
         return cls(Path(os.path.expanduser(path)), read_checkpoint(path, needed))
 
     @property

@@ -253,34 +253,22 @@ class TextDataModule(pl.LightningDataModule):
         h = self.hparams
         trainer = self.trainer
         assert trainer is not None
-        return TrainBatches(
-            self.train_tokens,
-            h.batch_size,
-            h.context_length,
-            h.order,
-            h.seed,
-            trainer.global_rank,
-            trainer.world_size,
-            start=trainer.global_step * trainer.accumulate_grad_batches,
-        )
+        sizes = (h.batch_size, h.context_length)
+        ranks = (trainer.global_rank, trainer.world_size)
+        start = trainer.global_step * trainer.accumulate_grad_batches
+        return TrainBatches(self.train_tokens, *sizes, h.order, h.seed, *ranks, start)
 
     def val_dataloader(self) -> dict[str, EvalBatches]:
         """Equally many windows of both splits, in the order of `module.SPLITS`."""
         h = self.hparams
         trainer = self.trainer
         assert trainer is not None
+        sizes = (h.batch_size, h.context_length)
+        ranks = (trainer.global_rank, trainer.world_size)
         splits = {"train": self.train_tokens, "val": self.val_tokens}
-        shorter = min(map(len, splits.values()))
+        max_windows = (min(map(len, splits.values())) - 1) // h.context_length  # without overlap
         return {
-            name: EvalBatches(
-                tokens,
-                h.batch_size,
-                h.context_length,
-                max_windows=(shorter - 1) // h.context_length,  # without overlap
-                limit=trainer.limit_val_batches,
-                rank=trainer.global_rank,
-                world_size=trainer.world_size,
-            )
+            name: EvalBatches(tokens, *sizes, max_windows, trainer.limit_val_batches, *ranks)
             for name, tokens in splits.items()
         }
 

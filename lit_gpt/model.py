@@ -172,10 +172,7 @@ def rotary_table(length: int, head_size: int, base: float) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turns each pair (i, i + D/2) of x (B, H, T, D) by its position's angles, table (2, T, D).
-
-    The layout of Qwen3 and Llama in transformers; the paper pairs neighbours (Su et al. 2021).
-    """
+    """Turns each pair (i, i + D/2) of x (B, H, T, D) by its position's angles, table (2, T, D)."""
     cos, sin = table
     first, second = x.chunk(2, dim=-1)  # each (B, H, T, D / 2)
     return x * cos + torch.cat([-second, first], dim=-1) * sin  # (B, H, T, D)
@@ -208,14 +205,10 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.index, k, v)  # (B, K, cache.length + T, D)
         # No dropout inside: its mask takes most of a CPU step, and rules out the fused kernels.
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            is_causal=T > 1,  # a single new token sees everything before it
-            enable_gqa=self.config.num_kv_heads < self.config.num_heads,
-        )  # (B, H, T, D)
-        return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+        # A single new token sees everything before it.
+        grouped = self.config.num_kv_heads < self.config.num_heads
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=grouped)
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))  # from (B, H, T, D) to (B, T, C)
 
 
 class FeedForward(nn.Module):

@@ -250,8 +250,5 @@ class LitGPT(pl.LightningModule):
         if data := getattr(self.trainer, "datamodule", None):
             checkpoint["tokenizer"] = data.tokenizer.to_dict()
             checkpoint["corpus"] = asdict(data.corpus.info)
-        checkpoint["trainer"] = {
-            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
-            "gradient_clip_val": self.trainer.gradient_clip_val,
-            "precision": self.trainer.precision,
-        }
+        names = ("accumulate_grad_batches", "gradient_clip_val", "precision")
+        checkpoint["trainer"] = {name: getattr(self.trainer, name) for name in names}
