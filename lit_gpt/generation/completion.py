@@ -44,9 +44,9 @@ class Request:
     trace: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            problem = "must be at least 1"
-            raise UserError(problem, field="max_new_tokens", value=self.max_new_tokens)
+        most = self.max_new_tokens
+        if most < 1:
+            raise UserError("must be at least 1", field="max_new_tokens", value=most)
         if not 0 <= self.seed < 2**63:
             raise UserError("must be in [0, 2**63)", field="seed", value=self.seed)
         if "" in self.stop:
@@ -83,9 +83,8 @@ def complete(
 ) -> Iterator[Piece]:
     """Completes requests side by side, one token of each at a time.
 
-    Prompts may differ in length: the batch starts after the shortest. While that one is already
-    being continued, the longer ones are still being read, a token at a time. What a request gets
-    does not depend on the others.
+    The prompts are read at once up to the length of the shortest. While that one is continued, the
+    rest of the longer ones is read a token at a time. The others don't change a request's text.
 
     Args:
         model: in eval mode; it sees the last context_length tokens.
@@ -122,7 +121,7 @@ def complete(
             rows.keep(kept)
             prompts = [prompts[row] for row in kept]
             completions = [completions[row] for row in kept]
-            if position < min(map(len, prompts)):  # only long prompts are left: read them at once
+            if position < min(map(len, prompts)):  # the short ones are done: read on at once
                 rows, position = _read_prompts(model, tokenizer, prompts)
 
 
@@ -185,7 +184,7 @@ def overlap(text: str, stops: Sequence[str]) -> int:
 def _draw(
     logits: Tensor, seen: Tensor, completions: list[Completion]
 ) -> tuple[Tensor, list[Choice | None]]:
-    """Draws the next ids (N,) the way each request asks for; with a Choice for traced ones."""
+    """Draws the next ids (N,) as each request asks; those with a trace get a Choice."""
     ids = torch.empty(len(completions), dtype=torch.long, device=seen.device)
     groups: dict[Sampling, list[int]] = {}
     for row, completion in enumerate(completions):

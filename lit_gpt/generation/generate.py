@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -58,12 +59,10 @@ def print_completions(
     request = replace(request, stop=tuple(map(unescape, stop)))
     if interactive:
         if prompt or prompt_file or num_samples > 1 or json:
-            raise UserError(
-                "asks for prompts and answers each once",
-                field="interactive",
-                hint="leave out `prompt`, `prompt_file`, `num_samples` and `json`",
-            )
-        from lit_gpt.generation.interactive import Session  # it prints with this module
+            hint = "leave out `prompt`, `prompt_file`, `num_samples` and `json`"
+            problem = "asks for prompts and answers each once"
+            raise UserError(problem, field="interactive", hint=hint)
+        from lit_gpt.generation.interactive import Session  # which imports this module
 
         Session(*load_checkpoint(ckpt_path or find_newest(logs)), request).run()
         return
@@ -93,21 +92,17 @@ def read_prompts(prompts: tuple[str, ...], file: str | None) -> list[str]:
             lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise UserError(
-                f"can't be read ({reason})",
-                field="prompt_file",
-                value=file,
-                hint="give a UTF-8 text file with a prompt in each line",
-            ) from error
+            problem = f"can't be read ({reason})"
+            hint = "give a UTF-8 text file with a prompt in each line"
+            raise UserError(problem, field="prompt_file", value=file, hint=hint) from error
         found += [line for line in lines if line.strip()]
         if not found:
             raise UserError("has no line with a prompt", field="prompt_file", value=file)
     try:
         "".join(found).encode()
     except UnicodeEncodeError as error:
-        raise UserError(
-            "is not valid Unicode text", field="prompt", hint="check the terminal's encoding"
-        ) from error
+        hint = "check the terminal's encoding"
+        raise UserError("is not valid Unicode text", field="prompt", hint=hint) from error
     return found or [""]
 
 
@@ -117,28 +112,26 @@ def complete_all(
     """Yields each request with its pieces, in order; BATCH_SIZE of them are computed at once."""
     requests = iter(requests)
     while batch := list(islice(requests, BATCH_SIZE)):
-        waiting: list[list[Piece]] = [[] for _ in batch]
+        waiting: list[deque[Piece]] = [deque() for _ in batch]
         pieces = complete(model, tokenizer, batch)
         for index, request in enumerate(batch):
             yield request, _pieces_of(index, waiting, pieces)
 
 
-def _pieces_of(index: int, waiting: list[list[Piece]], pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """Yields the pieces of one request as they come, and puts those of later ones in `waiting`."""
-    yield from waiting[index]
-    if waiting[index] and waiting[index][-1].finish_reason:
-        return
-    for piece in pieces:
-        if piece.index != index:
+def _pieces_of(index: int, waiting: list[deque[Piece]], pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Yields the pieces of one request as they come; those of others join `waiting`."""
+    is_finished = False
+    while not is_finished:
+        while not waiting[index]:
+            piece = next(pieces)
             waiting[piece.index].append(piece)
-            continue
+        piece = waiting[index].popleft()
+        is_finished = piece.finish_reason is not None
         yield piece
-        if piece.finish_reason:
-            return
 
 
 def print_text(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) -> None:
-    """Prints prompt and completion as they come, then the trace if there is one."""
+    """Prints the prompt, its completion piece by piece, and the trace if there is one."""
     starts_line = not request.prompt and tokenizer.end_of_text is None
     print("\n" if starts_line else request.prompt, end="", flush=True)
     choices = []
@@ -152,8 +145,8 @@ def print_text(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) 
         if choices:
             from rich.console import Console
 
-            width = None if sys.stdout.isatty() else 120
-            Console(width=width).print(as_table(choices, tokenizer))
+            console = Console(width=None if sys.stdout.isatty() else 120)
+            console.print(as_table(choices, tokenizer))
 
 
 def print_json(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) -> None:
@@ -173,7 +166,7 @@ def print_json(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) 
 
 
 def unescape(text: str) -> str:
-    r"""Replaces \n, \t and \\ by the one character that they stand for."""
+    r"""Replaces \n, \t and \\ by a newline, a tab and a backslash."""
     return re.sub(r"\\([nt\\])", lambda match: ESCAPES[match[1]], text)
 
 

@@ -28,7 +28,7 @@ Type some text, and the model continues it. Ctrl-C stops the answer, /quit or Ct
 /history           show all prompts and answers
 //text             a prompt that starts with /"""
 SAMPLING = {field.name for field in fields(Sampling)}
-OPTIONS: dict[str, Callable[[str], Any]] = {  # how the value of each is parsed
+OPTIONS: dict[str, Callable[[str], Any]] = {  # with the parser of its value
     "temperature": float,
     "top_k": lambda value: None if value == "none" else int(value),
     "top_p": float,
@@ -41,14 +41,9 @@ OPTIONS: dict[str, Callable[[str], Any]] = {  # how the value of each is parsed
 }
 
 
-def command_name(field: str) -> str:
-    """A field as the chat spells it."""
-    return f"/{field}"
-
-
 @dataclass
 class Session:
-    """One conversation; each prompt starts afresh, unless /more continues the last answer.
+    """One conversation; a prompt doesn't see earlier ones, and /more continues the last answer.
 
     Args:
         model: in eval mode.
@@ -75,7 +70,7 @@ class Session:
             except EOFError:
                 print()
                 return
-            except KeyboardInterrupt:  # drops the line, as a shell does
+            except KeyboardInterrupt:  # drops the line, as in a shell
                 if not sys.stdin.isatty():
                     raise
                 print()
@@ -85,7 +80,7 @@ class Session:
             try:
                 self.handle(line)
             except UserError as error:
-                print(f"error: {error.render(command_name)}")
+                print(f"error: {error.render('/{}'.format)}")
 
     def handle(self, line: str) -> None:
         """Answers a prompt or executes a command.
@@ -107,9 +102,9 @@ class Session:
         elif name == "history":
             for prompt, text in self.history:
                 print(f"> {prompt}\n{text}")
+        elif name == "more" and not self.history:
+            raise UserError("there is no answer to continue yet", field=name)
         elif name == "more":
-            if not self.history:
-                raise UserError("there is no answer to continue yet", field=name)
             self.answer("".join(self.history[-1]))
         elif name in OPTIONS:
             self.request = self.changed(name, value)
@@ -139,7 +134,7 @@ class Session:
         return "\n".join(f"/{name} {values[name]}".rstrip() for name in OPTIONS)
 
     def answer(self, prompt: str) -> None:
-        """Prints the prompt and its completion; Ctrl-C ends it and keeps what there is."""
+        """Prints the prompt and its completion; Ctrl-C ends it, and what is there is kept."""
         request = replace(self.request, prompt=prompt)
         self.request = replace(self.request, seed=(request.seed + 1) % 2**63)
         pieces: list[Piece] = []

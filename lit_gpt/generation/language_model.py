@@ -93,7 +93,7 @@ def load(path: str | Path) -> LanguageModel:
 
 
 def newest_checkpoint(root: str | Path, name: str) -> Path | None:
-    """The most recently written `name`.ckpt of all runs below `root`; None where there is none."""
+    """The most recently written `name`.ckpt of all runs below `root`; None: there is none."""
     found = Path(os.path.expanduser(root)).rglob(f"checkpoints/{name}.ckpt")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
@@ -106,9 +106,7 @@ def find_newest(logs: str) -> Path:
     """
     path = newest_checkpoint(logs, "best") or newest_checkpoint(logs, "last")
     if path is None:
-        raise UserError(
-            f"no checkpoint below {logs!r}",
-            hint="train a model first, or name a checkpoint with `ckpt_path`",
-        )
+        hint = "train a model first, or name a checkpoint with `ckpt_path`"
+        raise UserError(f"no checkpoint below {logs!r}", hint=hint)
     print(f"Using {path}", file=sys.stderr)
     return path

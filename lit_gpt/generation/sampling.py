@@ -1,4 +1,4 @@
-"""Sampling: logits to the next id, batches of ids that grow with a KV cache, `generate`."""
+"""Sampling: from logits to the next ids, for batches of texts that grow with a KV cache."""
 
 from __future__ import annotations
 
@@ -40,14 +40,13 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        ranges = {
-            "temperature": (0 <= self.temperature <= 1e6, "in [0, 1e6]"),
-            "top_k": (self.top_k is None or self.top_k >= 1, "at least 1"),
-            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
-            "repetition_penalty": (0.01 <= self.repetition_penalty <= 100, "in [0.01, 100]"),
-            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
-        }
-        for name, (is_valid, wanted) in ranges.items():
+        for name, is_valid, wanted in (
+            ("temperature", 0 <= self.temperature <= 1e6, "in [0, 1e6]"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "in [0.01, 100]"),
+            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
+        ):
             if not is_valid:
                 raise UserError(f"must be {wanted}", field=name, value=getattr(self, name))
 
@@ -56,10 +55,7 @@ class Sampling:
         return self.temperature < 1e-4  # dividing by less can overflow float32
 
     def __call__(
-        self,
-        logits: Tensor,
-        seen: Tensor,
-        generator: torch.Generator | Sequence[torch.Generator],
+        self, logits: Tensor, seen: Tensor, generator: torch.Generator | Sequence[torch.Generator]
     ) -> Tensor:
         """Draws the next ids (B,).
 
@@ -73,10 +69,10 @@ class Sampling:
         # Drawn on the CPU, so that a seed gives the same text on every device.
         probabilities = self.probabilities(logits, seen).cpu()
         if isinstance(generator, torch.Generator):
-            ids = torch.multinomial(probabilities, 1, generator=generator)
+            ids = probabilities.multinomial(1, generator=generator)  # (B, 1)
         else:
             rows = zip(probabilities, generator, strict=True)
-            ids = torch.stack([torch.multinomial(row, 1, generator=g) for row, g in rows])
+            ids = torch.stack([row.multinomial(1, generator=g) for row, g in rows])  # (B, 1)
         return ids[:, 0].to(seen.device)
 
     def probabilities(self, logits: Tensor, seen: Tensor) -> Tensor:
@@ -110,14 +106,13 @@ class Sampling:
 
 
 class Rows:
-    """A batch of texts that grow together, with the model's logits of what comes next.
+    """A batch of texts that grow together.
 
     The model sees at most the last context_length tokens. When that window is full, its earlier
     half is dropped, so the cache is rebuilt only every context_length / 2 tokens.
 
-    Tokens can be parts of characters (cl100k_base splits most Chinese characters into two or
-    three), so a model could start a character and never finish it. A tokenizer prevents that: it
-    rules out tokens whose bytes can't continue the text as UTF-8.
+    A token can be part of a character (cl100k_base splits most Chinese characters into two or
+    three). A tokenizer rules out tokens whose bytes can't continue the text as UTF-8.
 
     Args:
         model: in eval mode.
@@ -131,14 +126,14 @@ class Rows:
         self.tokenizer = tokenizer
         self.seen = ids[:, -model.config.context_length :]  # (B, T)
         self.cache: KVCache | None = None
-        # The bytes of an unfinished character at the end of each row.
+        # The first bytes of a character that each row ends in.
         self.unfinished = [b""] * len(ids)
         if tokenizer:
-            ends = [tokenizer.decode_bytes(row)[-3:] for row in ids[:, -3:].tolist()]
+            ends = [tokenizer.decode_bytes(row) for row in ids[:, -3:].tolist()]
             self.unfinished = [_unfinished_character(end) for end in ends]
 
     def logits(self, rows: list[int] | None = None) -> Tensor:
-        """Logits (B, V) of the next ids of these rows, or of all; call it once per `append`."""
+        """Logits (N, V) of the next ids of these rows, or of all; call it once per `append`."""
         rows = list(range(len(self.seen))) if rows is None else rows
         context = self.model.config.context_length
         if self.seen.size(1) > context:
@@ -147,11 +142,11 @@ class Rows:
         if self.cache is None:
             self.cache = KVCache(self.model.config, len(self.seen), self.model.embedding.weight)
         new = self.seen[:, self.cache.length :]
-        last = self.model.hidden_states(new, self.cache)[rows, -1]  # (B, C)
-        logits = self.model.head(last).float()  # (B, V)
+        last = self.model.hidden_states(new, self.cache)[rows, -1]  # (N, C)
+        logits = self.model.head(last).float()  # (N, V)
         if self.tokenizer:
             allowed = [self.tokenizer.may_follow(self.unfinished[row]) for row in rows]
-            mask = torch.from_numpy(np.stack(allowed)).to(logits.device)  # (B, V)
+            mask = torch.from_numpy(np.stack(allowed)).to(logits.device)  # (N, V)
             logits = logits.masked_fill(~mask, -torch.inf)
         return logits
 
@@ -172,10 +167,10 @@ class Rows:
             self.cache.values = self.cache.values[:, rows]
 
 
-def _unfinished_character(end: bytes) -> bytes:
-    """The bytes of a character begun at the end of a text, of which `end` is a part."""
-    parts = [end[-length:] for length in (3, 2, 1)]
-    return next((part for part in parts if unfinished_bytes(part) == part), b"")
+def _unfinished_character(text: bytes) -> bytes:
+    """The first bytes of a character that the text ends in; the text may begin inside one."""
+    ends = [text[-length:] for length in (3, 2, 1)]
+    return next((end for end in ends if unfinished_bytes(end) == end), b"")
 
 
 @torch.inference_mode()
@@ -187,7 +182,7 @@ def generate(
     seed: int = 1337,
     tokenizer: Tokenizer | None = None,
 ) -> Iterator[Tensor]:
-    """Yields the ids (B,) that follow the prompts `ids`, one step at a time; see `Rows`."""
+    """Yields the next ids (B,) of the prompts `ids` (B, T), one step at a time; see `Rows`."""
     sampling = sampling or Sampling()
     generator = torch.Generator().manual_seed(seed)
     rows = Rows(model, ids, tokenizer)
@@ -198,10 +193,7 @@ def generate(
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Yields the text of ids as they come; a character of several tokens once it is complete.
-
-    An unfinished character at the end is left out.
-    """
+    """Yields the text of ids as they come, but only whole characters."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for i in ids:
         if text := decoder.decode(tokenizer.tokens[i]):

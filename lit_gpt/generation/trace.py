@@ -1,4 +1,4 @@
-"""How a trace is shown: each token that was drawn, with the likeliest ones beside it."""
+"""Shows a trace: each token that was drawn, beside the likeliest ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VISIBLE = {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t", ord("\\"): "\\\
 
 
 def show_token(tokenizer: Tokenizer, token: int) -> str:
-    """The token with every byte visible: blanks as ␣, unprintable bytes in hex as <e78c>."""
+    """The token with every byte visible: spaces as ␣, unprintable bytes in hex as <e78c>."""
     if token == tokenizer.end_of_text:
         return "<end>"
     text = tokenizer.tokens[token].decode("utf-8", "surrogateescape").translate(VISIBLE)
@@ -28,10 +28,9 @@ def show_token(tokenizer: Tokenizer, token: int) -> str:
 
 
 def as_table(choices: Sequence[Choice], tokenizer: Tokenizer) -> Table:
-    """A table with one row per token.
+    """A row per step: the token drawn, its probabilities, and the likeliest (bold: the one drawn).
 
-    It shows the token that was drawn, the model's probability of it, the probability it was drawn
-    with, and the likeliest tokens, the drawn one in bold.
+    `model` is the model's probability, `drawn` the one after temperature, top_k, ...
     """
     from rich import box
     from rich.table import Table
@@ -48,25 +47,21 @@ def as_table(choices: Sequence[Choice], tokenizer: Tokenizer) -> Table:
     for rank in range(1, NUM_LIKELIEST + 1):
         table.add_column(str(rank) if rank > 1 else "likeliest", no_wrap=True)
     for step, choice in enumerate(choices, start=1):
-        cells = [
-            Text(
-                f"{show_token(tokenizer, token)} {percent(probability)}",
-                style="bold" if token == choice.token else "",
-            )
-            for token, probability in choice.likeliest
-        ]
-        table.add_row(
+        cells: list[str | Text] = [
             str(step),
             Text(show_token(tokenizer, choice.token)),
             percent(choice.probability),
             percent(choice.drawn_with),
-            *cells,
-        )
+        ]
+        for token, probability in choice.likeliest:
+            style = "bold" if token == choice.token else ""
+            cells.append(Text(f"{show_token(tokenizer, token)} {percent(probability)}", style))
+        table.add_row(*cells)
     return table
 
 
 def as_dict(choice: Choice, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The choice as JSON has it; probabilities to six digits."""
+    """The choice for JSON; probabilities to six digits."""
 
     def entry(token: int, probability: float) -> dict[str, Any]:
         return {
