@@ -29,13 +29,10 @@ def unfinished(path: str | Path) -> Path:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a temporary file beside `path`, then flushes it to disk and renames it.
+    """Opens a temporary file beside `path`, flushes it to disk after the block and renames it.
 
-    So `path` always names a complete file: the earlier one until the new one is safe. If the block
-    raises, nothing is left of the temporary file.
-
-    Raises:
-        OSError: with a file name, which a full disk doesn't give by itself.
+    So `path` always names a complete file: the earlier one until the new one is safe. An OSError
+    always has a file name, which a full disk doesn't give by itself.
     """
     temporary = unfinished(path)
     try:
@@ -52,7 +49,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes UTF-8, through `written_whole`; what can't be encoded becomes a question mark."""
+    """Writes UTF-8 with `written_whole`; what can't be encoded becomes a question mark."""
     with written_whole(path) as file:
         file.write(text.encode("utf-8", errors="replace"))
 
@@ -67,10 +64,8 @@ def _flush_folder(folder: Path) -> None:
     """So that a new name, too, survives a power cut; only POSIX can and must do this."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -83,10 +78,8 @@ def remove_unfinished(folder: Path) -> None:
 def locked(folder: Path, hint: str | None = None) -> Iterator[bool]:
     """Holds `folder` for this process; yields False where the file system has no locks.
 
-    The lock goes with the process, however that ends.
-
-    Raises:
-        UserError: another process holds it; `hint` says what to do.
+    The lock goes with the process, however that ends. Raises a UserError, with `hint`, if another
+    process holds it.
     """
     lock = FileLock(folder / "lock")
     try:
@@ -114,26 +107,19 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 def remove_abandoned(parent: Path) -> None:
     """Removes temporary folders of killed processes: old, and nobody holds their lock."""
-
-    def is_old(work: Path) -> bool:
-        return time.time() - work.stat().st_mtime > ABANDONED
-
+    long_ago = time.time() - ABANDONED
     for work in parent.glob(f"{TEMPORARY}*"):
         with suppress(OSError, UserError):
-            if is_old(work):  # one that has just been made isn't locked yet: don't touch it
+            if work.stat().st_mtime < long_ago:  # one that has just been made isn't locked yet
                 with locked(work) as is_held:
-                    is_abandoned = is_held and is_old(work)  # it may have changed since
+                    is_abandoned = is_held and work.stat().st_mtime < long_ago  # still unchanged
                 if is_abandoned:
                     shutil.rmtree(work)
 
 
 def cache_folder(cache: str | None) -> Path:
-    """The folder for encoded texts, which need not exist; None: the platform's place for caches.
-
-    Raises:
-        UserError: no folder can have this name.
-    """
-    if cache is None:
+    """The folder for encoded texts, which need not exist; a UserError for an impossible name."""
+    if cache is None:  # the platform's own place
         return platformdirs.user_cache_path("lit_gpt", appauthor=False)
     try:
         folder = Path(cache).expanduser()

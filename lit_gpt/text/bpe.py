@@ -38,10 +38,7 @@ def load_trainer(size: int) -> Train:
     Text is first split as by cl100k_base, so merges stay inside words, numbers and runs of spaces.
     Each merge joins the most frequent pair of adjacent tokens; of equals, the pair with the smaller
     ids. So the same text gives the same vocabulary on any number of cores. If the text runs out of
-    pairs, there are fewer tokens than `size`.
-
-    Raises:
-        UserError: rustbpe is not installed.
+    pairs, there are fewer tokens than `size`. Raises a UserError if rustbpe is not installed.
     """
     try:
         import rustbpe

@@ -6,6 +6,7 @@ memory does not grow with it. Shapes: M tokens of the training text, N of the va
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,30 +31,30 @@ def shared_lines(train: np.ndarray, val: np.ndarray, tokens: list[bytes]) -> Sha
     make no difference. The line that the split cuts in two is skipped.
 
     Args:
-        train: ids of the training text.
-        val: ids of the validation text, which follows it.
+        train, val: ids; the validation text follows the training text.
         tokens: the bytes of token 0, 1, ...
     """
     text_of = _decoder(tokens)
     # If one text ends with a line, or the other begins with a line feed, nothing is cut.
     val_is_cut = not tokens[train[-1]].endswith(b"\n")
     train_is_cut = val_is_cut and not tokens[val[0]].startswith(b"\n")
-    hashes = [np.zeros(0, np.int64)]  # of the lines of the validation text
-    lengths = [np.zeros(0, np.uint32)]
+    hashes = array("q")  # of the lines of the validation text
+    lengths = array("I")
     for lines in _lines(val, text_of, skip_first=val_is_cut, skip_last=False):
-        hashes.append(_hashes(lines))
-        lengths.append(np.fromiter(map(len, lines), np.uint32, len(lines)))
-    val_hashes = np.concatenate(hashes)
-    if not len(val_hashes):
+        hashes.extend(map(hash, lines))
+        lengths.extend(map(len, lines))
+    if not hashes:
         return SharedLines(0, 0, 0.0)
+    val_hashes = np.frombuffer(hashes, np.int64)
     known = np.unique(val_hashes)
     found = np.zeros(len(known), dtype=bool)
     for lines in _lines(train, text_of, skip_first=False, skip_last=train_is_cut):
-        seen = np.sort(_hashes(lines))  # searching in order is faster
+        # 64 bits each: two different lines are practically never taken for the same.
+        seen = np.sort(np.fromiter(map(hash, lines), np.int64))  # searching in order is faster
         at = np.searchsorted(known[:-1], seen)
         found[at[known[at] == seen]] = True
     is_shared = found[np.searchsorted(known, val_hashes)]
-    num_bytes = np.concatenate(lengths)
+    num_bytes = np.frombuffer(lengths, np.uint32)
     share = num_bytes[is_shared].sum() / num_bytes.sum()
     return SharedLines(len(val_hashes), int(is_shared.sum()), float(share))
 
@@ -88,11 +89,6 @@ def _lines(
         yield [stripped for line in lines if (stripped := line[:MAX_LINE].strip())]
     if rest.strip() and not skip_first and not skip_last:
         yield [rest.strip()]
-
-
-def _hashes(lines: list[bytes]) -> np.ndarray:
-    """64 bits each, so two different lines are practically never taken for the same."""
-    return np.fromiter(map(hash, lines), np.int64, len(lines))
 
 
 def copied_tokens(samples: Sequence[Sequence[int]], train: np.ndarray, run: int) -> int:

@@ -1,4 +1,7 @@
-"""What the setting `tokenizer` means: a name of tiktoken's, bytes, bpe:N, a file, a model's own."""
+"""What the setting `tokenizer` means: a name of tiktoken's, bytes, bpe:N, a file, a model's own.
+
+Every function here raises a UserError for a setting that can't be used.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +52,8 @@ PATTERN = OFFLINE["cl100k_base"].pattern  # also splits text for bpe:N and .tikt
 def load_tokenizer(name: str) -> Tokenizer:
     """The full vocabulary with a name of tiktoken's, or `bytes` for raw UTF-8 bytes.
 
-    cl100k_base and o200k_base are built from the splintr wheel and checked against the sha256 that
-    tiktoken pins, without network. tiktoken downloads the others when they are first used.
-
-    Raises:
-        UserError: an unknown name, or a vocabulary that can't be downloaded.
+    cl100k_base and o200k_base need no network: they are built from the splintr wheel and checked
+    against the sha256 that tiktoken pins. tiktoken downloads the others when they are first used.
     """
     if name == BYTES:
         return Tokenizer(BYTES, r"(?s:.)", [bytes([byte]) for byte in range(256)])
@@ -91,28 +91,19 @@ def _load_offline(name: str) -> Tokenizer:
     tokenizer = Tokenizer(name, pattern, [source.decode_bytes([i]) for i in range(size)])
     found = hashlib.sha256(tokenizer.to_dict()["vocabulary"].encode()).hexdigest()
     if found != sha256:
-        raise UserError(
-            f"the installed splintr-rs has another vocabulary than tiktoken (sha256 {found[:12]}, "
-            f"not {sha256[:12]})",
-            field="tokenizer",
-            value=name,
-            hint="pip install -U splintr-rs",
-        )
+        problem = f"splintr-rs has another vocabulary than tiktoken (sha256 not {sha256[:12]})"
+        hint = "pip install -U splintr-rs"
+        raise UserError(problem, field="tokenizer", value=name, hint=hint)
     if pattern == PATTERN:
         tokenizer.use_splintr()
     return tokenizer
 
 
 def bpe_size(name: str) -> int | None:
-    """The N of bpe:N, tokens in all including the 256 bytes; None for other names.
-
-    Raises:
-        UserError: not a number, or one out of range.
-    """
+    """The N of bpe:N, tokens in all including the 256 bytes; None for other names."""
     kind, _, size = name.partition(":")
     if kind != "bpe":
         return None
-    # ASCII digits, and few enough for int().
     if re.fullmatch("[0-9]{1,9}", size) and 256 <= int(size) <= MAX_TOKENS:
         return int(size)
     raise UserError(
@@ -129,50 +120,35 @@ def parse_vocabulary(content: bytes, name: str) -> Tokenizer:
     Ranks count 0, 1, 2, ...; each of the 256 bytes is a token, so that any text can be encoded. A
     token that no merges lead to is allowed: tiktoken finds it where it is a whole piece. The
     tokenizer doesn't contain the file's name, so the file can be moved.
-
-    Raises:
-        UserError: names the line that is invalid, or the bytes that are missing.
     """
-
-    def invalid(problem: str) -> UserError:
-        return UserError(problem, field="tokenizer", value=name)
-
-    ranks: dict[bytes, int] = {}
+    tokens: dict[bytes, None] = {}  # in order of rank
     for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
             continue
         try:
             encoded, rank = line.split()
             token = base64.b64decode(encoded, validate=True)
-            is_next = int(rank) == len(ranks)
+            is_valid = token and token not in tokens and int(rank) == len(tokens)
         except ValueError:
-            token = b""
-        if not token:
-            raise invalid(f"line {number} is not a token in base64, a space and its rank")
-        if not is_next:
-            raise invalid(f"line {number} has rank {int(rank)} where {len(ranks)} comes next")
-        if token in ranks:
-            raise invalid(f"line {number} repeats the token of rank {ranks[token]}")
-        ranks[token] = len(ranks)
-    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise invalid(
-            f"has no token for {len(missing)} of the 256 bytes, the first 0x{missing[0]:02x}, so "
-            "it cannot encode every text"
-        )
-    return Tokenizer(f"of a {SUFFIX} file", PATTERN, list(ranks))
+            is_valid = False
+        if not is_valid:
+            problem = f"line {number} must be a new token in base64, a space and {len(tokens)}"
+            raise UserError(problem, field="tokenizer", value=name)
+        tokens[token] = None
+    if missing := [byte for byte in range(256) if bytes([byte]) not in tokens]:
+        problem = f"has no token for {len(missing)} of the 256 bytes, the first 0x{missing[0]:02x}"
+        raise UserError(problem, field="tokenizer", value=name)
+    return Tokenizer(f"of a {SUFFIX} file", PATTERN, list(tokens))
 
 
 class Vocabulary:
-    """A vocabulary as the settings name it, before it is loaded.
+    """A vocabulary as the settings name it; loaded when it is needed.
 
     Args:
         tokenizer: a name for `load_tokenizer`; bpe:N, for a vocabulary that is trained on the text;
             a .tiktoken file, whose text is split as by cl100k_base; or a model's own tokenizer.
         compact: whether to leave out tokens that the text doesn't use. Applies neither to bpe:N,
             which has N, nor to a model's own tokenizer, which must stay as it is.
-
-    Raises:
-        UserError: bpe:N with an impossible N.
     """
 
     def __init__(self, tokenizer: str | Tokenizer, compact: bool = False) -> None:
@@ -203,11 +179,7 @@ class Vocabulary:
         return self.tokenizer
 
     def load(self) -> Tokenizer:
-        """The full vocabulary; bpe:N must be trained instead.
-
-        Raises:
-            UserError: as `load_tokenizer` and `parse_vocabulary`.
-        """
+        """The full vocabulary; bpe:N must be trained instead."""
         assert self.trained_size is None
         if isinstance(self.tokenizer, Tokenizer):
             return self.tokenizer
@@ -222,12 +194,7 @@ class Vocabulary:
         return self.trained_size or self.load().vocab_size
 
     def describe(self, name: str, vocab_size: int) -> str:
-        """Where it comes from, and why its size is not what `name` says.
-
-        Args:
-            name: the setting as the user wrote it.
-            vocab_size: tokens in the end.
-        """
+        """`name`, as the user wrote it, and why `vocab_size` is less than it says."""
         if vocab_size < (self.trained_size or 0):
             return f"{name}, and the text has no more pairs to merge"
         return f"{name}, compact" if self.is_compact else name

@@ -255,21 +255,21 @@ def test_sizes_that_are_none(size):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "has no token for 256 of the 256 bytes, the first 0x00, so it"),
-        (b"\n\r\n", "has no token for 256 of the 256 bytes, the first 0x00, so it"),
+        (b"", "has no token for 256 of the 256 bytes, the first 0x00"),
+        (b"\n\r\n", "has no token for 256 of the 256 bytes, the first 0x00"),
         (b"".join(LINES[:255]), "has no token for 1 of the 256 bytes, the first 0xff"),
-        (b"hello\n", "line 1 is not a token in base64, a space and its rank"),
-        (b"\xef\xbb\xbf" + FILE, "line 1 is not a token in base64"),
-        (b"\x80\x02}q\0", "line 1 is not a token in base64"),
-        (FILE + b"aGU\n", "line 260 is not a token in base64"),
-        (FILE + b"aGVs\n", "line 260 is not a token in base64"),
-        (FILE + b"aGVs 259 1\n", "line 260 is not a token in base64"),
-        (FILE + b"aGVs x\n", "line 260 is not a token in base64"),
-        (FILE + b"= 259\n", "line 260 is not a token in base64"),
-        (FILE + b"aGVs 260\n", "line 260 has rank 260 where 259 comes next"),
-        (FILE + b"\naGVs -1\n", "line 261 has rank -1 where 259 comes next"),
-        (FILE + b"aGU= 259\n", "line 260 repeats the token of rank 257"),
-        (b"".join(reversed(LINES)), "line 1 has rank 258 where 0 comes next"),
+        (b"hello\n", "line 1 must be a new token in base64, a space and 0"),
+        (b"\xef\xbb\xbf" + FILE, "line 1 must be"),
+        (b"\x80\x02}q\0", "line 1 must be"),
+        (FILE + b"aGU\n", "line 260 must be a new token in base64, a space and 259"),
+        (FILE + b"aGVs\n", "line 260 must be"),
+        (FILE + b"aGVs 259 1\n", "line 260 must be"),
+        (FILE + b"aGVs x\n", "line 260 must be"),
+        (FILE + b"= 259\n", "line 260 must be"),
+        (FILE + b"aGVs 260\n", "line 260 must be"),
+        (FILE + b"\naGVs -1\n", "line 261 must be a new token in base64, a space and 259"),
+        (FILE + b"aGU= 259\n", "line 260 must be"),
+        (b"".join(reversed(LINES)), "line 1 must be"),
     ],
 )
 def test_file_that_is_no_vocabulary(content, problem):
@@ -399,7 +399,7 @@ def test_a_file_that_is_damaged_leaves_nothing(train, tmp_path):
     result = train(**{"data.tokenizer": tmp_path / "v.tiktoken"})
     assert (result.status, result.err) == (
         2,
-        f"error: --data.tokenizer '{tmp_path}/v.tiktoken': line 259 has rank 2 where 258 comes "
-        "next\n",
+        f"error: --data.tokenizer '{tmp_path}/v.tiktoken': line 259 must be a new token in "
+        "base64, a space and 258\n",
     )
     assert not (tmp_path / "cache").exists()
