@@ -44,6 +44,13 @@ def set_tokenizer(data: TextDataModule) -> int:
     return data.vocab_size
 
 
+def build_data(data_class: type[TextDataModule], **options: Any) -> TextDataModule:
+    """Makes the data module of the options, with its tokenizer."""
+    data = data_class(**options)
+    set_tokenizer(data)
+    return data
+
+
 def model_fields(source: str) -> dict[str, Any]:
     """The fields of GPTConfig that go with the weights; a folder says nothing of dropout.
 

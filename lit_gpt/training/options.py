@@ -21,7 +21,7 @@ from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
-from lit_gpt.training.init_from import set_tokenizer
+from lit_gpt.training.init_from import build_data
 from lit_gpt.training.resume import resolve_checkpoint
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -211,9 +211,8 @@ class TrainOptions(LightningCLI):
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(StepLines, "overfit")
         parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
-        parser.link_arguments(
-            "data", "model.vocab_size", compute_fn=set_tokenizer, apply_on="instantiate"
-        )
+        parser.add_instantiator(build_data, TextDataModule, subclasses=False)
+        parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.context_length", "model.context_length")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -258,10 +257,8 @@ class TrainOptions(LightningCLI):
             return self.parser.instantiate_classes(self.config)
         except ValueError as error:
             cause: BaseException = error
-            while cause.__cause__ and not isinstance(cause, UserError):
+            while cause.__cause__:
                 cause = cause.__cause__
-            if isinstance(cause, UserError):  # raised by a link's function
-                raise cause from None
             if isinstance(cause, ModuleNotFoundError):
                 raise UserError(str(cause)) from error
             raise

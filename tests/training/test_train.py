@@ -393,6 +393,12 @@ def test_a_batch_that_does_not_fit_in_memory_is_one_line(train):
     assert re.search(r"out of memory \(asked for [\d.]+ GiB\); lower --data.batch_size", result.err)
 
 
+def test_a_disk_that_is_full_while_the_text_is_encoded_is_one_line(train, small_disk):
+    result = train(**{"data.cache": small_disk(4)})
+    assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
+    assert "no space left on the disk" in result.err
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
