@@ -394,9 +394,9 @@ def test_a_batch_that_does_not_fit_in_memory_is_one_line(train):
 
 
 def test_a_disk_that_is_full_while_the_text_is_encoded_is_one_line(train, small_disk):
-    result = train(**{"data.cache": small_disk(4)})
+    result = train(**{"data.cache": small_disk(8)})
     assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
-    assert "no space left on the disk" in result.err
+    assert "no space left on" in result.err.lower()
 
 
 @pytest.mark.parametrize(
