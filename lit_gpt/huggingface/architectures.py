@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 
-TOLERANCE = 1e-4  # of a logit; where logits exceed 1, of the largest one
+TOLERANCE = 1e-4  # between logits; where they exceed 1, times the largest
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Layout:
         architecture: its class.
         prefix: of all weight names but the output layer's.
         choices: the fields of GPTConfig that it restricts, and the values that it allows.
-        names: our modules with weights, and the modules there that make up each, in order; `*`
-            is the number of the block.
-        required: fields of config.json that would change the computation, and their defaults,
-            which are all that we can do.
+        names: our modules with weights, and the modules of transformers that make up each, in
+            order; `*` is the number of the block.
+        required: fields of config.json that change the computation, and the only values that we
+            support, which are the defaults.
         sizes: our sizes, and the fields of config.json that hold them.
     """
 
@@ -166,7 +166,7 @@ def as_conv1d(layout: Layout, module: str, weight: Tensor) -> Tensor:
 
 
 def hf_weights(model: GPT) -> dict[str, Tensor]:
-    """The weights under their names there, each in memory of its own.
+    """A model's weights under transformers' names, each in memory of its own.
 
     Sinusoids become GPT-2's table of learned positions, missing biases zeros. A tied output layer
     has no weight of its own.

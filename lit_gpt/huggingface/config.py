@@ -55,13 +55,14 @@ def gpt_config(theirs: dict[str, Any]) -> dict[str, Any]:
     """The fields of GPTConfig, all but dropout, for the config of a GPT-2 or Qwen3.
 
     Args:
-        theirs: as `to_dict` of transformers completes it; of other architectures, anything.
+        theirs: complete, as `to_dict` of transformers returns it; of another architecture,
+            anything.
 
     Raises:
         UserError: another architecture, or something that our GPT can't do.
     """
     kind = theirs.get("model_type")
-    if kind not in list(LAYOUTS):  # not hashed: it may be anything
+    if kind not in list(LAYOUTS):  # as a list, because it may be unhashable
         raise unsupported("model_type", kind, "gpt2 and qwen3")
     layout = LAYOUTS[kind]
     theirs = theirs | (theirs.get("rope_parameters") or {})
@@ -75,12 +76,11 @@ def gpt_config(theirs: dict[str, Any]) -> dict[str, Any]:
         activation = theirs["activation_function"]
         if activation not in OURS:
             raise unsupported("activation_function", activation, ", ".join(OURS))
-        has_default = theirs["n_inner"] is None
         return ours | {
             "style": "classic",
             "bias": True,
             "activation": OURS[activation],
-            "hidden_size": 4 * ours["d_model"] if has_default else positive_int(theirs, "n_inner"),
+            "hidden_size": None if theirs["n_inner"] is None else positive_int(theirs, "n_inner"),
         }
     kinds = theirs["layer_types"]
     if set(kinds) != {"full_attention"}:

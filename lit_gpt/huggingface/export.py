@@ -79,7 +79,7 @@ def load_text(
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed to `out` at the end, or removed if anything fails.
+    """Yields a temporary folder that is renamed to `out` at the end, or removed if anything fails.
 
     Raises:
         UserError: it can't be written.

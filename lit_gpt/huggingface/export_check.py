@@ -96,13 +96,13 @@ def spread_windows(tokens: np.ndarray, train_fraction: float, length: int) -> Te
 def check_logits(theirs: Any, model: GPT, windows: Tensor) -> tuple[float, float]:
     """The largest difference on windows (N, T), and its limit.
 
-    Takes one window at a time, as the logits of a large vocabulary take much memory.
+    Takes one window at a time, because the logits of a large vocabulary need much memory.
     """
     largest = (0.0, TOLERANCE)
     for window in windows:
         ours = model(window[None])  # (1, T, V)
         difference, limit = logit_difference(ours, theirs(window[None]).logits)
-        if not difference < limit:  # NaN neither
+        if not difference < limit:  # also refuses NaN
             raise differs(
                 f"the exported model's logits differ by up to {difference:.1e} (the limit is "
                 f"{limit:.1e})"
@@ -114,18 +114,14 @@ def check_logits(theirs: Any, model: GPT, windows: Tensor) -> tuple[float, float
 def check_greedy(
     theirs: Any, model: GPT, prompt: Tensor, end_of_text: int | None
 ) -> tuple[int, bool]:
-    """How many tokens both generate alike after the prompt (1, T), and whether a tie ends that."""
+    """How many tokens after the prompt (1, T) are the same, and whether a tie ends them."""
     room = model.config.context_length - prompt.size(1) + 1  # the last one need not be read
     new = generate(model, prompt, min(MAX_GREEDY, room), Sampling(temperature=0))
     ours = torch.cat(list(new)).tolist()
     if end_of_text in ours:
         ours = ours[: ours.index(end_of_text) + 1]
-    output = theirs.generate(
-        prompt,
-        max_new_tokens=len(ours),
-        do_sample=False,
-        attention_mask=torch.ones_like(prompt),
-    )
+    mask = torch.ones_like(prompt)
+    output = theirs.generate(prompt, attention_mask=mask, max_new_tokens=len(ours), do_sample=False)
     found = output[0, prompt.size(1) :].tolist()
     if found == ours:
         return len(ours), False

@@ -27,7 +27,7 @@ from lit_gpt.huggingface.tokenizer import (
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text.corpus import Corpus
 
-CONTEXT = 1024  # tokens, by default, where a model's own context is longer
+CONTEXT = 1024  # tokens: the default for a model whose own context is longer
 WINDOW = 64  # tokens whose logits are compared
 PART = 1 << 20  # characters whose ids are compared at a time
 NOT_WEIGHTS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")  # in old files
@@ -148,7 +148,7 @@ def check_logits(model: GPT, theirs: Any, rows: np.ndarray, folder: Path) -> Non
     their_ids = torch.from_numpy(rows)
     expected = theirs(input_ids=their_ids[None, ids]).logits[0][:, their_ids]  # (T, V)
     difference, limit = logit_difference(model(ids[None])[0], expected)
-    if not difference < limit:  # NaN neither
+    if not difference < limit:  # also refuses NaN
         raise unusable(
             folder,
             f"the model computes something unknown to lit_gpt: its logits differ from those of "
@@ -157,7 +157,7 @@ def check_logits(model: GPT, theirs: Any, rows: np.ndarray, folder: Path) -> Non
 
 
 def check_same_ids(folder: str | Path, corpus: Corpus) -> None:
-    """As `check_ids` for a corpus that the folder's tokenizer encoded; checks each text once.
+    """Runs `check_ids` on a corpus that the folder's tokenizer encoded, once for each text.
 
     Raises:
         UserError: the folder's own tokenizer gives other ids.
@@ -212,7 +212,7 @@ def check_ids(folder: str | Path, tokens: np.ndarray, texts: Iterable[str | None
 
 
 def _join(texts: Iterable[str | None]) -> Iterator[str | None]:
-    """Larger parts, so that the ids across cuts are compared, too."""
+    """Joins short parts, so that ids across their cuts are compared, too."""
     joined = ""
     for text in texts:
         if text is None or len(joined) > PART:

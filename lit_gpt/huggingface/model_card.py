@@ -24,7 +24,7 @@ SHARED_LINES = (  # a name in the card of a run; the second until version 0.1.0
 
 
 def code(text: object) -> str:
-    """As code in Markdown, safe in a table."""
+    """A text as Markdown code, safe in a table."""
     return "`" + re.sub(r"[`|\s]+", " ", str(text)) + "`"
 
 
@@ -47,7 +47,7 @@ def read_run(checkpoint: Checkpoint) -> History:
 
 
 def results(checkpoint: Checkpoint, history: History) -> list[tuple[str, float, float | None]]:
-    """What was measured with exactly these weights: on what, nats/token and bits per byte."""
+    """The measurements of exactly these weights: on what, nats/token, bits per byte."""
     step = checkpoint.global_step
     best = checkpoint.best_evaluation
     losses = dict(history.curves.get("val/loss", []))
@@ -78,42 +78,34 @@ def model_card(
 
     Args:
         title: the folder's name.
-        checkpoint: which was exported; in one from a stranger, anything may be anything.
+        checkpoint: the one exported; a stranger's may hold values of any type.
         model: built from it.
-        tokenizer: the same.
-        findings: of the comparison with transformers.
+        tokenizer: built from it.
+        findings: what `check_export` returned.
         prompt: of the example.
         is_training_text: whether the comparison used the text that the model was trained on.
     """
-    # Not escaped: it is no HTML.
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    environment.filters["file_name"] = file_name
+    environment = jinja2.Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown is not escaped as HTML
+    )
+    environment.filters |= {f.__name__: f for f in (code, file_name, quoted, perplexity)}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    paths = checkpoint.data_hyperparameters.get("path")
     history = read_run(checkpoint)
-    card = dict(history.card)
-    shared = next((card[name] for name in SHARED_LINES if name in card), None)
-    text = template.render(
+    shared = next((value for name, value in history.card if name in SHARED_LINES), None)
+    return template.render(
         title=title,
         layout=layout_of(model.config),
         config=model.config,
         num_parameters=model.num_parameters(),
         tokenizer=tokenizer,
-        texts=[path for path in (paths if isinstance(paths, list) else [paths]) if path],
-        num_tokens=checkpoint.corpus_info.get("num_tokens"),
-        data=checkpoint.data_hyperparameters,
-        settings=checkpoint.hyperparameters,
-        trainer=checkpoint.trainer_settings,
-        step=checkpoint.global_step,
+        checkpoint=checkpoint,
         results=results(checkpoint, history),
         shared_lines=shared and f"{SHARED_LINES[0]}: {shared}",
         version=import_transformers().__version__,
         is_training_text=is_training_text,
         findings=findings,
         prompt=prompt,
-        code=code,
-        file_name=file_name,
-        quoted=quoted,
-        perplexity=perplexity,
     )
-    return text + "\n"

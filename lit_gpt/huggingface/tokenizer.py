@@ -16,15 +16,14 @@ from lit_gpt.errors import UserError
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import OFFLINE
 
-SPECIAL = "<|endoftext|>"  # the name of our end-of-text token there, as in GPT-2 and Qwen3
+SPECIAL = "<|endoftext|>"  # what our end-of-text token is called, as in GPT-2 and Qwen3
 NAME = "of a Hugging Face folder"
-GPT2_PATTERN = (  # what ByteLevel(use_regex=True) splits by
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
+# What ByteLevel(use_regex=True) splits by.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def import_transformers() -> Any:
-    """The package, silenced but for errors.
+    """The package transformers, silenced except for errors.
 
     Raises:
         UserError: it is not installed.
@@ -48,8 +47,8 @@ def to_hf(tokenizer: Tokenizer) -> Any:
     is still encoded as plain text, thanks to `tokenizer_config` (tokenizer.json can't say so).
 
     Raises:
-        UserError: a split pattern that can't be expressed there, or a vocabulary that has SPECIAL
-            as an ordinary token too; transformers is not installed.
+        UserError: a split pattern that the package tokenizers does not support, or a vocabulary
+            with SPECIAL as an ordinary token; transformers is not installed.
     """
     import_transformers()
     from tokenizers import pre_tokenizers
@@ -143,12 +142,9 @@ def read_spec(folder: str | Path) -> dict[str, Any]:
         else:
             auto = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             text = auto.backend_tokenizer.to_str()
-        spec = json.loads(text)
-        if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
-            raise ValueError("no model in it")
+        return json.loads(text)
     except Exception as error:  # a stranger's file can raise anything
         raise unreadable(folder, error) from error
-    return spec
 
 
 def in_one_line(error: Exception) -> str:
@@ -161,7 +157,7 @@ def unreadable(folder: str | Path, error: Exception) -> UserError:
 
 
 class Unsupported(Exception):
-    """What keeps a tokenizer from being one of ours."""
+    """Says why a tokenizer can't become one of ours."""
 
 
 def _pattern(spec: dict[str, Any]) -> str:
@@ -195,7 +191,7 @@ def _pattern(spec: dict[str, Any]) -> str:
 
 
 def _ordinary_ids(spec: dict[str, Any]) -> dict[bytes, int]:
-    """The id there of each token that text can become, in the order of our ids."""
+    """Their id of each token that text can become, in the order of our ids."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     model = spec["model"]
@@ -221,7 +217,7 @@ def _ordinary_ids(spec: dict[str, Any]) -> dict[bytes, int]:
         for text in sorted(vocab.keys() - special, key=vocab.__getitem__):
             if text and bytes_of.keys() >= set(text):
                 ids.setdefault(bytes(bytes_of[char] for char in text), vocab[text])
-        if merged == sorted(merged):  # so ids give the order of tokens without merges, too
+        if merged == sorted(merged):  # then tokens without merges are ordered by their ids, too
             ids = dict(sorted(ids.items(), key=lambda pair: (len(pair[0]) > 1, pair[1])))
     return ids
 
@@ -240,7 +236,7 @@ def _build(pattern: str, tokens: list[bytes]) -> Tokenizer:
 
 
 def _end_of_text(spec: dict[str, Any], config: Path, ordinary: dict[bytes, int]) -> int | None:
-    """The id there of the token that ends a document; None where there is none."""
+    """Their id of the token that ends a document; None if there is none."""
     ids = spec["model"]["vocab"] | {t["content"]: t["id"] for t in spec.get("added_tokens", [])}
     names = [SPECIAL]
     if config.is_file():
