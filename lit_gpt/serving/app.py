@@ -3,8 +3,8 @@
 Pages of other sites can't use it: there are no CORS headers, a foreign Origin is refused, and on
 the loopback address so is a foreign Host, which DNS rebinding would send.
 
-LitServe was tried first: in 0.2.19 its workers keep computing for a client that has disconnected,
-and survive SIGTERM.
+Not LitServe: the workers of 0.2.19 keep computing for a client that has disconnected, and survive
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Service:
         if body.max_tokens > self.max_tokens:
             raise invalid("max_tokens", f"must be at most {self.max_tokens}, not {body.max_tokens}")
         count = len(body.prompt) * body.n
-        if count > self.batcher.max_concurrent:
-            most = self.batcher.max_concurrent
+        most = self.batcher.max_concurrent
+        if count > most:
             problem = f"asks for {count} completions, at most {most} can run at a time"
             raise invalid("n" if body.n > 1 else "prompt", problem)
         requests = body.requests()
@@ -120,18 +120,17 @@ async def read_body(request: Request) -> bytes:
     Raises:
         ApiError: it is larger than MAX_BODY.
     """
-    chunks = []
+    body = b""
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        chunks.append(chunk)
-        if size > MAX_BODY:
-            chunks.clear()  # but keep reading: many clients read the response only after sending
-        if size > 64 * MAX_BODY:
+        if size <= MAX_BODY:
+            body += chunk
+        elif size > 64 * MAX_BODY:  # until then keep reading: many clients send before they read
             break
     if size > MAX_BODY:
         raise ApiError(413, f"The body has more than {MAX_BODY:,} bytes")
-    return b"".join(chunks)
+    return body
 
 
 async def complete_response(request: Request, job: Job, response: CompletionResponse) -> Response:
@@ -147,7 +146,7 @@ async def complete_response(request: Request, job: Job, response: CompletionResp
         async for piece in job.pieces():
             response.add(piece)
     except Failure as failure:
-        raise server_error(str(failure)) from failure
+        raise ApiError(500, str(failure), kind="server_error") from failure
     finally:
         watching.cancel()
         job.cancel()
@@ -165,7 +164,7 @@ async def events(job: Job, response: CompletionResponse, with_usage: bool) -> As
             if piece.text or piece.finish_reason:
                 yield event(response.chunk(piece.index, piece.text, piece.finish_reason))
     except Failure as failure:
-        yield event(server_error(str(failure)).content)
+        yield event(ApiError(500, str(failure), kind="server_error").content)
         return
     if with_usage:
         yield event(response.usage_chunk())
@@ -176,12 +175,8 @@ def event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"  # ASCII: some clients take U+2028 for a line end
 
 
-def server_error(message: str) -> ApiError:
-    return ApiError(500, message, kind="server_error")
-
-
 class EventStream(StreamingResponse):
-    """Server-sent events; cancels the job when the client disconnects."""
+    """Server-sent events; the job is cancelled when the client disconnects."""
 
     def __init__(self, job: Job, content: AsyncIterator[str]) -> None:
         headers = {"Cache-Control": "no-store"}
@@ -235,11 +230,12 @@ def application(service: Service, hosts: set[str] | None) -> Starlette:
 
     async def http_error(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return JSONResponse(ApiError(0, message).content, error.status_code, error.headers)
+        content = ApiError(error.status_code, message).content
+        return JSONResponse(content, error.status_code, error.headers)
 
     async def internal_error(request: Request, error: Exception) -> Response:
         message = f"{type(error).__name__}, see the server's log"
-        return JSONResponse(server_error(message).content, 500)
+        return await api_error(request, ApiError(500, message, kind="server_error"))
 
     async def disconnected(request: Request, error: ClientDisconnect) -> Response:
         return DISCONNECTED
@@ -259,7 +255,7 @@ def application(service: Service, hosts: set[str] | None) -> Starlette:
     ]
     guard = Middleware(OriginGuard, hosts=hosts)
     app = Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
-    app.router.redirect_slashes = False
+    app.router.redirect_slashes = False  # /health/ is not found
     return app
 
 
@@ -287,6 +283,6 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, *args: Any, **options: Any) -> None:
         self.batcher.stop()
-        # Clients that neither read nor send are cut off, which is not worth an error.
+        # Hides that clients which neither read nor send are cut off.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(*args, **options)

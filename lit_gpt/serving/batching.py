@@ -1,8 +1,7 @@
 """A thread that completes requests in batches.
 
-A running batch takes in no new requests. Those that arrive meanwhile wait until it ends, and form
-the next batch together. But a request waits MAX_WAIT at most if there is room: then a batch of the
-waiting ones starts beside those that run, and batches write a token in turn.
+Requests that arrive while a batch runs form the next one. It starts when no other batch runs or,
+if there is room, after MAX_WAIT; batches that run side by side take turns, a token each.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,11 +24,11 @@ MAX_WAIT = 0.2  # seconds
 
 
 class Busy(Exception):
-    """A job is not accepted: there is no room, or the server is stopping."""
+    """A job was refused: there is no room, or the server is stopping."""
 
 
 class Failure(Exception):
-    """An accepted job is not completed: the server is stopping, or the model failed."""
+    """An accepted job was not completed: the server is stopping, or the model failed."""
 
 
 class Job:
@@ -64,7 +63,7 @@ class Job:
 
 
 def deliver(parts: Sequence[tuple[Job, Piece | Failure]]) -> None:
-    """Hands parts from a thread to the event loop; all at once, as each call is a system call."""
+    """Passes parts from a thread to the event loop, with one system call."""
 
     def receive() -> None:
         for job, part in parts:
@@ -95,9 +94,7 @@ class Batch:
     def __init__(self, model: GPT, tokenizer: Tokenizer, rows: list[Row]) -> None:
         self.rows = rows
         requests = [row.job.requests[row.index] for row in rows]
-        self.pieces: Iterator[Piece] = complete(
-            model, tokenizer, requests, lambda index: rows[index].is_active
-        )
+        self.pieces = complete(model, tokenizer, requests, lambda index: rows[index].is_active)
 
     @property
     def active(self) -> list[Row]:
@@ -112,7 +109,7 @@ class Batch:
                 row = self.rows[piece.index]
                 row.is_finished = piece.finish_reason is not None
                 parts.append((row.job, replace(piece, index=row.index)))
-        except Exception as error:  # such as a lack of memory; other batches go on
+        except Exception as error:  # such as out of memory; other batches continue
             traceback.print_exception(error)
             problem = f"the model failed ({type(error).__name__}), see the server's log"
         deliver(parts)
@@ -197,7 +194,7 @@ class Batcher:
             batch.fail("the server is stopping")
 
     def _start_batch(self) -> None:
-        """Starts a batch of the waiting rows if it is time; sleeps while there is nothing to do."""
+        """Starts a batch of the waiting rows if it is time; blocks while there is nothing to do."""
         with self._changed:
             self._batches = [batch for batch in self._batches if batch.active]
             if not self._batches:

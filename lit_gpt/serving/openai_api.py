@@ -1,7 +1,7 @@
-"""OpenAI's completions protocol: a JSON body to requests, pieces to JSON, errors.
+"""OpenAI's completions protocol: from a JSON body to requests, and from pieces to JSON.
 
-https://platform.openai.com/docs/api-reference/completions. What this server does not support is
-refused, never ignored. top_k, min_p and repetition_penalty are additions.
+https://platform.openai.com/docs/api-reference/completions. Whatever is not supported is refused,
+never ignored. top_k, min_p and repetition_penalty are additions.
 
 The responses are plain dicts, because openai's own models would add half a second of imports and
 a dependency; the tests check the responses against them.
@@ -29,14 +29,6 @@ from lit_gpt.errors import UserError
 from lit_gpt.generation.completion import Piece, Request
 from lit_gpt.generation.sampling import Sampling
 
-UNSUPPORTED: dict[str, Any] = {  # the only value allowed, which changes nothing
-    "suffix": "",
-    "logprobs": None,
-    "best_of": 1,
-    "logit_bias": {},
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-}
 MAX_PROMPTS = 2048  # OpenAI's limit
 
 
@@ -110,12 +102,13 @@ class CompletionBody(Body):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     user: str | None = None  # identifies the end user, and changes nothing
-    suffix: Any = None
+    # Not supported: only the defaults, which change nothing, are accepted.
+    suffix: Any = ""
     logprobs: Any = None
-    best_of: Any = None
-    logit_bias: Any = None
-    presence_penalty: Any = None
-    frequency_penalty: Any = None
+    best_of: Any = 1
+    logit_bias: Any = {}
+    presence_penalty: Any = 0
+    frequency_penalty: Any = 0
 
     @field_validator("prompt", "stop", mode="before")
     @classmethod
@@ -127,16 +120,18 @@ class CompletionBody(Body):
                 raise PydanticCustomError("token_ids", "Must be text: token ids are not supported")
         return [value] if isinstance(value, str) else value
 
-    @field_validator(*UNSUPPORTED)
+    @field_validator(
+        "suffix", "logprobs", "best_of", "logit_bias", "presence_penalty", "frequency_penalty"
+    )
     @classmethod
     def _refuse_unsupported(cls, value: Any, info: ValidationInfo) -> Any:
-        if value != UNSUPPORTED[info.field_name or ""]:
+        if value != cls.model_fields[info.field_name or ""].default:
             raise PydanticCustomError("unsupported", "Not supported by this server: leave it out")
         return value
 
     @classmethod
     def parse(cls, raw: bytes) -> CompletionBody:
-        """Reads a body.
+        """Parses a body.
 
         Raises:
             ApiError: invalid JSON or values.
@@ -152,27 +147,28 @@ class CompletionBody(Body):
         raise ApiError(400, message, str(first["loc"][0]))
 
     def requests(self) -> list[Request]:
-        """n for each prompt; the first draws with the seed, the others with the following ones.
+        """n for each prompt; the first draws with `seed`, the others with the seeds after it.
 
         Raises:
             ApiError: a value out of range.
         """
-        given = {field.name: getattr(self, field.name) for field in fields(Sampling)}
+        options = self.model_dump(include={f.name for f in fields(Sampling)}, exclude_none=True)
         try:
-            sampling = Sampling(**{k: value for k, value in given.items() if value is not None})
+            sampling = Sampling(**options)
             return [
-                Request(prompt, self.max_tokens, sampling, seed, tuple(self.stop))
+                Request(
+                    prompt,
+                    self.max_tokens,
+                    sampling,
+                    secrets.randbelow(2**63) if self.seed is None else self.seed + i,
+                    tuple(self.stop),
+                )
                 for prompt in self.prompt
-                for seed in self._seeds()
+                for i in range(self.n)
             ]
         except UserError as error:
-            param = None if error.field is None else parameter_name(error.field)
+            param = error.field and parameter_name(error.field)
             raise ApiError(400, error.render(parameter_name), param) from error
-
-    def _seeds(self) -> list[int]:
-        if self.seed is None:
-            return [secrets.randbelow(2**63) for _ in range(self.n)]
-        return [self.seed + i for i in range(self.n)]
 
 
 class CompletionResponse:
@@ -211,11 +207,11 @@ class CompletionResponse:
         return {**self.head, "choices": choices, "usage": self._usage()}
 
     def chunk(self, index: int, text: str, finish_reason: str | None = None) -> dict[str, Any]:
-        """A part of a choice's text, the last one with the reason why it ends."""
+        """A part of a choice's text; the last part has the reason why it ends."""
         return {**self.head, "choices": [_choice(index, text, finish_reason)], "usage": None}
 
     def usage_chunk(self) -> dict[str, Any]:
-        """What follows the last text if the client asks for the usage."""
+        """The end of a stream whose client asks for the usage."""
         return {**self.head, "choices": [], "usage": self._usage()}
 
     def _usage(self) -> dict[str, int]:

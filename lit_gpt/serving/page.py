@@ -29,7 +29,7 @@ class Slider:
 
 
 def serve_page(model: str, facts: str, max_tokens: int, vocab_size: int) -> str:
-    """The whole page.
+    """The whole page, as HTML.
 
     Args:
         model: its name in requests.
@@ -50,9 +50,6 @@ def serve_page(model: str, facts: str, max_tokens: int, vocab_size: int) -> str:
     def read(name: str) -> str:
         return (HERE / name).read_text(encoding="utf-8")
 
-    body = (
-        environment()
-        .from_string(read("templates/page.html"))
-        .render(model=model, facts=facts, sliders=sliders, max_seed=MAX_SEED)
-    )
+    template = environment().from_string(read("templates/page.html"))
+    body = template.render(model=model, facts=facts, sliders=sliders, max_seed=MAX_SEED)
     return page(model, body, read("static/page.css"), read("static/page.js"), connect="'self'")

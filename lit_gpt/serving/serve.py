@@ -54,9 +54,8 @@ def serve(
         from lit_gpt.serving.app import Server, Service, application
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        raise UserError(
-            f"serving needs {package}", hint='install it with pip install -e ".[serve]"'
-        ) from error
+        hint = 'install it with pip install -e ".[serve]"'
+        raise UserError(f"serving needs {package}", hint=hint) from error
     with listen(host, port) as listener:
         path = Path(ckpt_path or find_newest(logs))
         model, tokenizer = load_checkpoint(path)
@@ -99,10 +98,9 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = re.sub(r"^\[.*?\] | \(while .*", "", str(error))
-        raise UserError(
-            f"cannot listen at {host}, port {port} ({reason})",
-            hint="choose another `port` (0: any free one) or `host`",
-        ) from error
+        problem = f"cannot listen at {host}, port {port} ({reason})"
+        hint = "choose another `port` (0: any free one) or `host`"
+        raise UserError(problem, hint=hint) from error
 
 
 def address(listener: socket.socket, host: str) -> tuple[str, set[str] | None]:
