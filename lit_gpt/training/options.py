@@ -48,7 +48,14 @@ TRAINER_HELP = {  # what --help shows of Trainer's 40 options
     "precision": "such as 32-true, bf16-mixed or 16-mixed; none: bf16-mixed where the GPU has it",
     "default_root_dir": "folder of the runs",
 }
-MODEL_HELP = ("style", "d_model", "num_blocks", "num_heads", "dropout", "learning_rate")
+MODEL_HELP: tuple[str, ...] = (
+    "style",
+    "d_model",
+    "num_blocks",
+    "num_heads",
+    "dropout",
+    "learning_rate",
+)
 MODEL_HELP += ("optimizer", "schedule", "warmup_steps", "compile", "init_from")
 DATA_HELP = ("path", "tokenizer", "context_length", "batch_size", "order", "train_fraction")
 SHORT_HELP = {"help", "config", "print_config", "seed_everything", "ckpt_path", "find_lr"}
@@ -88,7 +95,9 @@ class Parser(command.Parser, LightningArgumentParser):
             raise UserError("a file for --config has options by name, as `model: {d_model: 64}`")
         super().error(message, ex)
 
-    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> jsonargparse.Namespace:
+    def parse_args(  # type: ignore[override]
+        self, args: Any = None, *others: Any, **kwargs: Any
+    ) -> jsonargparse.Namespace:
         check_values("the command line", args)
         for word in args:
             if word.startswith("--help="):
@@ -104,14 +113,14 @@ class Parser(command.Parser, LightningArgumentParser):
             self.error("an option is nested too deeply, or part of itself")
         except (TypeError, LookupError, ValueError, AttributeError) as error:
             self.error(str(error))
-        for name in self.groups:
+        for name in self.groups or {}:
             if not isinstance(config.get(name), jsonargparse.Namespace):
                 self.error(f"--{name} has options of its own, so it can't be {config.get(name)}")
         for name, value in config.items():
             check_values(f"--{name}", value)
         return config
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
         """The options that most people need, ours first; with --help=GROUP or =all the others."""
         for action in self._actions:
             group, _, name = action.dest.partition(".")
@@ -123,11 +132,10 @@ class Parser(command.Parser, LightningArgumentParser):
             elif action.dest == "seed_everything":
                 action.help = "seed of the initial weights, the windows and dropout"
         order = ["model", "data", "samples", "checkpoints", "overfit", "trainer"]
-        groups = {group: name for name, group in self.groups.items()}
-        self._action_groups.sort(
-            key=lambda group: order.index(groups[group]) if group in groups else -1
-        )
-        return super().format_help()
+        groups = {group: name for name, group in (self.groups or {}).items()}
+        action_groups: Any = self._action_groups
+        action_groups.sort(key=lambda group: order.index(groups[group]) if group in groups else -1)
+        return super().format_help(*args, **kwargs)
 
 
 def check_values(where: str, value: Any) -> None:
