@@ -1,4 +1,4 @@
-"""Writes data/订单商品名称.csv, the sample corpus: invented names of ordered goods, one a line.
+"""Writes data/订单商品名称.csv, the sample corpus: synthetic product names, one a line.
 
 Every line is an independent seeded draw from the tables in sample_corpus.yaml.
 """

@@ -59,7 +59,7 @@ class StepCheckpoints(ModelCheckpoint):
 
     def _monitor_candidates(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         # Lightning's "step" is that of the last evaluation, which LitGPT logs for the curves:
-        # 2.6.6, docs/lightning-notes.md#private-parts.
+        # 2.6.6, docs/lightning-notes.md#private-apis.
         return {"step": torch.tensor(trainer.global_step)}
 
     def most_files(self, max_steps: int) -> int:
@@ -74,7 +74,7 @@ class LastCheckpoint(ModelCheckpoint):
     """checkpoints/last.ckpt: after each evaluation, at the end, and as soon as a run is stopped.
 
     Lightning saves only at its own moments, so `save` calls private methods of its ModelCheckpoint:
-    2.6.6, docs/lightning-notes.md#private-parts.
+    2.6.6, docs/lightning-notes.md#private-apis.
     """
 
     state_key = "LastCheckpoint"

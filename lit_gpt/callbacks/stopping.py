@@ -109,7 +109,7 @@ class GracefulStop(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.timer.on_train_start(trainer, pl_module)
         if self.evaluation_due:
-            # As Lightning's own loop evaluates, 2.6.6: docs/lightning-notes.md#private-parts.
+            # As Lightning's own loop evaluates, 2.6.6: docs/lightning-notes.md#private-apis.
             evaluation = trainer.fit_loop.epoch_loop.val_loop
             trainer.validating = True
             evaluation.restarting = False
@@ -130,7 +130,7 @@ class GracefulStop(Callback):
             interval: Any = trainer.val_check_batch  # inf without evaluations
             self.evaluation_due = (i + 1) % interval == 0
             # Leaves the evaluation out, and lifts the lower limits, which would win over
-            # should_stop: Lightning 2.6.6, docs/lightning-notes.md#private-parts.
+            # should_stop: Lightning 2.6.6, docs/lightning-notes.md#private-apis.
             loop = trainer.fit_loop
             loop.epoch_loop._skip_next_val = True
             loop.min_epochs = None
