@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 MAX_DRAWN = 400  # points of a line: more cannot be told apart
@@ -50,9 +50,7 @@ class Series:
         for x, y in points:
             bins[int((x - first) * most / (last - first))].append((x, y))
         if self.kind == "faint":
-            return [
-                (near[-1][0], math.fsum(y for _, y in near) / len(near)) for near in bins.values()
-            ]
+            return [(near[-1][0], fmean(y for _, y in near)) for near in bins.values()]
         kept = {points[0], points[-1]}
         for near in bins.values():
             kept |= {min(near, key=lambda p: p[1]), max(near, key=lambda p: p[1])}
@@ -61,7 +59,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One pair of axes; of no series with points there is nothing to show.
+    """One pair of axes; false where no series has points to draw.
 
     Args:
         series: the first is drawn on top of the others.
@@ -83,12 +81,16 @@ class Chart:
     y_range: XY | None = None
     main: bool = False
 
+    @property
+    def drawn(self) -> list[tuple[Series, list[XY]]]:
+        return [(series, points) for series in self.series if (points := series.drawn())]
+
     def __bool__(self) -> bool:
-        return any(series.drawn() for series in self.series)
+        return bool(self.drawn)
 
     @property
     def legend(self) -> list[Series]:
-        return [series for series in self.series if series.drawn()] if self.main else []
+        return [series for series, _ in self.drawn] if self.main else []
 
     def text(self, y: float) -> str:
         return f"{y:.3g}" if self.decimals is None else f"{y:,.{self.decimals}f}"
@@ -97,14 +99,12 @@ class Chart:
     def description(self) -> str:
         """The chart for those who can't see it."""
         spans = []
-        for series in self.series:
-            if points := series.drawn():
-                (start, first), *_, (end, last) = [points[0], points[-1]]
-                span = f"from {self.text(first)} at {self.x_name} {start:,.6g}"
-                note = f", {series.note}" if series.note else ""
-                spans.append(
-                    f"{series.name} {span} to {self.text(last)} at {self.x_name} {end:,.6g}{note}"
-                )
+        for series, points in self.drawn:
+            first, last = (
+                f"{self.text(y)} at {self.x_name} {x:,.6g}" for x, y in (points[0], points[-1])
+            )
+            note = f", {series.note}" if series.note else ""
+            spans.append(f"{series.name} from {first} to {last}{note}")
         return f"{self.title}: {'; '.join(spans)}"
 
     @property
@@ -113,22 +113,19 @@ class Chart:
 
         Points of equal x share a row, unless they are of one series.
         """
-        shown = [(series, points) for series in self.series[::-1] if (points := series.drawn())]
+        drawn = self.drawn[::-1]
         table: defaultdict[tuple[float, int], dict[int, float]] = defaultdict(dict)
-        for i, (_, points) in enumerate(shown):
+        for i, (_, points) in enumerate(drawn):
             seen: Counter[float] = Counter()
             for x, y in points:
                 table[x, seen[x]][i] = float(f"{y:.6g}")
                 seen[x] += 1
         rows = sorted(table.items())
-        columns = [[row.get(i) for _, row in rows] for i in range(len(shown))]
-        series = [
-            {"name": s.name, "kind": s.kind, "color": s.color, "mark": s.mark, "note": s.note}
-            for s, _ in shown
-        ]
+        columns = [[row.get(i) for _, row in rows] for i in range(len(drawn))]
+        shown = ("name", "kind", "color", "mark", "note")
         content = {
             "data": [[x for (x, _), _ in rows], *columns],
-            "series": series,
+            "series": [{name: getattr(series, name) for name in shown} for series, _ in drawn],
             "x": self.x_name,
             "names": self.x_names,
             "log": self.log_x,

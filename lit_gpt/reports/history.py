@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.storage import write_whole
 
 Value = TypeVar("Value")
+Number = TypeVar("Number", int, float)
 Point = tuple[int, float]  # step, value
 
 HISTORY = "history.json"
@@ -29,31 +30,22 @@ class Session:
     """One start of the training command.
 
     Args:
-        step: where the run was at the start.
-        time: of the start, in seconds since 1970.
-        command: as typed.
         versions: of Python and the packages that matter, by name.
     """
 
-    step: int
-    time: float
+    step: int  # where the run was
+    time: float  # seconds since 1970
     command: str
     versions: dict[str, str]
 
 
 @dataclass(frozen=True)
 class FinalResult:
-    """The evaluation over the whole validation split, after the last step.
+    """The evaluation over the whole validation split, after the last step."""
 
-    Args:
-        loss: nats/token.
-        bits_per_byte: comparable between tokenizers.
-        num_tokens: predicted.
-    """
-
-    loss: float
-    bits_per_byte: float
-    num_tokens: int
+    loss: float  # nats/token
+    bits_per_byte: float  # comparable between tokenizers
+    num_tokens: int  # predicted
 
     @property
     def perplexity(self) -> float:
@@ -68,8 +60,8 @@ class History:
         curves: points in the order of their steps, by TensorBoard's names; `time` holds when each
             evaluation was, in seconds since 1970.
         prompts: the beginnings of the samples.
-        samples: the generated texts, one per prompt, with the step of their evaluation.
-        card: what the run prints about its data and model at the start: names and values.
+        samples: steps of evaluations, and the texts then generated, one per prompt.
+        card: names and values that the run prints about its data and model.
         sessions: the first start and each resume.
         final: None until the run has ended.
     """
@@ -105,9 +97,7 @@ class History:
                 self.curves[name] = thin(self.curves[name], MAX_POINTS)
         if len(self.samples) > 2 * MAX_SAMPLES:
             self.samples = thin(self.samples, MAX_SAMPLES)
-        content = vars(self) | {"sessions": [vars(session) for session in self.sessions]}
-        content["final"] = self.final and vars(self.final)
-        write_whole(folder / HISTORY, json.dumps(content, ensure_ascii=False))
+        write_whole(folder / HISTORY, json.dumps(vars(self), ensure_ascii=False, default=vars))
 
     def newest(self, name: str) -> Point | None:
         points = self.curves.get(name)
@@ -128,9 +118,8 @@ class History:
         times = [time for _, time in self.curves.get("time", [])]
         ends = [*(session.time for session in self.sessions[1:]), math.inf]
         total = 0.0
-        for session, end in zip(self.sessions, ends, strict=True):
-            within = [time for time in times if session.time <= time < end]
-            total += max(within, default=session.time) - session.time
+        for start, end in zip((session.time for session in self.sessions), ends, strict=True):
+            total += max((time for time in times if start <= time < end), default=start) - start
         return total
 
 
@@ -169,9 +158,9 @@ def read_history(folder: Path) -> History:
     path = folder / HISTORY
     try:
         return _from_json(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
         raise UserError(
@@ -182,47 +171,34 @@ def read_history(folder: Path) -> History:
 
 def _from_json(content: Any) -> History:
     """Raises all kinds of errors unless the content is what `History.save` writes."""
-    curves = {}
-    for name, points in content["curves"].items():
-        # Steps in order, each once.
-        curves[str(name)] = sorted({_step(step): float(value) for step, value in points}.items())
-    _check((time for _, time in curves.get("time", [])), MAX_TIME)
-    sessions = [
-        Session(
-            step=_step(session["step"]),
-            time=float(session["time"]),
-            command=str(session["command"]),
-            versions={str(name): str(value) for name, value in session["versions"].items()},
-        )
-        for session in content["sessions"]
-    ]
-    _check((session.time for session in sessions), MAX_TIME)
-    final = content["final"]
-    return History(
-        curves=curves,
+    history = History(
         prompts=[str(text) for text in content["prompts"]],
-        samples=[
-            (_step(step), [str(text) for text in texts]) for step, texts in content["samples"]
-        ],
         card=[(str(name), str(value)) for name, value in content["card"]],
-        sessions=sessions,
-        final=final
-        and FinalResult(
-            float(final["loss"]), float(final["bits_per_byte"]), int(final["num_tokens"])
-        ),
     )
+    for name, points in content["curves"].items():  # steps in order, each once
+        values = {_checked(int(step), MAX_STEP): float(value) for step, value in points}
+        history.curves[str(name)] = sorted(values.items())
+    for _, clock in history.curves.get("time", []):
+        _checked(clock, MAX_TIME)
+    for step, texts in content["samples"]:
+        history.samples.append((_checked(int(step), MAX_STEP), [str(text) for text in texts]))
+    for session in content["sessions"]:
+        step = _checked(int(session["step"]), MAX_STEP)
+        clock = _checked(float(session["time"]), MAX_TIME)
+        versions = {str(name): str(value) for name, value in session["versions"].items()}
+        history.sessions.append(Session(step, clock, str(session["command"]), versions))
+    if final := content["final"]:
+        history.final = FinalResult(
+            float(final["loss"]), float(final["bits_per_byte"]), int(final["num_tokens"])
+        )
+    return history
 
 
-def _step(value: Any) -> int:
-    step = int(value)
-    _check([step], MAX_STEP)
-    return step
-
-
-def _check(numbers: Iterable[float], limit: float) -> None:
-    """Refuses steps and times that no run can have."""
-    if not all(0 <= number < limit for number in numbers):
+def _checked(number: Number, limit: float) -> Number:
+    """Refuses a step or time that no run can have."""
+    if not 0 <= number < limit:
         raise ValueError
+    return number
 
 
 def read_run(folder: Path) -> History:
@@ -231,10 +207,8 @@ def read_run(folder: Path) -> History:
     Raises:
         UserError: the folder is not a run's, or its files are damaged.
     """
-    try:
+    with suppress(FileNotFoundError):
         return read_history(folder)
-    except FileNotFoundError:
-        pass
     history = History()
     if any(folder.glob("events.out.tfevents.*")):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -35,19 +35,15 @@ def static(name: str) -> str:
 
 def charts_page(template: str, **content: Any) -> str:
     """A page with charts, from one of the templates."""
-    style = static("uPlot.min.css")
-    script = static("uPlot.iife.min.js") + static("charts.js")
     body = environment().get_template(template).render(content)
-    return page(content["title"], body, style, script)
+    script = static("uPlot.iife.min.js") + static("charts.js")
+    return page(content["title"], body, static("uPlot.min.css"), script)
 
 
 def page(title: str, body: str, style: str = "", script: str = "", connect: str = "'none'") -> str:
-    """A whole page.
-
-    No other style and script than these would run: the page names their hashes.
+    """A whole page; no other style and script than these would run, as it names their hashes.
 
     Args:
-        body: HTML.
         style: CSS, in addition to that of all pages.
         connect: where the script may connect to, as a content security policy spells it.
     """

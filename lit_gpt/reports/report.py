@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,6 @@ class Sample:
     texts: list[tuple[str, str]]
 
 
-def read(folder: Path, name: str | None = None) -> Run:
-    """Reads the run of a folder.
-
-    Raises:
-        UserError: it holds none, or a damaged one.
-    """
-    return Run(name or folder.resolve().name, read_run(folder), read_options(folder))
-
-
 def read_options(folder: Path) -> dict[str, str]:
     """The options in config.yaml by their full names; empty without the file."""
     import yaml
@@ -77,10 +69,9 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for name, value in tree.items():
         if isinstance(value, dict) and value:
             options |= flatten(value, f"{prefix}{name}.")
-        elif isinstance(value, str):
-            options[f"{prefix}{name}"] = value
         else:
-            options[f"{prefix}{name}"] = json.dumps(value, ensure_ascii=False, default=str)
+            text = json.dumps(value, ensure_ascii=False, default=str)
+            options[f"{prefix}{name}"] = value if isinstance(value, str) else text
     return options
 
 
@@ -96,7 +87,7 @@ def run_page(run: Run) -> str:
         Series("training, single steps", curves.get("train/loss", []), "faint", color=1),
     ]
     samples = samples_of(history)
-    # The Trainer's options are many: they come last.
+    # The Trainer's many options come last.
     options = sorted(run.options.items(), key=lambda option: option[0].startswith("trainer."))
     return charts_page(
         "run.html",
@@ -156,18 +147,14 @@ def duration(seconds: float) -> str:
 
 def evaluations(history: History) -> list[tuple[str, ...]]:
     """The numbers of the loss chart, one row per evaluation."""
-    train = dict(history.curves.get("train/eval_loss", []))
-    bits = dict(history.curves.get("val/bits_per_byte", []))
-    return [
-        (
-            f"{step:,}",
-            shown("{:.3f}", train.get(step)),
-            f"{loss:.3f}",
-            f"{perplexity(loss):.2f}",
-            shown("{:.4f}", bits.get(step)),
-        )
-        for step, loss in history.curves.get("val/loss", [])
-    ]
+    training = dict(history.curves.get("train/eval_loss", []))
+    bits_per_byte = dict(history.curves.get("val/bits_per_byte", []))
+    rows: list[tuple[str, ...]] = []
+    for step, loss in history.curves.get("val/loss", []):
+        train = shown("{:.3f}", training.get(step))
+        bits = shown("{:.4f}", bits_per_byte.get(step))
+        rows.append((f"{step:,}", train, f"{loss:.3f}", f"{perplexity(loss):.2f}", bits))
+    return rows
 
 
 def shown(template: str, number: float | None) -> str:
@@ -176,26 +163,23 @@ def shown(template: str, number: float | None) -> str:
 
 def samples_of(history: History) -> list[Sample]:
     losses = dict(history.curves.get("val/loss", []))
-    prompts = history.prompts
     samples = []
     for step, texts in history.samples:
         pairs = []
-        for i, text in enumerate(texts):
-            prompt = prompts[i] if i < len(prompts) and text.startswith(prompts[i]) else ""
-            pairs.append((prompt, text[len(prompt) :]))
+        for prompt, text in zip_longest(history.prompts[: len(texts)], texts, fillvalue=""):
+            size = len(prompt) if text.startswith(prompt) else 0
+            pairs.append((text[:size], text[size:]))
         samples.append(Sample(step, losses.get(step), pairs))
     return samples
 
 
 def denser_at_the_start(samples: list[Sample]) -> list[Sample]:
-    """Up to NUM_SAMPLES of them; most are early ones, because the text changes fastest there."""
+    """Up to NUM_SAMPLES of them, mostly early ones: the text changes fastest there."""
     if len(samples) <= NUM_SAMPLES:
         return samples
-    last = len(samples) - 1
-    return [
-        samples[i]
-        for i in sorted({round(last * (n / (NUM_SAMPLES - 1)) ** 2) for n in range(NUM_SAMPLES)})
-    ]
+    last = NUM_SAMPLES - 1
+    chosen = {round((len(samples) - 1) * (n / last) ** 2) for n in range(NUM_SAMPLES)}
+    return [samples[i] for i in sorted(chosen)]
 
 
 def comparison_page(runs: list[Run]) -> str:
@@ -228,18 +212,19 @@ def comparison_page(runs: list[Run]) -> str:
 def results(run: Run) -> tuple[str, ...]:
     """A run's row in the table of results."""
     history = run.history
-    best = history.best()
-    newest = history.newest("val/loss")
+    absent = (None, None)
+    best_step, best_loss = history.best() or absent
+    step, loss = history.newest("val/loss") or absent
+    _, bits = history.newest("val/bits_per_byte") or absent
     final = history.final
-    bits = history.newest("val/bits_per_byte")
     return (
         run.name,
-        shown("{:.3f}", best and best[1]),
-        shown("{:,}", best and best[0]),
-        shown("{:.3f}", newest and newest[1]),
-        shown("{:,}", newest and newest[0]),
+        shown("{:.3f}", best_loss),
+        shown("{:,}", best_step),
+        shown("{:.3f}", loss),
+        shown("{:,}", step),
         shown("{:.4f}", final.loss if final else None),
-        shown("{:.4f}", final.bits_per_byte if final else bits and bits[1]),
+        shown("{:.4f}", final.bits_per_byte if final else bits),
         shown("{:,.0f}", history.speed()),
         duration(history.seconds()) if history.sessions else ABSENT,
     )
@@ -273,13 +258,13 @@ def write_report(runs: list[str], logs: str = "logs", out: str | None = None) ->
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):  # they lie in different folders
         names = [os.path.relpath(folder) for folder in folders]
-    loaded = [read(folder, name) for folder, name in zip(folders, names, strict=True)]
-    if len(loaded) == 1:
-        path = Path(out or folders[0] / REPORT)
-        page = run_page(loaded[0])
-    else:
-        path = Path(out or Path(logs) / REPORT)
-        page = comparison_page(loaded)
+    loaded = [
+        Run(name, read_run(folder), read_options(folder))
+        for folder, name in zip(folders, names, strict=True)
+    ]
+    is_single = len(loaded) == 1
+    page = run_page(loaded[0]) if is_single else comparison_page(loaded)
+    path = Path(out or (folders[0] if is_single else Path(logs)) / REPORT)
     try:
         write_whole(path, page)
     except OSError as error:
