@@ -1,4 +1,4 @@
-"""The front door: `lit-gpt COMMAND ...`, `python -m lit_gpt COMMAND ...`, scripts/COMMAND.py."""
+"""The command-line entry point: `lit-gpt COMMAND ...`, `python -m lit_gpt COMMAND ...`, scripts/COMMAND.py."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ COMMANDS = {  # each module has `main(argv) -> exit status`
     "plan": ("lit_gpt.planning.plan", "predict a run's time and memory before it starts"),
     "report": ("lit_gpt.reports.report", "write a page about one run, or compare several"),
     "sweep": ("lit_gpt.tuning.sweep", "search for good settings"),
-    "serve": ("lit_gpt.serving.serve", "answer OpenAI's completions API"),
-    "export": ("lit_gpt.huggingface.export", "write a folder that transformers loads"),
+    "serve": ("lit_gpt.serving.serve", "serve an OpenAI-compatible completions API"),
+    "export": ("lit_gpt.huggingface.export", "export a folder that transformers loads"),
 }
 USAGE = "usage: lit-gpt COMMAND [options]\n\n" + "\n".join(
     f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()

@@ -33,7 +33,7 @@ Contents = TypedDict(  # the keys of a file; everything in it is of plain types
         "datamodule_hyper_parameters": dict[str, Any],  # arguments of TextDataModule
         "corpus": dict[str, Any],  # fields of text.corpus.CorpusInfo, the text's fingerprint too
         "trainer": dict[str, Any],  # accumulate_grad_batches, gradient_clip_val, precision
-        # How far it is.
+        # How far the run got.
         "global_step": int,  # optimizer steps done, skipped ones included
         "skipped_steps": int,  # by the NonFiniteGuard; absent without one
         "optimizer_states": list[dict[str, Any]],  # of the one optimizer
@@ -75,7 +75,7 @@ class Checkpoint:
 
     @property
     def gpt_config(self) -> GPTConfig:
-        """Fields that are younger than the file have their defaults."""
+        """Fields added after the file was written take their defaults."""
         return GPTConfig(**self.contents["gpt"])
 
     @property
@@ -212,7 +212,7 @@ def read_checkpoint(path: str | Path, needed: Mapping[str, type] = TO_GENERATE) 
     for key, kind in needed.items():
         if not isinstance(contents[key], kind):
             raise UserError(
-                f"{path} is damaged or made by something else: its {key} is not a {kind.__name__}",
+                f"{path} is damaged or not from lit_gpt: its {key} is not a {kind.__name__}",
                 hint=another,
             )
     if isinstance(states := contents.get("callbacks"), dict):

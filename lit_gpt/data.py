@@ -143,7 +143,7 @@ class TextDataModule(pl.LightningDataModule):
             `given_tokenizer` for that.
         compact_vocab: whether to leave tokens that the corpus never uses out of the vocabulary;
             does not apply to bpe:N, which has N, nor to a model's own tokenizer.
-        encoding: of the files, by Python's name for it.
+        encoding: encoding of the files, as a Python codec name.
         text_field: the field or column that holds the documents; None: `text` of .jsonl and
             .parquet files, while .csv and .tsv files are plain text.
         train_fraction: share of the tokens, from the front, that trains; the rest validates.
@@ -152,7 +152,7 @@ class TextDataModule(pl.LightningDataModule):
         order: random (each window starts anywhere) or shuffled (each epoch goes through the text
             once, in windows that do not overlap).
         seed: of the choice of windows.
-        cache: folder for encoded corpora; None: the platform's own for caches.
+        cache: folder for encoded corpora; None: the platform's cache folder.
 
     Attributes:
         given_tokenizer: a model's own tokenizer, used unchanged instead of `tokenizer`'s; set it

@@ -39,7 +39,7 @@ class GPTConfig:
         d_model: embedding size, C; divisible by num_heads unless head_size is given.
         num_blocks: number of Transformer blocks.
         num_heads: attention heads in each block, H.
-        dropout: in [0, 1), applied in training to the embedding and to what each layer adds.
+        dropout: in [0, 1), applied in training to the embedding and to each sublayer's output.
         style: classic (sinusoidal positions, LayerNorm, ReLU) or modern (rotary positions,
             RMSNorm, QK norm, SwiGLU: Qwen3's layout).
         position: encoding of positions: sinusoidal (Vaswani et al. 2017), learned (GPT-2) or
@@ -54,7 +54,7 @@ class GPTConfig:
         qk_norm: whether queries and keys are RMS-normalized in each head (Henry et al. 2020).
         head_size: of each head, D; None: d_model / num_heads.
         hidden_size: of the feed-forward layer, F; None: 4 d_model, or 8/3 d_model for swiglu.
-        rotary_base: of the rotary angles: the larger, the slower they turn.
+        rotary_base: base of the rotary frequencies; larger means slower rotation.
 
     Raises:
         UserError: values out of range, or that do not fit together.

@@ -210,8 +210,8 @@ class LitGPT(pl.LightningModule):
         train_loss, val_loss = (metric.compute() for metric in self.losses)
         if not torch.isfinite(train_loss + val_loss):
             raise UserError(
-                f"the loss is not finite any more at step {self.global_step}",
-                hint="lower `learning_rate`; the checkpoints are from before",
+                f"the loss is no longer finite at step {self.global_step}",
+                hint="lower `learning_rate`; checkpoints saved earlier are intact",
             )
         self.log("step", float(self.global_step))
         self.log("train/eval_loss", train_loss)

@@ -1,6 +1,6 @@
 """The optimizer, its parameter groups and the learning-rate schedule.
 
-To add an optimizer: name it in OptimizerKind and build it in `build_optimizer`.
+To add an optimizer, follow docs/architecture.md#adding-an-optimizer.
 """
 
 from __future__ import annotations

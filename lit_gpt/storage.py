@@ -119,12 +119,12 @@ def remove_abandoned(parent: Path) -> None:
 
 def cache_folder(cache: str | None) -> Path:
     """The folder for encoded texts, which need not exist; a UserError for an impossible name."""
-    if cache is None:  # the platform's own place
+    if cache is None:  # the platform's cache folder
         return platformdirs.user_cache_path("lit_gpt", appauthor=False)
     try:
         folder = Path(cache).expanduser()
         with suppress(OSError):
             folder.stat()
     except (RuntimeError, ValueError) as error:  # the home of an unknown user; a NUL character
-        raise UserError("no folder can have this name", field="cache", value=cache) from error
+        raise UserError("not a valid folder name", field="cache", value=cache) from error
     return folder

@@ -1,4 +1,4 @@
-"""The public names of `import lit_gpt`, `lit_gpt.load`, and the commands' front door."""
+"""The public names of `import lit_gpt`, `lit_gpt.load`, and the commands' entry point."""
 
 from __future__ import annotations
 

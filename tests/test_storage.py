@@ -143,4 +143,4 @@ def test_the_default_cache_is_the_one_of_earlier_versions(tmp_path, monkeypatch)
 def test_a_cache_that_is_not_a_name(name):
     with pytest.raises(UserError) as error:
         cache_folder(name)
-    assert str(error.value) == f"cache {name!r}: no folder can have this name"
+    assert str(error.value) == f"cache {name!r}: not a valid folder name"

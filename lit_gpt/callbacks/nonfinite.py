@@ -115,7 +115,7 @@ class NonFiniteGuard(Callback):
 
     def skip(self, model: LitGPT, values: StepValues) -> None:
         self.skipped += 1
-        model.print(f"No update at {values} ({self.skipped} of {self.allowed})")
+        model.print(f"Skipped the update at {values} ({self.skipped} of {self.allowed} allowed)")
         model.add_to_curves({"skipped_steps": self.skipped}, values.step)
         for weight in model.parameters():
             weight.grad = None  # the optimizer passes over it: no decay, no change of its moments
@@ -131,7 +131,7 @@ class NonFiniteGuard(Callback):
         return UserError(
             f"non-finite loss or gradient at {values}{skipped}",
             hint="lower `learning_rate`, clip with `gradient_clip_val`=1, or skip such updates "
-            "with `skip_bad_steps`=10; the checkpoints are from before",
+            "with `skip_bad_steps`=10; checkpoints saved earlier are intact",
         )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -144,8 +144,8 @@ class NonFiniteGuard(Callback):
         if not torch.isfinite(torch.nn.utils.get_total_norm(list(pl_module.parameters()))):
             raise UserError(
                 f"a weight is not finite after step {trainer.global_step}, so nothing was saved",
-                hint="lower `learning_rate` or clip with `gradient_clip_val`=1; the checkpoints "
-                "are from before",
+                hint="lower `learning_rate` or clip with `gradient_clip_val`=1; checkpoints "
+                "saved earlier are intact",
             )
         write_skipped_steps(checkpoint, self.skipped)
 

@@ -66,7 +66,7 @@ class ReportWriter(Checkpoint):
             if shortage(error):
                 raise
             if not self.has_warned:
-                pl_module.print(f"No report is written: {type(error).__name__}: {error}")
+                pl_module.print(f"Could not write the report: {type(error).__name__}: {error}")
             self.has_warned = True
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> History:
@@ -76,7 +76,7 @@ class ReportWriter(Checkpoint):
         except FileNotFoundError:
             history = History()
         except UserError as error:
-            pl_module.print(f"The history of the run starts afresh: {error}")
+            pl_module.print(f"Starting a new history for this run: {error}")
             history = History()
         self.options = report.read_options(self.folder)
         versions = {"python": platform.python_version()}

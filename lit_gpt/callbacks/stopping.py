@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt.errors import UserError
 
-MAX_TIME = 1  # as a reason to stop, beside the numbers of signals; below those that we handle
+MAX_TIME = 1  # a reason to stop, as signal numbers are; lower, so that `agreed` prefers a signal
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has only SIGTERM, which does the same
 
 
@@ -155,7 +155,7 @@ class GracefulStop(Callback):
 
 
 def keep_signal_handlers(trainer: pl.Trainer) -> None:
-    """Keeps Lightning from handling signals: it saves nothing, or inside a step, or hangs (DDP).
+    """Keeps Lightning's signal handlers out: they save nothing, save mid-step, or hang under DDP.
 
     2.6.6, docs/lightning-notes.md#signals.
     """

@@ -29,7 +29,7 @@ class Request:
         max_new_tokens: the most tokens to add.
         sampling: how tokens are drawn.
         seed: of the random draws; further samples use the following seeds.
-        stop: texts to end before.
+        stop: stop sequences; the text ends before the first.
         trace: show the likeliest tokens of each step.
 
     Raises:
@@ -175,7 +175,7 @@ class Completion:
 
 
 def overlap(text: str, stops: Sequence[str]) -> int:
-    """The length of the longest end of the text that is the beginning of a stop."""
+    """The length of the longest end of the text that is the beginning of a stop sequence."""
     longest = max(map(len, stops), default=1) - 1
     ends = (text[-n:] for n in range(min(longest, len(text)), 0, -1))
     return next((len(end) for end in ends if any(stop.startswith(end) for stop in stops)), 0)

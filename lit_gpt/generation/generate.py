@@ -47,7 +47,7 @@ def print_completions(
         prompt_file: a text file with a prompt in each line.
         num_samples: completions of each prompt.
         request: how the first sample is drawn.
-        stop: text to end before, may be repeated; \n: the end of the line.
+        stop: stop sequence, may be repeated; \n: the end of the line.
         interactive: ask for prompts; /help lists the commands.
         json: print each completion as a line of JSON.
 
@@ -60,7 +60,7 @@ def print_completions(
     if interactive:
         if prompt or prompt_file or num_samples > 1 or json:
             hint = "leave out `prompt`, `prompt_file`, `num_samples` and `json`"
-            problem = "asks for prompts and answers each once"
+            problem = "reads prompts from the terminal and completes each one once"
             raise UserError(problem, field="interactive", hint=hint)
         from lit_gpt.generation.interactive import Session  # which imports this module
 

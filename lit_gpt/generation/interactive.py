@@ -19,7 +19,7 @@ from lit_gpt.text.tokenizer import Tokenizer
 HELP = """\
 Type some text, and the model continues it. Ctrl-C stops the answer, /quit or Ctrl-D the program.
 /temperature 0.5   also /top_k (none: all), /top_p, /min_p, /repetition_penalty
-/max_new_tokens 50 the most tokens of an answer
+/max_new_tokens 50 maximum tokens per answer
 /seed 7            of the next answer; each answer adds 1
 /stop \\n           end before this text; add several, /stop alone removes them
 /trace on          show the likeliest tokens of each step; /trace off
@@ -153,4 +153,4 @@ class Session:
         text = "".join(piece.text for piece in pieces)
         self.history.append((prompt, text))
         if request.stop and not text and pieces and pieces[-1].finish_reason == "stop":
-            print("(The answer starts with a stop; /stop removes all stops.)")
+            print("(The answer starts with a stop sequence; /stop removes them all.)")

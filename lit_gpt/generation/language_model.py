@@ -49,7 +49,7 @@ class LanguageModel:
             prompt: text to continue; without one the model starts a new document.
             max_new_tokens: the most tokens to add.
             seed: of the random draws.
-            stop: a text, or several, to end before.
+            stop: a stop sequence, or several; the text ends before the first.
             sampling: fields of `Sampling`, such as `temperature` and `top_k`.
 
         Raises:

@@ -26,7 +26,7 @@ from lit_gpt.storage import temporary_folder
 from lit_gpt.text.corpus import Corpus, load_corpus
 from lit_gpt.text.tokenizer import Tokenizer
 
-NAME_ANOTHER = "name any text to compare the export on with `path`"
+NAME_ANOTHER = "use `path` to name any text to compare the export on"
 
 
 def refused(out: Path, problem: str, hint: str) -> UserError:

@@ -128,7 +128,7 @@ def load_theirs(folder: Path) -> Any:
         if names:
             raise unusable(
                 folder,
-                f"the weights do not match config.json: {min(names)} {what} ({len(names)} such)",
+                f"the weights do not match config.json: {min(names)} {what} ({len(names)} in total)",
             )
     return theirs.eval()
 
@@ -151,8 +151,8 @@ def check_logits(model: GPT, theirs: Any, rows: np.ndarray, folder: Path) -> Non
     if not difference < limit:  # also refuses NaN
         raise unusable(
             folder,
-            f"the model computes something unknown to lit_gpt: its logits differ from those of "
-            f"transformers by up to {difference:.1e} (the limit is {limit:.1e})",
+            f"the model uses something that lit_gpt does not implement: its logits differ from "
+            f"those of transformers by up to {difference:.1e} (the limit is {limit:.1e})",
         )
 
 

@@ -37,17 +37,17 @@ def suggest_steps(steps: int, epochs_per_step: float) -> Suggestion | None:
     better = math.ceil(wanted / epochs_per_step - 1e-9)
     if wanted == epochs or better == steps:
         return None
-    reason = f"Steps for about {counted(better * epochs_per_step)} instead of {epochs:.2g}"
+    reason = f"Train for about {counted(better * epochs_per_step)} instead of {epochs:.2g}"
     return Suggestion(reason, (f"--trainer.max_steps={better}",))
 
 
 def suggest_dropout(dropout: float, epochs: float) -> Suggestion | None:
     """No dropout while the text is nearly new, some where the model could memorize it."""
     if epochs <= GOOD_EPOCHS and dropout > 0:
-        reason = f"No dropout, as {counted(epochs)} won't be memorized"
+        reason = f"No dropout, since the text won't be memorized in {counted(epochs)}"
         return Suggestion(reason, ("--model.dropout=0",))
     if epochs > GOOD_EPOCHS and dropout == 0:
-        reason = f"Dropout, as {counted(epochs)} may be memorized"
+        reason = f"Dropout, since the text may be memorized in {counted(epochs)}"
         return Suggestion(reason, ("--model.dropout=0.1",))
     return None
 

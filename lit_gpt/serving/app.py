@@ -213,7 +213,7 @@ class OriginGuard:
         origin = headers.get("origin")
         try:
             if self.hosts is not None and urlsplit(f"//{host}").hostname not in self.hosts:
-                return f"This server is not called {host!r}"
+                return f"Host {host!r} is not allowed"
             if origin is not None and urlsplit(origin).netloc != host:
                 return f"Pages of {origin!r} may not use this server"
         except ValueError:

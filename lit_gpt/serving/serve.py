@@ -26,12 +26,12 @@ def serve(
     max_concurrent: int = 64,
     max_batch_size: int = 64,
 ) -> None:
-    """Serve a trained model: OpenAI's /v1/completions, and a page to try prompts on.
+    """Serve an OpenAI-compatible completions API and a page for trying prompts.
 
     Args:
         ckpt_path: checkpoint to serve; default: the newest run's best.
         logs: where to look for the newest run.
-        host: address to listen at; 0.0.0.0 lets other machines in.
+        host: address to listen on; 0.0.0.0 allows other machines to connect.
         port: 0: any free port.
         max_prompt_tokens: longest prompt; default: the model's context length.
         max_tokens: most tokens that a request may ask for.
@@ -98,7 +98,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = re.sub(r"^\[.*?\] | \(while .*", "", str(error))
-        problem = f"cannot listen at {host}, port {port} ({reason})"
+        problem = f"cannot listen on {host}, port {port} ({reason})"
         hint = "choose another `port` (0: any free one) or `host`"
         raise UserError(problem, hint=hint) from error
 

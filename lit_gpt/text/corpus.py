@@ -192,7 +192,7 @@ def _new_folder(folder: Path, reader: Reader) -> Iterator[Path]:
     except OSError as error:
         if not _open(folder, reader):
             raise UserError(
-                f"cannot keep the tokens in {folder.parent}: {error.strerror}",
+                f"cannot store the tokens in {folder.parent}: {error.strerror}",
                 field="cache",
                 hint="name another folder",
             ) from error

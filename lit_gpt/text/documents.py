@@ -87,7 +87,7 @@ def unpack(path: Path, packed: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
                     size = 0
     except failure as error:
         raise UserError(
-            f"{path} is not a valid .{packed} file ({error}): it is damaged or something else"
+            f"{path} is not a valid .{packed} file ({error}): it is damaged or in another format"
         ) from error
     if decoder:
         raise UserError(f"{path} is truncated", hint="get the file again")
@@ -157,7 +157,7 @@ def _checked(where: str, field: str, value: Any) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        kind = {dict: "an object", list: "a list", bool: "a truth value"}.get(type(value))
+        kind = {dict: "an object", list: "a list", bool: "a boolean"}.get(type(value))
         raise UserError(f"{where}: {field!r} holds {kind or 'a number'}, not text")
     try:
         value.encode()

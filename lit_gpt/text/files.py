@@ -117,7 +117,7 @@ class Reader:
 
     Args:
         files: as `find_files` returns them; hashed at once, so that later changes are noticed.
-        encoding: of the files, by Python's name for it.
+        encoding: of the files, as a Python codec name.
         text_field: the field or column that holds the documents, see `format_of`.
 
     Attributes:

@@ -55,7 +55,7 @@ def find_learning_rate(options: TrainOptions) -> None:
     """
     config = options.config
     if config.ckpt_path:
-        raise UserError("tries a run from its start", field="find_lr", hint="leave out `ckpt_path`")
+        raise UserError("only works for a new run", field="find_lr", hint="leave out `ckpt_path`")
     if config.trainer.fast_dev_run:
         raise UserError(
             "needs more than one step", field="find_lr", hint="leave out `fast_dev_run`"

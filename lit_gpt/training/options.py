@@ -45,7 +45,8 @@ TRAINER_HELP = {  # what --help shows of Trainer's 40 options
     "gradient_clip_val": "clip the gradient to this norm",
     "accelerator": "cpu, gpu, mps or auto",
     "devices": "how many devices to train on",
-    "precision": "such as 32-true, bf16-mixed or 16-mixed; none: bf16-mixed where the GPU has it",
+    "precision": "such as 32-true, bf16-mixed or 16-mixed; default: bf16-mixed where the GPU "
+    "supports it",
     "default_root_dir": "folder of the runs",
 }
 MODEL_HELP: tuple[str, ...] = (
@@ -92,7 +93,7 @@ class Parser(command.Parser, LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if "Unexpected config" in message:  # the message holds the whole file
-            raise UserError("a file for --config has options by name, as `model: {d_model: 64}`")
+            raise UserError("a --config file maps option names to values: `model: {d_model: 64}`")
         super().error(message, ex)
 
     def parse_args(  # type: ignore[override]
@@ -115,7 +116,7 @@ class Parser(command.Parser, LightningArgumentParser):
             self.error(str(error))
         for name in self.groups or {}:
             if not isinstance(config.get(name), jsonargparse.Namespace):
-                self.error(f"--{name} has options of its own, so it can't be {config.get(name)}")
+                self.error(f"--{name} is a group of options, so it can't be {config.get(name)}")
         for name, value in config.items():
             check_values(f"--{name}", value)
         return config

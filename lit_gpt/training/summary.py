@@ -32,7 +32,7 @@ def print_start(run: Run) -> list[tuple[str, str]]:
     if run.model.hparams.init_from and not run.checkpoint:
         print(f"Weights, model and tokenizer: {run.model.hparams.init_from}")
     if changes := changed_options(run):
-        print(f"Resumed with other options, so not the same run: {', '.join(changes)}")
+        print(f"Resumed with different options, so results may differ: {', '.join(changes)}")
     print(parameters)
     return card
 
@@ -44,7 +44,7 @@ def text_card(data: TextDataModule) -> list[tuple[str, str]]:
         ("Documents", info.num_documents),
         ("Empty documents skipped", info.empty_documents),
         ("Byte-order marks removed", info.removed_boms),
-        ("Line ends added between files", info.added_line_ends),
+        ("Line breaks added between files", info.added_line_ends),
     ]
     sizes = f"{len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}"
     return [
@@ -143,7 +143,7 @@ def print_end(run: Run) -> None:
     last = shorten(Path(run.last.dirpath or "") / "last.ckpt")
     best = shorten(run.best.best_model_path) if run.best.best_model_path else last
     if run.best.best_model_score is not None:
-        print(f"Best checkpoint: {best} (evaluated at {run.best.best_model_score.item():.3f})")
+        print(f"Best checkpoint: {best} (validation loss {run.best.best_model_score.item():.3f})")
     print(f"Last checkpoint: {last} (step {trainer.global_step})")
     print_commands(run, best, last)
 

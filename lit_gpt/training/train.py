@@ -213,7 +213,7 @@ def quieten() -> None:
     ):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (
-        "LightningCLI's args parameter",  # the front door passes them on
+        "LightningCLI's args parameter",  # the entry point passes them on
         ".*LeafSpec.*",  # torch 2.13 and Lightning's use of its pytrees
         "Checkpoint directory .* exists and is not empty",  # at each resumed run
         ".*`weights_only` was not set.*",  # on saving, where it means nothing

@@ -120,9 +120,9 @@ def read_sweep(path: str, trials: int | None, study: str | None, more: list[str]
     fixed = content.get("fixed") or {}
     for key, part in (("options", options), ("fixed", fixed)):
         if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
-            raise refuse(f"{key} must give a value to names of options, not {part!r}")
+            raise refuse(f"{key} must map option names to values, not {part!r}")
     if not options:
-        raise refuse("options is empty: name at least one, and where to search")
+        raise refuse("options is empty: give at least one option and its search space")
     trials = content.get("trials", 20) if trials is None else trials
     if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
         raise refuse(f"trials (`trials`) must be at least 1, not {trials!r}")
@@ -139,7 +139,7 @@ def read_sweep(path: str, trials: int | None, study: str | None, more: list[str]
             raise UserError("can't be given to a sweep", field=name, hint=hint)
     if twice := [name for name in texts if name in spaces]:
         raise UserError(
-            f"is given a value, and is one of the options that {path} searches",
+            f"has a fixed value, but {path} also searches it",
             field=twice[0],
             hint="leave one of them out",
         )
@@ -155,7 +155,7 @@ def read_yaml(path: str) -> dict[Any, Any]:
         raise UserError(f"is not a YAML file: {error}", field="config", value=path) from error
     if not isinstance(content, dict):
         hint = "it must have options (see configs/sweep.yaml)"
-        raise UserError("describes no sweep", field="config", value=path, hint=hint)
+        raise UserError("does not describe a sweep", field="config", value=path, hint=hint)
     return content
 
 

@@ -150,7 +150,7 @@ def refuse_other_options(study: optuna.Study, plan: Sweep) -> None:
     elif saved != given:
         name = next(n for n in (*given, *saved) if given.get(n) != saved.get(n))
         raise UserError(
-            f"has trials of another sweep: {name} is {saved.get(name)} there and "
+            f"belongs to a different sweep: {name} is {saved.get(name)} there and "
             f"{given.get(name)} here",
             field="study",
             value=str(plan.folder),

@@ -56,7 +56,7 @@ def test_the_defaults_guard_against_non_finite_numbers(fit):
 
 
 def test_without_the_guard_an_evaluation_notices(fit):
-    with pytest.raises(UserError, match="the loss is not finite any more at step 2"):
+    with pytest.raises(UserError, match="the loss is no longer finite at step 2"):
         fit([], learning_rate=1e30)
 
 

@@ -356,7 +356,7 @@ WRONG = {
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "can't be loaded (OSError: "),
     "half of the weights": (cut_weights, "can't be loaded (SafetensorError: "),
-    "a weight is missing": (drop_weight, "weight is missing (1 such)"),
+    "a weight is missing": (drop_weight, "weight is missing (1 in total)"),
     "a weight of another shape": (
         lambda f: edit_weights(f, lambda name, weight: weight[:-1] if weight.ndim == 1 else weight),
         " has another shape (",

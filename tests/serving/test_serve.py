@@ -489,14 +489,14 @@ def test_what_keeps_it_from_starting_is_one_line(server, checkpoint, tmp_path, c
 
     path = f"--ckpt_path={checkpoint}"
     assert error(path, f"--port={server.port}") == (
-        f"error: cannot listen at 127.0.0.1, port {server.port} (Address already in use); "
+        f"error: cannot listen on 127.0.0.1, port {server.port} (Address already in use); "
         "choose another --port (0: any free one) or --host\n"
     )
     assert error("--port=0", f"--logs={tmp_path}").startswith("error: no checkpoint below")
     for name in ("max_batch_size", "max_concurrent", "max_tokens", "max_prompt_tokens"):
         assert error(f"--{name}=0") == f"error: --{name} 0: must be at least 1\n"
     for host, port in (("127.0.0.1", 70000), ("not.a.host.invalid", 0), ("a" * 80, 0), ("::g", 0)):
-        with pytest.raises(UserError, match=f"cannot listen at {host}, port {port} "):
+        with pytest.raises(UserError, match=f"cannot listen on {host}, port {port} "):
             listen(host, port)
 
 

@@ -520,7 +520,7 @@ def test_cache_that_cannot_be_written(cache_name, reason, tmp_path):
     with pytest.raises(UserError) as error:
         load_corpus(str(path), "bytes", True, "utf-8", str(where))
     assert str(error.value) == (
-        f"cache: cannot keep the tokens in {where}: {reason}; name another folder"
+        f"cache: cannot store the tokens in {where}: {reason}; name another folder"
     )
 
 
@@ -543,7 +543,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(
     status = run(lambda: load_corpus(str(path), "bytes", True, "utf-8", str(small_disk)))
     assert (status, capfd.readouterr().err) == (
         2,
-        f"error: --cache: cannot keep the tokens in {small_disk}: No space left on device; "
+        f"error: --cache: cannot store the tokens in {small_disk}: No space left on device; "
         "name another folder\n",
     )
     assert [(p, p.read_bytes()) for p in small_disk.rglob("*") if p.is_file()] == before

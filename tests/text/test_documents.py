@@ -370,7 +370,7 @@ LINES = {  # contents of a .jsonl or .csv file (text_field: text), and what is s
         (b'{"text": 5}', "{}, line 1: 'text' holds a number, not text"),
         (b'{"text": ["a"]}', "{}, line 1: 'text' holds a list, not text"),
         (b'{"text": {}}', "{}, line 1: 'text' holds an object, not text"),
-        (b'{"text": true}', "{}, line 1: 'text' holds a truth value, not text"),
+        (b'{"text": true}', "{}, line 1: 'text' holds a boolean, not text"),
         (ONE + b'{"text": "\\ud800"}', "{}, line 2: 'text' is not valid Unicode text: 'utf-8'"),
         (ONE + b'{"text": "\xff"}', "{} is not utf-8 text (byte 0xff at offset 26)"),
         (ONE + b"\0", "{} looks like a binary file (NUL byte at offset 16)"),

@@ -220,7 +220,7 @@ def test_a_cache_that_may_not_be_written_is_named(as_nobody, public):
     status, err = as_nobody(code, write(public / "x.txt"), public / "cache")
     assert (status, err) == (
         2,
-        f"error: --cache: cannot keep the tokens in {public}/cache: Permission denied; "
+        f"error: --cache: cannot store the tokens in {public}/cache: Permission denied; "
         "name another folder\n",
     )
 

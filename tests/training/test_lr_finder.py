@@ -86,7 +86,7 @@ def test_a_loss_that_explodes_does_not_end_the_test_as_an_error(places, tmp_path
 def test_what_it_cannot_do_is_one_line(train, tmp_path):
     train()
     for options, words in (
-        ({"ckpt_path": "last"}, "--find_lr: tries a run from its start; leave out --ckpt_path"),
+        ({"ckpt_path": "last"}, "--find_lr: only works for a new run; leave out --ckpt_path"),
         ({"trainer.fast_dev_run": 1}, "--find_lr: needs more than one step"),
         ({"data.path": "nowhere.txt"}, "'nowhere.txt': no such file or folder"),
         ({"trainer.accelerator": "abacus"}, "'accelerator='abacus''"),

@@ -88,7 +88,7 @@ def test_a_tuned_run_goes_on_without_the_file_it_began_with(tune, pretrained):
     pretrained.unlink()
     second = tune("--ckpt_path=last", **{"trainer.max_steps": 8})
     assert second.status == 0, second.err
-    assert "Resumed with other options" not in second.out
+    assert "Resumed with different options" not in second.out
     assert second.steps == whole.steps[3:]
     assert checkpoint_of(second) == checkpoint_of(first)
     weights = [read_checkpoint(checkpoint_of(r))["state_dict"] for r in (whole, second)]

@@ -169,7 +169,7 @@ def test_what_a_run_prints(train, text_file):
 
 def test_what_was_changed_in_the_text_is_said(train, text_file, tmp_path):
     assert "Byte-order" not in train().out
-    assert "Line ends" not in train().out
+    assert "Line breaks" not in train().out
     text = text_file.read_text(encoding="utf-8")
     for name in "abc":
         (tmp_path / "texts").mkdir(exist_ok=True)
@@ -178,7 +178,7 @@ def test_what_was_changed_in_the_text_is_said(train, text_file, tmp_path):
     assert result.out.splitlines()[:3] == [
         f"Text length: {3 * len(text) + 2:,} characters",
         "Byte-order marks removed: 3",
-        "Line ends added between files: 2",
+        "Line breaks added between files: 2",
     ]
 
 
@@ -466,7 +466,7 @@ def test_other_options_on_resume_are_said(train):
     train()
     options = {"trainer.max_steps": 8, "data.batch_size": 3, "trainer.accumulate_grad_batches": 2}
     result = train("--ckpt_path=last", **options, **{"model.dropout": 0.5})
-    line = next(x for x in result.out.splitlines() if x.startswith("Resumed with other options"))
+    line = next(x for x in result.out.splitlines() if x.startswith("Resumed with different options"))
     for change in ("dropout 0.1 -> 0.5", "batch_size 2 -> 3", "accumulate_grad_batches 1 -> 2"):
         assert change in line
     assert "Resumed with" not in train("--ckpt_path=last", **options | {"trainer.max_steps": 9},

@@ -217,7 +217,7 @@ def test_bad_trials_are_pruned(sweep_file, sweep_here):
 
 
 MISTAKES = {
-    "no options": ({"options": {}}, "options is empty: name at least one"),
+    "no options": ({"options": {}}, "options is empty: give at least one"),
     "an unknown option": ({"options": {"model.size": [1, 2]}}, "--model.size"),
     "a value": ({"options": {"model.style": ["classic", "baroque"]}}, "--model.style: Expected"),
     "an end": (
@@ -226,7 +226,7 @@ MISTAKES = {
     ),
     "a missing text": ({"fixed": {"data.path": "nowhere.txt"}}, "no such file or folder"),
     "devices": ({"fixed": {"trainer.devices": 2, "trainer.accelerator": "cpu"}}, "on one device"),
-    "twice": ({"fixed": {"model.d_model": 16}}, "--model.d_model: is given a value, and is one of"),
+    "twice": ({"fixed": {"model.d_model": 16}}, "--model.d_model: has a fixed value, but"),
     "the folder": ({"fixed": {"trainer.default_root_dir": "x"}}, "can't be given to a sweep"),
     "a key": ({"option": {}}, "unknown key 'option': a sweep has options, fixed, trials, study"),
     "trials": ({"trials": 0}, "trials (--trials) must be at least 1, not 0"),
@@ -297,7 +297,7 @@ def test_the_command_line_wins_over_the_file(sweep_file, tmp_path):
     [
         (b"options: [", "is not a YAML file"),
         (b"\xff\xfe\x00", "is not a YAML file"),
-        (b"3", "describes no sweep"),
+        (b"3", "does not describe a sweep"),
     ],
 )
 def test_files_that_are_no_sweep(content, words, tmp_path):
@@ -324,7 +324,7 @@ def test_studies_that_cannot_be_gone_on_with(sweep_file, tmp_path):
     assert opened(path) == opened(path) == 0
     with pytest.raises(UserError, match="max_steps is 6 there and 9 here; give the same options"):
         opened(path, "--trainer.max_steps=9")
-    words = "has trials of another sweep: model.d_model is one of 16, 24 there and one of 16 here"
+    words = "belongs to a different sweep: model.d_model is one of 16, 24 there and one of 16 here"
     with pytest.raises(UserError, match=words):
         opened(sweep_file(options=SPACES | {"model.d_model": [16]}))
     holder = study_of(read_sweep(str(sweep_file()), None, None, []))

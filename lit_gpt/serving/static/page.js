@@ -75,7 +75,7 @@ async function write() {
         const seconds = (performance.now() - start) / 1000, count = usage.completion_tokens;
         showStatus(`${count} tokens in ${seconds.toFixed(1)} s, ` +
           `${Math.round(count / seconds)} tokens/s; ended by ` +
-          (reason === "length" ? "the token limit" : "the model or a stop"));
+          (reason === "length" ? "the token limit" : "the model or a stop sequence"));
       }
     }
   } catch (error) {
