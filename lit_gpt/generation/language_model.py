@@ -85,10 +85,7 @@ def load(path: str | Path) -> LanguageModel:
     """
     path = Path(os.path.expanduser(path))
     if path.is_dir():
-        found = newest_checkpoint(path, "best") or newest_checkpoint(path, "last")
-        if found is None:
-            raise UserError(f"no checkpoint below {str(path)!r}", hint="train a model first")
-        path = found
+        path = _best_or_last(path, hint="train a model first")
     return LanguageModel(*load_checkpoint(path))
 
 
@@ -104,9 +101,14 @@ def find_newest(logs: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = newest_checkpoint(logs, "best") or newest_checkpoint(logs, "last")
-    if path is None:
-        hint = "train a model first, or name a checkpoint with `ckpt_path`"
-        raise UserError(f"no checkpoint below {logs!r}", hint=hint)
+    hint = "train a model first, or name a checkpoint with `ckpt_path`"
+    path = _best_or_last(logs, hint)
     print(f"Using {path}", file=sys.stderr)
+    return path
+
+
+def _best_or_last(root: str | Path, hint: str) -> Path:
+    path = newest_checkpoint(root, "best") or newest_checkpoint(root, "last")
+    if path is None:
+        raise UserError(f"no checkpoint below {str(root)!r}", hint=hint)
     return path

@@ -71,7 +71,10 @@ class Service:
         try:
             job = self.batcher.submit(requests)
         except Busy as busy:
-            raise ApiError(429, str(busy), None, "too_many_requests", "requests") from busy
+            retry = {"Retry-After": "1"}  # seconds
+            raise ApiError(
+                429, str(busy), code="too_many_requests", kind="requests", headers=retry
+            ) from busy
         echoes = [request.prompt if body.echo else "" for request in requests]
         response = CompletionResponse(self.model, echoes, num_tokens)
         if body.stream:
@@ -204,7 +207,7 @@ class OriginGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (problem := self._problem(Headers(scope=scope))):
             error = ApiError(403, problem, kind="permission_error")
-            await JSONResponse(error.content, error.status)(scope, receive, send)
+            await JSONResponse(error.content, error.status_code)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -224,24 +227,20 @@ class OriginGuard:
 def application(service: Service, hosts: set[str] | None) -> Starlette:
     """All routes, with every error in OpenAI's shape; `hosts` as for OriginGuard."""
 
-    async def api_error(request: Request, error: ApiError) -> Response:
-        headers = {"Retry-After": "1"} if error.status == 429 else None
-        return JSONResponse(error.content, error.status, headers)
-
     async def http_error(request: Request, error: HTTPException) -> Response:
-        message = f"{request.method} {request.url.path}: {error.detail}"
-        content = ApiError(error.status_code, message).content
-        return JSONResponse(content, error.status_code, error.headers)
+        if not isinstance(error, ApiError):
+            message = f"{request.method} {request.url.path}: {error.detail}"
+            error = ApiError(error.status_code, message, headers=error.headers)
+        return JSONResponse(error.content, error.status_code, error.headers)
 
     async def internal_error(request: Request, error: Exception) -> Response:
         message = f"{type(error).__name__}, see the server's log"
-        return await api_error(request, ApiError(500, message, kind="server_error"))
+        return await http_error(request, ApiError(500, message, kind="server_error"))
 
     async def disconnected(request: Request, error: ClientDisconnect) -> Response:
         return DISCONNECTED
 
     handlers: dict[Any, Any] = {
-        ApiError: api_error,
         HTTPException: http_error,
         ClientDisconnect: disconnected,
         Exception: internal_error,

@@ -123,8 +123,8 @@ class Batch:
         deliver([(row.job, Failure(problem)) for row in rows])
 
 
-class Batcher:
-    """Completes submitted requests in a thread of its own.
+class Batcher(threading.Thread):
+    """The thread that completes submitted requests.
 
     Args:
         model: in eval mode.
@@ -136,6 +136,7 @@ class Batcher:
     def __init__(
         self, model: GPT, tokenizer: Tokenizer, max_concurrent: int, max_batch_size: int
     ) -> None:
+        super().__init__(name="completion")
         self.model = model
         self.tokenizer = tokenizer
         self.max_concurrent = max_concurrent
@@ -144,19 +145,12 @@ class Batcher:
         self._waiting: deque[Row] = deque()
         self._batches: list[Batch] = []
         self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, name="completion")
-
-    def start(self) -> None:
-        self._thread.start()
 
     def stop(self) -> None:
         """Makes all requests fail at their next token."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
-
-    def join(self) -> None:
-        self._thread.join()
 
     def counts(self) -> tuple[int, int]:
         """The numbers of running and of waiting requests."""
@@ -185,7 +179,7 @@ class Batcher:
             self._changed.notify()
         return job
 
-    def _run(self) -> None:
+    def run(self) -> None:
         while not self._is_stopping:
             self._start_batch()
             for batch in self._batches:

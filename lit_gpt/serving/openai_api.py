@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -24,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+from starlette.exceptions import HTTPException
 
 from lit_gpt.errors import UserError
 from lit_gpt.generation.completion import Piece, Request
@@ -32,7 +34,7 @@ from lit_gpt.generation.sampling import Sampling
 MAX_PROMPTS = 2048  # OpenAI's limit
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """An error in OpenAI's shape.
 
     Args:
@@ -41,6 +43,7 @@ class ApiError(Exception):
         param: the parameter at fault.
         code: for programs.
         kind: OpenAI's `type`.
+        headers: of the response.
     """
 
     def __init__(
@@ -50,9 +53,9 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         kind: str = "invalid_request_error",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status = status
+        super().__init__(status, message, headers)
         error = {"message": message, "type": kind, "param": param, "code": code}
         self.content = {"error": error}
 
