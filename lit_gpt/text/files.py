@@ -121,7 +121,7 @@ class Reader:
         text_field: the field or column that holds the documents, see `format_of`.
 
     Attributes:
-        fingerprint: sha256 of the files' bytes, lengths and formats (but plain text's).
+        fingerprint: sha256 of the files' bytes and lengths, and of formats other than plain text.
         counts: of COUNTED, by the last iteration; see `CorpusInfo`.
 
     Raises:
@@ -227,12 +227,12 @@ class Reader:
                 self.counts["removed_boms"] += 1  # by the decoder
                 is_start = False
             offset += len(chunk)
-            if text and is_start:
+            if is_start and text.startswith("\ufeff"):
+                self.counts["removed_boms"] += 1
+                text = text[1:]
                 is_start = False
-                if text[0] == "\ufeff":
-                    self.counts["removed_boms"] += 1
-                    text = text[1:]
             if text:
+                is_start = False
                 yield text
 
     def _decode(self, decoder: codecs.IncrementalDecoder, chunk: bytes, path: Path, at: int) -> str:
