@@ -1,4 +1,4 @@
-"""The command-line entry point: `lit-gpt COMMAND ...`, `python -m lit_gpt COMMAND ...`, scripts/COMMAND.py."""
+"""The command-line entry point: `lit-gpt COMMAND`, `python -m lit_gpt COMMAND`, scripts/COMMAND.py."""
 
 from __future__ import annotations
 

@@ -128,7 +128,8 @@ def load_theirs(folder: Path) -> Any:
         if names:
             raise unusable(
                 folder,
-                f"the weights do not match config.json: {min(names)} {what} ({len(names)} in total)",
+                f"the weights do not match config.json: {min(names)} {what} "
+                f"({len(names)} in total)",
             )
     return theirs.eval()
 

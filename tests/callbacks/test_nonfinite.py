@@ -85,7 +85,8 @@ def test_bad_updates_are_skipped_counted_and_logged(fit, tmp_path, capsys, what,
         *(False, True, False, True, False),
     ]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Skipped")]
-    assert [re.match(r"Skipped the update at step (\d): loss ", line)[1] for line in lines] == ["3", "5"]
+    steps = [re.match(r"Skipped the update at step (\d): loss ", line)[1] for line in lines]
+    assert steps == ["3", "5"]
     assert lines[1].endswith("(2 of 2 allowed)")
     assert guard.skipped == 2
     head, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()

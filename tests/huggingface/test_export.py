@@ -260,8 +260,8 @@ def test_another_text_can_be_compared_on(text, tmp_path, capsys):
     status, _, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
     assert (status, err.count("\n")) == (2, 1)
     assert err == (
-        f"error: --data_path '{text}': no such file or folder; name any text to compare the export "
-        "on with --data_path\n"
+        f"error: --data_path '{text}': no such file or folder; use --data_path to name any text to "
+        "compare the export on\n"
     )
     assert not (tmp_path / "folder").exists()
     other = tmp_path / "other.txt"
