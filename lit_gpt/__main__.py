@@ -1,4 +1,4 @@
-"""The command-line entry point: `lit-gpt COMMAND`, `python -m lit_gpt COMMAND`, scripts/COMMAND.py."""
+"""The command-line entry point: `lit-gpt`, `python -m lit_gpt` and the scripts in scripts/."""
 
 from __future__ import annotations
 
