@@ -61,7 +61,7 @@ def flush(file: IO[bytes]) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """So that a new name, too, survives a power cut; only POSIX can and must do this."""
+    """Makes a new name survive a power cut, too; only POSIX can and must do this."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)

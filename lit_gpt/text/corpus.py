@@ -134,7 +134,7 @@ def _encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> Non
 
 
 def split_at(num_tokens: int, train_fraction: float) -> int:
-    """How many tokens, from the front, train; the rest validates."""
+    """Number of tokens in the training split, which comes first; the rest is for validation."""
     return int(num_tokens * train_fraction)
 
 
@@ -207,7 +207,7 @@ def load_corpus(
     train_fraction: float = 1.0,
     text_field: str | None = None,
 ) -> Corpus:
-    """The tokens of some text files, encoded unless an earlier call with the same text did.
+    """The tokens of text files, encoded now or taken from the cache.
 
     Args:
         path: see `find_files`.

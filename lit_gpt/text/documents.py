@@ -1,7 +1,7 @@
 """Documents in .jsonl, .csv, .tsv and .parquet files, and unpacking of .gz and .zst files.
 
-Memory holds one document, or one batch of rows, at a time. A file that is damaged or not what its
-name says is a UserError with its line, where it has lines.
+Memory holds one document, or one batch of rows, at a time. A damaged file, or one that is not what
+its name says, is a UserError that names the line.
 """
 
 from __future__ import annotations

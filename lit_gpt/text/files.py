@@ -171,7 +171,8 @@ class Reader:
         return "`path`"
 
     def _parts(self) -> Iterator[str | None]:
-        last = ""  # character of the plain text so far: two files never share a line
+        """Text, with None after each document; two plain files never share a line."""
+        last = ""  # character of the plain text so far
         for path, form in self.files:
             if form.kind != "text":
                 yield from self._documents(path, form)

@@ -169,7 +169,7 @@ class Vocabulary:
             raise UserError(f"cannot be read: {reason}", field="tokenizer", value=name) from error
 
     def key(self, train_fraction: float) -> Any:
-        """Plain data that tells it apart from other vocabularies, in the key of a cache."""
+        """Plain data that identifies the vocabulary in the key of a cache."""
         if isinstance(self.tokenizer, Tokenizer):
             return self.tokenizer.to_dict()
         if self.trained_size:
@@ -188,7 +188,7 @@ class Vocabulary:
         return load_tokenizer(self.tokenizer)
 
     def full_size(self) -> int:
-        """How many tokens it has before it is made compact."""
+        """Number of tokens before the vocabulary is made compact."""
         if isinstance(self.tokenizer, str) and self.tokenizer in OFFLINE:
             return OFFLINE[self.tokenizer].size  # without half a second of loading
         return self.trained_size or self.load().vocab_size
