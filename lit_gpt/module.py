@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -132,6 +132,10 @@ class LitGPT(pl.LightningModule):
             raise UserError("must be at least 0", field="weight_decay", value=hparams.weight_decay)
         if not all(0 <= beta < 1 for beta in hparams.betas):
             raise UserError("must both be in [0, 1)", field="betas", value=list(hparams.betas))
+        for name, kinds in (("optimizer", OptimizerKind), ("schedule", Schedule)):
+            if hparams[name] not in get_args(kinds):
+                problem = f"must be one of {', '.join(get_args(kinds))}"
+                raise UserError(problem, field=name, value=hparams[name])
         for name in ("warmup_steps", "skip_bad_steps"):
             if hparams[name] < 0:
                 raise UserError("must be at least 0", field=name, value=hparams[name])

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 
+from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.module import LitGPT
 from lit_gpt.optim import build_optimizer, learning_rate_factor
 
 
@@ -187,3 +189,12 @@ def test_muons_state_is_saved_and_loaded_exactly():
     step(twin, loaded, 2)
     for weight, same in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(weight, same)
+
+
+@pytest.mark.parametrize(
+    ("option", "choices"), [("optimizer", "adamw, muon"), ("schedule", "constant, linear, cosine")]
+)
+def test_an_unknown_kind_is_refused_from_python_too(option, choices):
+    with pytest.raises(UserError) as error:
+        LitGPT(vocab_size=11, context_length=8, **{option: "sgd"})
+    assert str(error.value) == f"{option} 'sgd': must be one of {choices}"
