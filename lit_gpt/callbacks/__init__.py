@@ -18,10 +18,10 @@ def defaults(progress_bar: bool = True) -> list[Callback]:
         progress_bar: whether to show one, in a terminal; needs False for a Trainer with
             enable_progress_bar=False.
     """
-    from lit_gpt.callbacks.evaluation import StepLines
+    from lit_gpt.callbacks.evaluation import EvaluationPrinter
     from lit_gpt.callbacks.nonfinite import NonFiniteGuard
     from lit_gpt.callbacks.progress import ProgressBar, Throughput
 
     throughput = Throughput()
-    callbacks: list[Callback] = [NonFiniteGuard(), throughput, StepLines()]
+    callbacks: list[Callback] = [NonFiniteGuard(), throughput, EvaluationPrinter()]
     return [*callbacks, ProgressBar(throughput)] if progress_bar else callbacks

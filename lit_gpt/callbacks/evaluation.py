@@ -76,7 +76,7 @@ def full_loss(trainer: pl.Trainer, model: LitGPT, batches: Iterable[Batch]) -> E
     return Evaluation(nats / tokens, nats / math.log(2) / num_bytes, int(tokens))
 
 
-class StepLines(Callback):
+class EvaluationPrinter(Callback):
     """Prints the losses of each evaluation, and once that the model begins to overfit.
 
     Args:

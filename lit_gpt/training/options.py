@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from lit_gpt import command
 from lit_gpt.callbacks.checkpoints import StepCheckpoints
-from lit_gpt.callbacks.evaluation import StepLines
+from lit_gpt.callbacks.evaluation import EvaluationPrinter
 from lit_gpt.callbacks.samples import Samples
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
@@ -68,7 +68,7 @@ GROUPS: dict[str, tuple[type, ...]] = {  # where a plain field is looked for, in
     "data": (TextDataModule,),
     "model": (LitGPT, GPTConfig),
     "samples": (Samples,),
-    "overfit": (StepLines,),
+    "overfit": (EvaluationPrinter,),
     "checkpoints": (StepCheckpoints,),
     "trainer": (pl.Trainer,),
 }
@@ -218,7 +218,7 @@ class TrainOptions(LightningCLI):
             help="don't train: try rising learning rates, suggest one and plot the losses",
         )
         parser.add_lightning_class_args(Samples, "samples")
-        parser.add_lightning_class_args(StepLines, "overfit")
+        parser.add_lightning_class_args(EvaluationPrinter, "overfit")
         parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
         parser.add_instantiator(build_data, TextDataModule, subclasses=False)
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")

@@ -12,14 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lit_gpt.callbacks.evaluation import StepLines
+from lit_gpt.callbacks.evaluation import EvaluationPrinter
 from lit_gpt.checkpoint import read_checkpoint
 from tests.conftest import ROOT
 
 NOTICE = "The model is overfitting"
 
 
-def lines_of(lines: StepLines, train: list[float], val: list[float], capsys, start=0) -> list[str]:
+def lines_of(
+    lines: EvaluationPrinter, train: list[float], val: list[float], capsys, start=0
+) -> list[str]:
     """What is printed at evaluations with these losses, every 50 steps."""
     module = SimpleNamespace(print=print)
     for i, losses in enumerate(zip(train, val, strict=True), start):
@@ -43,7 +45,7 @@ def lines_of(lines: StepLines, train: list[float], val: list[float], capsys, sta
     ],
 )
 def test_overfitting_is_said_once_with_the_best_step(train, val, said, capsys):
-    out = lines_of(StepLines(), train, val, capsys)
+    out = lines_of(EvaluationPrinter(), train, val, capsys)
     notices = [line for line in out if line.startswith(NOTICE)]
     assert len(notices) == said
     if said:
@@ -52,7 +54,7 @@ def test_overfitting_is_said_once_with_the_best_step(train, val, said, capsys):
 
 def test_the_notice_survives_a_resume(capsys):
     train, val = [5.0, 4.0, 3.0, 2.0, 1.0, 0.5], [5.0, 4.0, 4.1, 4.2, 4.3, 4.4]
-    first, second, third = StepLines(), StepLines(), StepLines()
+    first, second, third = EvaluationPrinter(), EvaluationPrinter(), EvaluationPrinter()
     lines_of(first, train[:4], val[:4], capsys)
     second.load_state_dict(first.state_dict())
     out = lines_of(second, train[4:5], val[4:5], capsys, start=4)
@@ -83,7 +85,7 @@ def test_a_model_that_learns_a_tiny_text_by_heart_is_told(train, tmp_path):
 
 
 def test_patience_is_an_option(capsys):
-    out = lines_of(StepLines(patience=1), [3.0, 2.0, 1.0], [3.0, 2.0, 2.1], capsys)
+    out = lines_of(EvaluationPrinter(patience=1), [3.0, 2.0, 1.0], [3.0, 2.0, 2.1], capsys)
     assert out[-1].startswith(NOTICE)
 
 
