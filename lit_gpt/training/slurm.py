@@ -29,7 +29,7 @@ def note_of(args: list[str]) -> str:
     return f"{job_id()} {hashlib.sha256(chr(0).join(args).encode(errors='replace')).hexdigest()}"
 
 
-class JobNote(Callback):
+class SlurmJobMarker(Callback):
     """Writes into the folder of a run which job it belongs to."""
 
     def __init__(self, args: list[str]) -> None:

@@ -107,7 +107,7 @@ def build_run(
     if objects.trainer.enable_progress_bar is not False:
         ours.append(ProgressBar(throughput))
     if slurm.job_id():
-        ours.append(slurm.JobNote(options.argv))
+        ours.append(slurm.SlurmJobMarker(options.argv))
     if not objects.trainer.fast_dev_run:
         ours.append(SaveConfig(options.parser, options.config))
     if scratch is None:
