@@ -27,7 +27,7 @@ from benchmarks.measure import (
 )
 from lit_gpt.module import next_token_loss
 from lit_gpt.optim import build_optimizer
-from lit_gpt.training.train import build_run, quieten
+from lit_gpt.training.train import build_run, silence_warnings
 
 
 def compare(
@@ -140,7 +140,7 @@ def overhead(options: Options) -> None:
     Args:
         options: shared by all benchmarks.
     """
-    quieten()
+    silence_warnings()
     at_least_one(repeats=options.repeats)
     steps = 100 * options.repeats
     timing = BesideTheTrainer()

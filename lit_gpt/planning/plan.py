@@ -31,7 +31,7 @@ from lit_gpt.training import summary
 from lit_gpt.training.init_from import set_tokenizer
 from lit_gpt.training.options import TrainOptions, option_name
 from lit_gpt.training.run_folder import run_of_last
-from lit_gpt.training.train import Run, build_run, quieten
+from lit_gpt.training.train import Run, build_run, silence_warnings
 
 __all__ = ["main", "option_name"]
 
@@ -253,7 +253,7 @@ def make_plan(options: TrainOptions, exits: ExitStack) -> Plan:
 
 def main(argv: list[str]) -> int:
     """Prints the plan."""
-    quieten()
+    silence_warnings()
     # Lightning would continue after Ctrl-C for a while, and call it a failure.
     with stop_at_once(), ExitStack() as exits:
         try:

@@ -203,7 +203,7 @@ def fit(run: Run) -> None:
         raise UserError(f"{path} can't be continued, its parts don't fit: {reason}") from error
 
 
-def quieten() -> None:
+def silence_warnings() -> None:
     """Silences, by their exact source, messages that would tell a user nothing."""
     for name in (
         "pytorch.utilities.rank_zero",
@@ -225,7 +225,7 @@ def quieten() -> None:
 
 
 def main(argv: list[str]) -> int:
-    quieten()
+    silence_warnings()
     options = TrainOptions(argv)
     try:
         if options.config.find_lr:

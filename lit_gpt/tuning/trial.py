@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 
 from lit_gpt.command import as_user_error
 from lit_gpt.errors import UserError
-from lit_gpt.training.train import build_run, option_name, quieten, train
+from lit_gpt.training.train import build_run, option_name, silence_warnings, train
 
 
 class Pruned(Exception):
@@ -63,7 +63,7 @@ def run_trial(argv: list[str], log: Path, connection: Connection) -> None:
             os.dup2(file.fileno(), descriptor)
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
-    quieten()
+    silence_warnings()
     folder = ""
     try:
         run = build_run(argv, callbacks=[Reporter(connection)])
@@ -82,7 +82,7 @@ def run_trial(argv: list[str], log: Path, connection: Connection) -> None:
 def check_options(runs: list[list[str]], connection: Connection) -> None:
     """Sends what is wrong with the first of these runs that can't be built, else None."""
     threading.Thread(target=die_with_parent, daemon=True).start()
-    quieten()
+    silence_warnings()
     try:
         for argv in runs:
             with tempfile.TemporaryDirectory() as folder:
