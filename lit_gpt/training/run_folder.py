@@ -60,7 +60,7 @@ def claim_run(root: Path) -> str:
 
 
 @contextmanager
-def keep_others_out(folder: Path) -> Iterator[None]:
+def lock_run_folder(folder: Path) -> Iterator[None]:
     """Locks a run's folder, and removes what a killed process left half-written there.
 
     The lock ends with the process, however that ends. On file systems without locks there is none.

@@ -40,7 +40,7 @@ from lit_gpt.training import slurm, summary
 from lit_gpt.training.init_from import load_weights
 from lit_gpt.training.options import SaveConfig, TrainOptions, option_name
 from lit_gpt.training.resume import check_fit
-from lit_gpt.training.run_folder import as_list, keep_others_out, place_of_run
+from lit_gpt.training.run_folder import as_list, lock_run_folder, place_of_run
 
 __all__ = ["Run", "build_run", "main", "option_name", "train"]
 
@@ -178,7 +178,7 @@ def train(run: Run) -> int:
         run.check_space(run.folder / "checkpoints")
     run.report.card = summary.print_start(run) or []  # None on the other ranks
     run.stop.signals += slurm.requeue_signals(trainer)
-    with keep_others_out(run.folder), run.stop:
+    with lock_run_folder(run.folder), run.stop:
         if not run.checkpoint and trainer.limit_val_batches != 0:
             trainer.validate(run.model, datamodule=run.data, verbose=False)  # at step 0
         fit(run)
