@@ -90,7 +90,7 @@ def run_of_last(ckpt_path: str | None, root: str) -> str | None:
     return run.name if run.parent == Path(os.path.expanduser(root)).resolve() else None
 
 
-def place_of_run(config: Any, ckpt_path: str | None) -> dict[str, Any]:
+def run_folder_arguments(config: Any, ckpt_path: str | None) -> dict[str, Any]:
     """Arguments for the Trainer that give a run a folder of its own, whatever else logs it.
 
     Args:

@@ -40,7 +40,7 @@ from lit_gpt.training import slurm, summary
 from lit_gpt.training.init_from import load_weights
 from lit_gpt.training.options import SaveConfig, TrainOptions, option_name
 from lit_gpt.training.resume import check_fit
-from lit_gpt.training.run_folder import as_list, lock_run_folder, place_of_run
+from lit_gpt.training.run_folder import as_list, lock_run_folder, run_folder_arguments
 
 __all__ = ["Run", "build_run", "main", "option_name", "train"]
 
@@ -111,7 +111,7 @@ def build_run(
     if not objects.trainer.fast_dev_run:
         ours.append(SaveConfig(options.parser, options.config))
     if scratch is None:
-        arguments = place_of_run(objects.trainer, options.config.ckpt_path)
+        arguments = run_folder_arguments(objects.trainer, options.config.ckpt_path)
         arguments["callbacks"] = [*as_list(objects.trainer.callbacks), *ours, *callbacks]
     else:
         logger = TensorBoardLogger(scratch, name="", version="")
