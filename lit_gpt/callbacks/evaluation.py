@@ -32,7 +32,7 @@ class Evaluation:
 
 
 @dataclass(eq=False)
-class EveryToken:
+class FullSplitBatches:
     """Batches in which each token, except the first, is a target exactly once."""
 
     tokens: np.ndarray
@@ -54,10 +54,10 @@ class EveryToken:
             yield read_windows(self.tokens, np.array([start]), self.rest)
 
 
-def whole_val_split(data: TextDataModule) -> EveryToken:
+def whole_val_split(data: TextDataModule) -> FullSplitBatches:
     """Every token of the validation split, for the final loss."""
     h = data.hparams
-    return EveryToken(data.val_tokens, max(h.batch_size, 8), h.context_length)
+    return FullSplitBatches(data.val_tokens, max(h.batch_size, 8), h.context_length)
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lit_gpt.callbacks.evaluation import EveryToken, whole_val_split
+from lit_gpt.callbacks.evaluation import FullSplitBatches, whole_val_split
 from lit_gpt.data import EvalBatches, TextDataModule, TrainBatches, read_windows
 from lit_gpt.errors import UserError
 
@@ -53,7 +53,7 @@ def test_targets_are_the_inputs_one_token_later():
         TrainBatches(row(100), 4, 7, "random"),
         TrainBatches(row(100), 4, 7, "shuffled"),
         EvalBatches(row(100), 4, 7, max_windows=14),
-        EveryToken(row(100), 4, 7),
+        FullSplitBatches(row(100), 4, 7),
     ],
     ids=["random", "shuffled", "evaluation", "every token"],
 )
@@ -248,7 +248,7 @@ def test_ranks_evaluate_equally_many_batches(max_windows):
 def test_every_token_but_the_first_is_a_target_once(
     num_tokens, context_length, batch_size, batches
 ):
-    every_token = EveryToken(row(num_tokens), batch_size, context_length)
+    every_token = FullSplitBatches(row(num_tokens), batch_size, context_length)
     targets = [target for _, y in every_token for target in y.flatten().tolist()]
     assert targets == list(range(1, num_tokens))
     assert len(every_token) == len(list(every_token)) == batches
