@@ -159,7 +159,7 @@ def option(field: str) -> str:
     return f"--{field}"
 
 
-def shortage(error: BaseException) -> UserError | None:
+def resource_error(error: BaseException) -> UserError | None:
     """What a disk or a device ran out of, and what to do; None for any other error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
@@ -180,12 +180,12 @@ def shortage(error: BaseException) -> UserError | None:
 
 def as_user_error(error: BaseException) -> UserError | None:
     """The UserError that an exception is or amounts to; None: it is a bug."""
-    return error if isinstance(error, UserError) else shortage(error)
+    return error if isinstance(error, UserError) else resource_error(error)
 
 
 def _thread_hook(error: threading.ExceptHookArgs) -> None:
     """Hides a shortage in another thread, such as TensorBoard's writer: `run` reports it."""
-    if error.exc_value is None or shortage(error.exc_value) is None:
+    if error.exc_value is None or resource_error(error.exc_value) is None:
         threading.__excepthook__(error)
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 import lit_gpt
 from lit_gpt.callbacks.evaluation import FinalEvaluation
 from lit_gpt.callbacks.samples import Samples
-from lit_gpt.command import shortage
+from lit_gpt.command import resource_error
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.reports import report
@@ -63,7 +63,7 @@ class ReportWriter(Checkpoint):
         try:
             yield
         except Exception as error:
-            if shortage(error):
+            if resource_error(error):
                 raise
             if not self.has_warned:
                 pl_module.print(f"Could not write the report: {type(error).__name__}: {error}")
