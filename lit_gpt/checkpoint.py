@@ -48,9 +48,9 @@ Contents = TypedDict(  # the keys of a file; everything in it is of plain types
     },
     total=False,
 )
-TO_GENERATE: dict[str, type] = {"gpt": dict, "tokenizer": dict, "state_dict": dict}
-TO_CONTINUE: dict[str, type] = {
-    **TO_GENERATE,
+INFERENCE_KEYS: dict[str, type] = {"gpt": dict, "tokenizer": dict, "state_dict": dict}
+RESUME_KEYS: dict[str, type] = {
+    **INFERENCE_KEYS,
     **dict.fromkeys(("corpus", "hyper_parameters", "datamodule_hyper_parameters"), dict),
     **dict.fromkeys(("loops", "callbacks"), dict),
     **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
@@ -69,7 +69,7 @@ class Checkpoint:
     contents: Contents
 
     @classmethod
-    def read(cls, path: str | Path, needed: Mapping[str, type] = TO_GENERATE) -> Checkpoint:
+    def read(cls, path: str | Path, needed: Mapping[str, type] = INFERENCE_KEYS) -> Checkpoint:
         """Arguments and errors as for `read_checkpoint`."""
         return cls(Path(os.path.expanduser(path)), read_checkpoint(path, needed))
 
@@ -180,11 +180,11 @@ def write_skipped_steps(contents: dict[str, Any], number: int) -> None:
     contents["skipped_steps"] = number
 
 
-def read_checkpoint(path: str | Path, needed: Mapping[str, type] = TO_GENERATE) -> Contents:
+def read_checkpoint(path: str | Path, needed: Mapping[str, type] = INFERENCE_KEYS) -> Contents:
     """Everything in a checkpoint, on the CPU. Never runs code from the file.
 
     Args:
-        needed: keys that must be there, and their types: TO_GENERATE or TO_CONTINUE.
+        needed: keys that must be there, and their types: INFERENCE_KEYS or RESUME_KEYS.
 
     Raises:
         UserError: no such file, or one that is damaged or of something else.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_gpt.checkpoint import TO_CONTINUE, Checkpoint
+from lit_gpt.checkpoint import RESUME_KEYS, Checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generation.language_model import newest_checkpoint
@@ -63,7 +63,7 @@ def open_checkpoint(path: str) -> Checkpoint:
     Raises:
         UserError: its parts don't fit together.
     """
-    checkpoint = Checkpoint.read(path, TO_CONTINUE)
+    checkpoint = Checkpoint.read(path, RESUME_KEYS)
     model, _ = checkpoint.build()
     try:
         states = checkpoint.optimizer_state["state"].values()

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lit_gpt.callbacks import defaults
-from lit_gpt.checkpoint import TO_CONTINUE, load_checkpoint, read_checkpoint
+from lit_gpt.checkpoint import RESUME_KEYS, load_checkpoint, read_checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
@@ -37,7 +37,7 @@ def test_ten_lines_train_and_the_losses_fall(text_file, tmp_path, capsys):
         model.curves
     )
     path = trainer.checkpoint_callback.best_model_path
-    assert set(TO_CONTINUE) <= set(read_checkpoint(path))
+    assert set(RESUME_KEYS) <= set(read_checkpoint(path))
     loaded, tokenizer = load_checkpoint(path)
     assert tokenizer == data.tokenizer
     assert all(map(torch.equal, loaded.parameters(), model.gpt.parameters()))

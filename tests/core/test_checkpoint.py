@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_gpt.checkpoint import (
-    TO_CONTINUE,
+    RESUME_KEYS,
     Checkpoint,
     Contents,
     load_checkpoint,
@@ -60,8 +60,8 @@ def test_one_file_is_enough(checkpoint, saved):
 def test_it_holds_only_plain_data_under_the_keys_of_the_schema(checkpoint):
     content = torch.load(checkpoint, weights_only=True)  # fails on anything else
     assert set(content) <= Contents.__annotations__.keys()
-    assert set(content) >= TO_CONTINUE.keys()
-    assert all(isinstance(content[key], kind) for key, kind in TO_CONTINUE.items())
+    assert set(content) >= RESUME_KEYS.keys()
+    assert all(isinstance(content[key], kind) for key, kind in RESUME_KEYS.items())
     assert content["gpt"]["style"] == "modern"
     assert set(content["tokenizer"]) == {"name", "pattern", "vocabulary"}
 

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lit_gpt.checkpoint import TO_CONTINUE, Checkpoint
+from lit_gpt.checkpoint import RESUME_KEYS, Checkpoint
 
 
 class Recorder(Callback):
@@ -113,7 +113,7 @@ def compare_checkpoints(found: Path, whole: Path) -> str | None:
         return f"there is no {found.name}"
 
     def values(path: Path) -> dict[str, Any]:
-        saved = Checkpoint.read(path, TO_CONTINUE)
+        saved = Checkpoint.read(path, RESUME_KEYS)
         parts = {
             "step": saved.global_step,
             "weights": saved.weights,
