@@ -86,7 +86,7 @@ def load_folder(source: str, context_length: int) -> GPT:
             f"tokenizer and weights do not belong together: the tokenizer has a token "
             f"{rows.max()}, the embedding only {config.vocab_size} rows",
         )
-    theirs = load_theirs(folder)
+    theirs = load_hf_model(folder)
     weights = gpt_weights(theirs.state_dict(), config)
     if config.tie_embeddings and not weights["head.weight"].equal(weights["embedding.weight"]):
         raise unusable(
@@ -102,7 +102,7 @@ def load_folder(source: str, context_length: int) -> GPT:
     return model
 
 
-def load_theirs(folder: Path) -> Any:
+def load_hf_model(folder: Path) -> Any:
     """The folder's model in transformers, as float32, in eval mode.
 
     Raises:

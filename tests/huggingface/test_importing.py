@@ -17,7 +17,7 @@ from lit_gpt.__main__ import main
 from lit_gpt.checkpoint import Checkpoint, load_checkpoint
 from lit_gpt.data import EvalBatches, TextDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.huggingface.importing import check_logits, load_folder, load_theirs
+from lit_gpt.huggingface.importing import check_logits, load_folder, load_hf_model
 from lit_gpt.huggingface.tokenizer import from_hf
 from lit_gpt.text.tokenizer import unfinished_bytes
 from lit_gpt.training.init_from import model_fields, set_tokenizer
@@ -68,7 +68,7 @@ def checkpoint_of(result) -> Path:
 
 def their_loss(folder: Path, data: TextDataModule, split: str) -> float:
     """transformers' own, on the windows of the evaluation, of the tokens that we have."""
-    theirs, rows = load_theirs(folder), torch.from_numpy(from_hf(folder)[1])
+    theirs, rows = load_hf_model(folder), torch.from_numpy(from_hf(folder)[1])
     h, splits = data.hparams, {"train": data.train_tokens, "val": data.val_tokens}
     windows = (min(map(len, splits.values())) - 1) // h.context_length
     batches = EvalBatches(splits[split], h.batch_size, h.context_length, windows, limit=2)
@@ -178,7 +178,7 @@ def test_tuning_that_is_interrupted_continues_without_the_folder(
 
 
 def their_greedy_text(folder: Path, prompt: str, num_tokens: int, context_length: int) -> str:
-    theirs, (tokenizer, rows) = load_theirs(folder), from_hf(folder)
+    theirs, (tokenizer, rows) = load_hf_model(folder), from_hf(folder)
     ids, rows = tokenizer.encode(prompt).tolist(), torch.from_numpy(rows)
     for _ in range(num_tokens):
         with torch.no_grad():
@@ -405,7 +405,7 @@ def test_no_folder_and_no_transformers_are_one_line(tune, folders, tmp_path, mon
 @torch.no_grad()
 def test_other_logits_are_refused(folder):
     """Even if no check of the config noticed anything."""
-    model, theirs, rows = load_folder(str(folder), 16), load_theirs(folder), from_hf(folder)[1]
+    model, theirs, rows = load_folder(str(folder), 16), load_hf_model(folder), from_hf(folder)[1]
     check_logits(model, theirs, rows, folder)
     model.blocks[1].attention.out.weight *= 1.01
     with pytest.raises(UserError, match="differ from those of transformers by up to"):
