@@ -64,7 +64,7 @@ def run_in_process(name: str, *args: Any) -> None:
 
 
 @contextmanager
-def process_of(name: str, *args: Any) -> Iterator[tuple[Connection, Any]]:
+def worker_process(name: str, *args: Any) -> Iterator[tuple[Connection, Any]]:
     """A process that calls a function of `trial`, and the connection to it.
 
     It is killed if the block raises.
@@ -93,7 +93,7 @@ def check(runs: list[list[str]], path: str) -> None:
     Raises:
         UserError: what train says of the first that it refuses.
     """
-    with process_of("check_options", runs) as (connection, process):
+    with worker_process("check_options", runs) as (connection, process):
         try:
             problem = connection.recv()
         except EOFError:
@@ -104,7 +104,7 @@ def check(runs: list[list[str]], path: str) -> None:
 
 
 @contextmanager
-def study_of(plan: Sweep) -> Iterator[optuna.Study]:
+def open_study(plan: Sweep) -> Iterator[optuna.Study]:
     """The study in the sweep's folder, new or continued, for this process alone.
 
     Raises:
@@ -199,7 +199,7 @@ def try_next(study: optuna.Study, plan: Sweep) -> None:
 
 def train(trial: optuna.Trial, argv: list[str], log: Path) -> tuple[float | None, str, str]:
     """One run: bits per byte of the whole validation split, the outcome as text, its folder."""
-    with process_of("run_trial", argv, log) as (connection, process):
+    with worker_process("run_trial", argv, log) as (connection, process):
         try:
             while (message := connection.recv())[0] == "evaluated":
                 _, step, evaluated, share = message
@@ -258,7 +258,7 @@ def sweep(
     plan = read_sweep(config, trials, study, more)
     with stop_at_once():
         check(list(plan.examples()), config)
-        with study_of(plan) as optuna_study:
+        with open_study(plan) as optuna_study:
             retry_interrupted(optuna_study)
             try:
                 while len(counted(optuna_study)) < plan.trials:

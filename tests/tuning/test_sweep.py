@@ -19,7 +19,7 @@ import yaml
 from lit_gpt.command import run as run_command
 from lit_gpt.errors import UserError
 from lit_gpt.tuning.search_space import Choices, Range, read_sweep
-from lit_gpt.tuning.sweep import main, option_name, study_of
+from lit_gpt.tuning.sweep import main, open_study, option_name
 from tests.conftest import ROOT, SMALL
 
 SPACES = {
@@ -317,7 +317,7 @@ def test_our_own_sweep_can_be_read():
 
 def test_studies_that_cannot_be_gone_on_with(sweep_file, tmp_path):
     def opened(path: Path, *more: str) -> int:
-        with study_of(read_sweep(str(path), None, None, list(more))) as study:
+        with open_study(read_sweep(str(path), None, None, list(more))) as study:
             return len(study.trials)
 
     path = sweep_file()
@@ -327,7 +327,7 @@ def test_studies_that_cannot_be_gone_on_with(sweep_file, tmp_path):
     words = "belongs to a different sweep: model.d_model is one of 16, 24 there and one of 16 here"
     with pytest.raises(UserError, match=words):
         opened(sweep_file(options=SPACES | {"model.d_model": [16]}))
-    holder = study_of(read_sweep(str(sweep_file()), None, None, []))
+    holder = open_study(read_sweep(str(sweep_file()), None, None, []))
     with holder, pytest.raises(UserError, match="another process is using"):
         opened(path)
     (tmp_path / "study" / "study.db").write_bytes(b"not a database, but long enough to be one")
