@@ -64,7 +64,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Piece:
+class CompletionChunk:
     """What one token adds to a completion; its text may be empty."""
 
     index: int  # of the request
@@ -80,7 +80,7 @@ def complete(
     tokenizer: Tokenizer,
     requests: Sequence[Request],
     is_wanted: Callable[[int], bool] = lambda index: True,
-) -> Iterator[Piece]:
+) -> Iterator[CompletionChunk]:
     """Completes requests side by side, one token of each at a time.
 
     The prompts are read at once up to the length of the shortest. While that one is continued, the
@@ -153,7 +153,7 @@ class Completion:
         self.num_tokens = 0
         self.is_finished = False
 
-    def add(self, token: int, choice: Choice | None = None) -> Piece:
+    def add(self, token: int, choice: Choice | None = None) -> CompletionChunk:
         """Adds a token; its piece has the text that no later token can take back."""
         self.num_tokens += 1
         is_last = self.num_tokens == self.request.max_new_tokens
@@ -171,7 +171,7 @@ class Completion:
             text = text[: len(text) - overlap(text, self.request.stop)]
         self.held = self.held[len(text) :]
         self.is_finished = reason is not None
-        return Piece(self.index, text, self.num_tokens, reason, choice)
+        return CompletionChunk(self.index, text, self.num_tokens, reason, choice)
 
 
 def overlap(text: str, stops: Sequence[str]) -> int:

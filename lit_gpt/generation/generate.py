@@ -15,7 +15,7 @@ from typing import Any
 from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.command import call
 from lit_gpt.errors import UserError
-from lit_gpt.generation.completion import Piece, Request, complete
+from lit_gpt.generation.completion import CompletionChunk, Request, complete
 from lit_gpt.generation.language_model import find_newest
 from lit_gpt.generation.sampling import Sampling
 from lit_gpt.generation.trace import as_dict, as_table
@@ -108,17 +108,19 @@ def read_prompts(prompts: tuple[str, ...], file: str | None) -> list[str]:
 
 def complete_all(
     model: GPT, tokenizer: Tokenizer, requests: Iterable[Request]
-) -> Iterator[tuple[Request, Iterator[Piece]]]:
+) -> Iterator[tuple[Request, Iterator[CompletionChunk]]]:
     """Yields each request with its pieces, in order; BATCH_SIZE of them are computed at once."""
     requests = iter(requests)
     while batch := list(islice(requests, BATCH_SIZE)):
-        waiting: list[deque[Piece]] = [deque() for _ in batch]
+        waiting: list[deque[CompletionChunk]] = [deque() for _ in batch]
         pieces = complete(model, tokenizer, batch)
         for index, request in enumerate(batch):
             yield request, _pieces_of(index, waiting, pieces)
 
 
-def _pieces_of(index: int, waiting: list[deque[Piece]], pieces: Iterator[Piece]) -> Iterator[Piece]:
+def _pieces_of(
+    index: int, waiting: list[deque[CompletionChunk]], pieces: Iterator[CompletionChunk]
+) -> Iterator[CompletionChunk]:
     """Yields the pieces of one request as they come; those of others join `waiting`."""
     is_finished = False
     while not is_finished:
@@ -130,7 +132,7 @@ def _pieces_of(index: int, waiting: list[deque[Piece]], pieces: Iterator[Piece])
         yield piece
 
 
-def print_text(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) -> None:
+def print_text(request: Request, pieces: Iterable[CompletionChunk], tokenizer: Tokenizer) -> None:
     """Prints the prompt, its completion piece by piece, and the trace if there is one."""
     starts_line = not request.prompt and tokenizer.end_of_text is None
     print("\n" if starts_line else request.prompt, end="", flush=True)
@@ -149,7 +151,7 @@ def print_text(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) 
             console.print(as_table(choices, tokenizer))
 
 
-def print_json(request: Request, pieces: Iterable[Piece], tokenizer: Tokenizer) -> None:
+def print_json(request: Request, pieces: Iterable[CompletionChunk], tokenizer: Tokenizer) -> None:
     """Prints the finished completion as one line of JSON."""
     pieces = list(pieces)
     line: dict[str, Any] = {

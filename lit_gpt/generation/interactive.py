@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation.completion import Piece, Request, complete
+from lit_gpt.generation.completion import CompletionChunk, Request, complete
 from lit_gpt.generation.generate import escape, print_text, unescape
 from lit_gpt.generation.sampling import Sampling
 from lit_gpt.model import GPT
@@ -137,9 +137,9 @@ class Session:
         """Prints the prompt and its completion; Ctrl-C ends it, and what is there is kept."""
         request = replace(self.request, prompt=prompt)
         self.request = replace(self.request, seed=(request.seed + 1) % 2**63)
-        pieces: list[Piece] = []
+        pieces: list[CompletionChunk] = []
 
-        def recorded() -> Iterator[Piece]:
+        def recorded() -> Iterator[CompletionChunk]:
             for piece in complete(self.model, self.tokenizer, [request]):
                 pieces.append(piece)
                 yield piece

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from lit_gpt.generation.completion import Piece, Request, complete
+from lit_gpt.generation.completion import CompletionChunk, Request, complete
 from lit_gpt.model import GPT
 from lit_gpt.text.tokenizer import Tokenizer
 
@@ -41,14 +41,14 @@ class Job:
         self.requests = requests
         self.is_cancelled = False
         self.loop = asyncio.get_running_loop()
-        self.received: asyncio.Queue[Piece | Failure | None] = asyncio.Queue()
+        self.received: asyncio.Queue[CompletionChunk | Failure | None] = asyncio.Queue()
 
     def cancel(self) -> None:
         """Stops the work at the next token, and ends `pieces`."""
         self.is_cancelled = True
         self.received.put_nowait(None)
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncIterator[CompletionChunk]:
         """Yields pieces, with the index of their request, until all are finished or cancelled.
 
         Raises:
@@ -62,7 +62,7 @@ class Job:
             unfinished -= piece.finish_reason is not None
 
 
-def deliver(parts: Sequence[tuple[Job, Piece | Failure]]) -> None:
+def deliver(parts: Sequence[tuple[Job, CompletionChunk | Failure]]) -> None:
     """Passes parts from a thread to the event loop, with one system call."""
 
     def receive() -> None:
@@ -102,7 +102,7 @@ class Batch:
 
     def step(self) -> None:
         """Adds about one token to each row."""
-        parts: list[tuple[Job, Piece | Failure]] = []
+        parts: list[tuple[Job, CompletionChunk | Failure]] = []
         problem = None
         try:
             for piece in islice(self.pieces, len(self.active)):

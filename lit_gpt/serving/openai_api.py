@@ -28,7 +28,7 @@ from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation.completion import Piece, Request
+from lit_gpt.generation.completion import CompletionChunk, Request
 from lit_gpt.generation.sampling import Sampling
 
 MAX_PROMPTS = 2048  # OpenAI's limit
@@ -195,7 +195,7 @@ class CompletionResponse:
             "model": model,
         }
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: CompletionChunk) -> None:
         self.texts[piece.index] += piece.text
         self.finish_reasons[piece.index] = piece.finish_reason
         self.num_tokens[piece.index] = piece.num_tokens
