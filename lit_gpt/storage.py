@@ -28,7 +28,7 @@ def unfinished(path: str | Path) -> Path:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
+def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside `path`, flushes it to disk after the block and renames it.
 
     So `path` always names a complete file: the earlier one until the new one is safe. An OSError
@@ -48,9 +48,9 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes UTF-8 with `written_whole`; what can't be encoded becomes a question mark."""
-    with written_whole(path) as file:
+def atomic_write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 with `atomic_open`; what can't be encoded becomes a question mark."""
+    with atomic_open(path) as file:
         file.write(text.encode("utf-8", errors="replace"))
 
 

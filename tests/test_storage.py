@@ -10,12 +10,12 @@ import pytest
 
 from lit_gpt.errors import UserError
 from lit_gpt.storage import (
+    atomic_open,
+    atomic_write_text,
     cache_folder,
     locked,
     remove_unfinished,
     temporary_folder,
-    write_whole,
-    written_whole,
 )
 
 
@@ -30,7 +30,7 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path):
     path = tmp_path / "file"
     for content in (b"first", b"second"):
         before = path.read_bytes() if path.exists() else None
-        with written_whole(path) as file:
+        with atomic_open(path) as file:
             file.write(content)
             file.flush()
             assert (path.read_bytes() if path.exists() else None) == before
@@ -41,11 +41,11 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError()])
 def test_a_failed_write_leaves_the_earlier_file(error, tmp_path):
     def write_half() -> None:
-        with written_whole(tmp_path / "file") as file:
+        with atomic_open(tmp_path / "file") as file:
             file.write(b"half")
             raise error
 
-    write_whole(tmp_path / "file", "earlier")
+    atomic_write_text(tmp_path / "file", "earlier")
     with pytest.raises(type(error)):
         write_half()
     assert (tmp_path / "file").read_text() == "earlier"
@@ -54,23 +54,23 @@ def test_a_failed_write_leaves_the_earlier_file(error, tmp_path):
 
 def test_a_full_disk_says_of_which_file(small_disk):
     disk = small_disk(64)
-    write_whole(disk / "file", "earlier")
+    atomic_write_text(disk / "file", "earlier")
     with pytest.raises(OSError, match="No space left on device") as error:
-        write_whole(disk / "file", "x" * 100_000)
+        atomic_write_text(disk / "file", "x" * 100_000)
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(disk / "file"))
     assert (disk / "file").read_text() == "earlier"
     assert names_in(disk) == ["file"]
 
 
 def test_text_is_utf8_with_its_line_ends(tmp_path):
-    write_whole(tmp_path / "file", "农夫\r\n\ud800\n")
+    atomic_write_text(tmp_path / "file", "农夫\r\n\ud800\n")
     assert (tmp_path / "file").read_bytes() == "农夫\r\n?\n".encode()
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from lit_gpt.storage import written_whole\n"
-        "with written_whole(Path(sys.argv[1])) as file:\n"
+        "import os, sys; from pathlib import Path; from lit_gpt.storage import atomic_open\n"
+        "with atomic_open(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half'); file.flush(); os._exit(9)"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "file"])
@@ -84,10 +84,10 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
 def test_two_processes_may_write_the_same_file(tmp_path):
     path = tmp_path / "file"
     code = (
-        "import sys; from pathlib import Path; from lit_gpt.storage import write_whole\n"
-        "write_whole(Path(sys.argv[1]), 'theirs')"
+        "import sys; from pathlib import Path; from lit_gpt.storage import atomic_write_text\n"
+        "atomic_write_text(Path(sys.argv[1]), 'theirs')"
     )
-    with written_whole(path) as file:
+    with atomic_open(path) as file:
         file.write(b"our")
         subprocess.run([sys.executable, "-c", code, path], check=True)
         assert path.read_text() == "theirs"

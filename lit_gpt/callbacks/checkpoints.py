@@ -18,7 +18,7 @@ from lit_gpt.checkpoint import read_checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
-from lit_gpt.storage import unfinished, written_whole
+from lit_gpt.storage import atomic_open, unfinished
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -103,7 +103,7 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 def save_atomically(contents: Mapping[str, Any], path: str | Path) -> None:
-    """Writes a checkpoint so that `path` always names a complete one, see `written_whole`.
+    """Writes a checkpoint so that `path` always names a complete one, see `atomic_open`.
 
     Raises:
         UserError: the disk is full or can't be written.
@@ -111,7 +111,7 @@ def save_atomically(contents: Mapping[str, Any], path: str | Path) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
+        with atomic_open(path) as file:
             torch.save(contents, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(

@@ -28,7 +28,7 @@ from lit_gpt.reports.history import (
     Session,
     read_history,
 )
-from lit_gpt.storage import write_whole
+from lit_gpt.storage import atomic_write_text
 
 
 class ReportWriter(Checkpoint):
@@ -133,4 +133,4 @@ class ReportWriter(Checkpoint):
     def write(self, history: History) -> None:
         history.save(self.folder)
         run = report.Run(self.folder.name, history, self.options)
-        write_whole(self.folder / report.REPORT, report.run_page(run))
+        atomic_write_text(self.folder / report.REPORT, report.run_page(run))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_gpt.errors import UserError
-from lit_gpt.storage import write_whole
+from lit_gpt.storage import atomic_write_text
 
 Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
@@ -97,7 +97,9 @@ class History:
                 self.curves[name] = thin(self.curves[name], MAX_POINTS)
         if len(self.samples) > 2 * MAX_SAMPLES:
             self.samples = thin(self.samples, MAX_SAMPLES)
-        write_whole(folder / HISTORY, json.dumps(vars(self), ensure_ascii=False, default=vars))
+        atomic_write_text(
+            folder / HISTORY, json.dumps(vars(self), ensure_ascii=False, default=vars)
+        )
 
     def newest(self, name: str) -> Point | None:
         points = self.curves.get(name)

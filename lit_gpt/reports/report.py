@@ -16,7 +16,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.reports.charts import Chart, Series
 from lit_gpt.reports.history import History, perplexity, read_run
 from lit_gpt.reports.html import charts_page
-from lit_gpt.storage import write_whole
+from lit_gpt.storage import atomic_write_text
 
 REPORT = "report.html"
 NUM_COLORS = 8
@@ -266,7 +266,7 @@ def write_report(runs: list[str], logs: str = "logs", out: str | None = None) ->
     page = run_page(loaded[0]) if is_single else comparison_page(loaded)
     path = Path(out or (folders[0] if is_single else Path(logs)) / REPORT)
     try:
-        write_whole(path, page)
+        atomic_write_text(path, page)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror}", hint="choose another file with `out`"

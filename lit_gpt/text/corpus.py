@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.errors import UserError
-from lit_gpt.storage import cache_folder, flush, remove_abandoned, temporary_folder, write_whole
+from lit_gpt.storage import (
+    atomic_write_text,
+    cache_folder,
+    flush,
+    remove_abandoned,
+    temporary_folder,
+)
 from lit_gpt.text import bpe
 from lit_gpt.text.files import Reader, find_files
 from lit_gpt.text.overlap import chunks
@@ -65,7 +71,7 @@ class Corpus:
             return json.loads(path.read_text(encoding="utf-8"))
         value = compute()
         with suppress(OSError):
-            write_whole(path, json.dumps(value))
+            atomic_write_text(path, json.dumps(value))
         return value
 
 
@@ -130,7 +136,7 @@ def _encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> Non
         **reader.counts,
     )
     meta = {"info": asdict(info), "dtype": dtype.name, "tokenizer": tokenizer.to_dict()}
-    write_whole(folder / "meta.json", json.dumps(meta))
+    atomic_write_text(folder / "meta.json", json.dumps(meta))
 
 
 def split_at(num_tokens: int, train_fraction: float) -> int:

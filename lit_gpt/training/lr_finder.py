@@ -19,7 +19,7 @@ from lit_gpt.command import command_line, stop_at_once
 from lit_gpt.errors import UserError
 from lit_gpt.reports.charts import Chart, Series
 from lit_gpt.reports.html import charts_page
-from lit_gpt.storage import write_whole
+from lit_gpt.storage import atomic_write_text
 from lit_gpt.training.options import SaveConfig, TrainOptions
 from lit_gpt.training.run_folder import claim_run
 from lit_gpt.training.summary import shorten
@@ -143,4 +143,6 @@ def save_plot(rates: list[float], losses: list[float], best: float | None, path:
         main=True,
     )
     title = "Learning-rate range test"
-    write_whole(path, charts_page("charts.html", title=title, subtitle=subtitle, charts=[chart]))
+    atomic_write_text(
+        path, charts_page("charts.html", title=title, subtitle=subtitle, charts=[chart])
+    )

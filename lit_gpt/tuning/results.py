@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lit_gpt.reports.charts import XY, Chart, Series
 from lit_gpt.reports.html import charts_page
-from lit_gpt.storage import write_whole
+from lit_gpt.storage import atomic_write_text
 from lit_gpt.tuning.search_space import Choices, Range
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def save_charts(
         charts.append(Chart(name, series, x_name=name, x_names=names, log_x=is_log, decimals=4))
     subtitle = f"{len(trials)} trials, {len(ended)} completed. Lower is better."
     title = f"Sweep {path.parent.name}"
-    write_whole(path, charts_page("charts.html", title=title, subtitle=subtitle, charts=charts))
+    atomic_write_text(
+        path, charts_page("charts.html", title=title, subtitle=subtitle, charts=charts)
+    )
 
 
 def place_in(space: Choices | Range, name: str) -> Callable[[FrozenTrial], float]:
