@@ -22,7 +22,7 @@ def texts_of(model, tokenizer, requests) -> list[str]:
 
 @pytest.mark.parametrize("style", ["classic", "modern"])
 @pytest.mark.parametrize("sampling", [Sampling(0), Sampling(1), Sampling(0.9, 20, 0.9, 1.2, 0.01)])
-def test_what_stands_beside_a_request_changes_nothing(style, sampling):
+def test_other_requests_in_a_batch_change_nothing(style, sampling):
     """Prompts of all lengths, beyond the context too, with seeds and lengths of their own."""
     model, tokenizer = small_model(style=style), load_tokenizer("bytes")
     requests = [Request(p, 7 + 9 * i, sampling, seed=i) for i, p in enumerate(PROMPTS)]
@@ -32,16 +32,16 @@ def test_what_stands_beside_a_request_changes_nothing(style, sampling):
 
 
 def test_a_long_prompt_is_read_at_once_when_the_short_one_is_done():
-    """One look at each token of the short text, and one at the whole long prompt, not 16."""
+    """The short prompt takes one step, and the long one another, not 16."""
     model, tokenizer = small_model(), load_tokenizer("bytes")
     requests, looks = [Request("a", 1), Request("b" * 16, 2)], []
     model.embedding.register_forward_pre_hook(lambda _, args: looks.append(args[0].shape))
     together = texts_of(model, tokenizer, requests)
-    assert looks == [(2, 1), (1, 16), (1, 8)]  # the window slides on before the last
+    assert looks == [(2, 1), (1, 16), (1, 8)]  # the window slides before the last
     assert together == [texts_of(model, tokenizer, [request])[0] for request in requests]
 
 
-def test_alone_it_is_what_generate_writes():
+def test_one_request_gives_the_text_of_generate():
     model, tokenizer = small_model(), load_tokenizer("bytes")
     ids = torch.tensor([encode_prompt(tokenizer, "the cat")])
     new = generate(model, ids, 40, Sampling(1), 5, tokenizer)
@@ -49,7 +49,7 @@ def test_alone_it_is_what_generate_writes():
     assert texts_of(model, tokenizer, [Request("the cat", 40, Sampling(1), 5)]) == [expected]
 
 
-def test_requests_with_other_options_share_a_batch():
+def test_requests_with_different_options_share_a_batch():
     model, tokenizer = small_model(), load_tokenizer("bytes")
     samplings = [Sampling(0), Sampling(1), Sampling(1, top_k=2), Sampling(0)]
     requests = [Request("ab", 20, sampling, seed=4) for sampling in samplings]
@@ -59,7 +59,7 @@ def test_requests_with_other_options_share_a_batch():
     assert texts == [texts_of(model, tokenizer, [request])[0] for request in requests]
 
 
-def test_each_piece_counts_and_the_last_says_why():
+def test_pieces_count_tokens_and_the_last_has_the_reason():
     model, tokenizer = small_model(), load_tokenizer("bytes")
     pieces = list(complete(model, tokenizer, [Request("ab", 3), Request("abcd", 5)]))
     of_first = [(p.num_tokens, p.finish_reason) for p in pieces if p.index == 0]
@@ -68,7 +68,7 @@ def test_each_piece_counts_and_the_last_says_why():
     assert of_second == [(n, "length" if n == 5 else None) for n in range(1, 6)]
 
 
-def test_what_nobody_waits_for_is_not_gone_on_with():
+def test_unwanted_requests_are_dropped():
     model, tokenizer = small_model(), load_tokenizer("bytes")
     requests, seen = [Request("ab", 20, Sampling(1), seed=i) for i in range(3)], []
     unwanted: set[int] = set()
@@ -93,7 +93,7 @@ def pieces_of(text: str, stop: tuple[str, ...], max_new_tokens: int = 99) -> lis
     return [(piece.text, piece.finish_reason) for piece in pieces]
 
 
-def test_it_ends_before_a_stop_and_shows_none_of_it():
+def test_text_ends_before_a_stop():
     assert pieces_of("a\n\nb", ("\n\n",)) == [("a", None), ("", None), ("", "stop")]
     assert pieces_of("ab", ("b", "ab")) == [("", None), ("", "stop")]
     assert pieces_of("xaab!", ("aab",))[-1] == ("", "stop")
@@ -102,7 +102,7 @@ def test_it_ends_before_a_stop_and_shows_none_of_it():
     assert "".join(text for text, _ in pieces_of("甲。乙", ("。",))) == "甲"
 
 
-def test_what_only_begins_a_stop_is_written_after_all():
+def test_text_that_only_begins_a_stop_is_kept():
     assert pieces_of("ab!", ("abc",)) == [("", None), ("", None), ("ab!", None), ("", "stop")]
     assert pieces_of("ab", ("abc",)) == [
         ("", None),
@@ -113,12 +113,12 @@ def test_what_only_begins_a_stop_is_written_after_all():
     assert pieces_of("ab", ("abc",), max_new_tokens=2) == [("", None), ("ab", "length")]
 
 
-def test_a_character_comes_when_it_is_whole_and_half_of_one_not_at_all():
+def test_only_whole_characters_are_written():
     assert pieces_of("猫", ()) == [("", None), ("", None), ("猫", None), ("", "stop")]
     assert pieces_of("猫", (), max_new_tokens=2) == [("", None), ("", "length")]
 
 
-def test_a_prompt_has_something_to_go_on_from():
+def test_an_encoded_prompt_is_never_empty():
     tokenizer = load_tokenizer("bytes")
     assert encode_prompt(tokenizer, "") == [10]
     assert encode_prompt(tokenizer.with_end_of_text(), "") == [256]
@@ -146,7 +146,7 @@ def test_a_trace_has_the_models_probabilities_and_those_drawn_with():
     assert len(pieces) == 4
 
 
-def test_nothing_is_traced_unless_asked_for():
+def test_only_requests_with_trace_are_traced():
     model, tokenizer = small_model(), load_tokenizer("bytes")
     requests = [Request("a", 3), Request("a", 3, trace=True)]
     traced = [piece.choice is not None for piece in complete(model, tokenizer, requests)]

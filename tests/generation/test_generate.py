@@ -155,7 +155,10 @@ def test_without_a_prompt_a_new_document_begins(generate):
         (["--prompt_file=none"], "--prompt_file 'none': can't be read (No such file or directory)"),
         ([f"--prompt_file={PNG}"], f"--prompt_file '{PNG}': can't be read (it is not UTF-8)"),
         (["--prompt_file=/dev/null"], "--prompt_file '/dev/null': has no line with a prompt"),
-        (["--interactive", "--json"], "--interactive: reads prompts from the terminal and"),
+        (
+            ["--interactive", "--json"],
+            "--interactive: reads prompts from the terminal and completes each one once",
+        ),
         (["--ckpt_path=nowhere.ckpt"], "no checkpoint at 'nowhere.ckpt'"),
         ([f"--ckpt_path={PNG}"], f"{PNG} is not a checkpoint that can be loaded"),
         (["--ckpt_path=", "--logs=nowhere"], "no checkpoint below 'nowhere'"),

@@ -44,7 +44,7 @@ def write(path, capsys, monkeypatch):
 
 @pytest.fixture
 def talk(write):
-    """`talk("the cat", "/more")`: what it says to each line, after a greeting."""
+    """`talk("the cat", "/more")`: its answer to each line, after the greeting."""
 
     def call(*lines: str) -> list[str]:
         words = ["--interactive", "--max_new_tokens=9"]
@@ -135,7 +135,7 @@ class Terminal:
         self.seen = ""
 
     def until(self, pattern: str) -> str:
-        """Reads on until the pattern is there; gives all up to its end, and forgets it."""
+        """Reads until the pattern appears, and returns all output up to its end."""
         end = time.monotonic() + 60
         while not (found := re.search(pattern, self.seen, re.DOTALL)):
             ready, _, _ = select.select([self.file], [], [], max(0, end - time.monotonic()))
@@ -145,7 +145,7 @@ class Terminal:
         return text
 
     def interrupt(self) -> None:
-        """Ctrl-C, and on to the next prompt; what a terminal shows right then, it may lose."""
+        """Presses Ctrl-C and waits for the next prompt; the terminal may lose output meanwhile."""
         self.type("\x03")
         time.sleep(0.5)
         self.type("/seed 8888\n/options\n")
@@ -164,7 +164,7 @@ def test_at_a_terminal_ctrl_c_ends_the_answer_and_arrow_up_brings_back_the_promp
         terminal.until("the cat.{30}")  # streamed, while it is far from done
         terminal.interrupt()
         terminal.type("half a line")
-        terminal.interrupt()  # it is forgotten
+        terminal.interrupt()  # it is dropped
         terminal.type("/trace on\nand\n")
         terminal.until("and.{30}")
         terminal.interrupt()

@@ -57,7 +57,7 @@ def draw(sampling: Sampling, logits: Iterable[float], seen: tuple = (), count: i
 
 
 def shares(sampling: Sampling, logits: Iterable[float], seen: tuple = ()) -> list[float]:
-    """How often each token is drawn; 40,000 draws miss the truth by at most 0.01."""
+    """How often each token is drawn; 40,000 draws are within 0.01."""
     drawn = draw(sampling, logits, seen, count=40_000)
     return (torch.bincount(drawn, minlength=4) / len(drawn)).tolist()
 
@@ -107,7 +107,7 @@ def test_tokens_are_drawn_with_these_probabilities(options, expected):
     assert told.tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_each_text_of_a_batch_is_drawn_from_its_own_logits():
+def test_each_row_is_drawn_from_its_own_logits():
     logits, seen = torch.tensor([[0.0, 9.0], [9.0, 0.0]]), torch.tensor([[0], [0]])
     for options in ({"temperature": 0}, {"temperature": 0.1}, {"top_k": 1}, {"top_p": 0.5}):
         assert Sampling(**options)(logits, seen, torch.Generator()).tolist() == [1, 0]
@@ -121,7 +121,7 @@ def test_each_text_of_a_batch_is_drawn_from_its_own_logits():
     temperature=st.floats(0.05, 10),
 )
 @settings(deadline=None, max_examples=100)
-def test_no_options_leave_nothing_to_draw(logits, top_k, top_p, min_p, temperature):
+def test_any_options_leave_a_token_to_draw(logits, top_k, top_p, min_p, temperature):
     """What is drawn is always a token, one of the top_k likeliest."""
     (drawn,) = draw(Sampling(temperature, top_k, top_p, min_p=min_p), logits).tolist()
     assert drawn in sorted(range(len(logits)), key=lambda i: -logits[i])[:top_k]
@@ -214,7 +214,7 @@ def test_greedy_text_is_the_same_as_without_a_cache(style, context_length, promp
     ids = some_ids(3, prompt_length)
     expected = greedy_by_hand(model, ids, 30)
     assert torch.equal(all_new(model, ids, 30, GREEDY), expected)
-    assert len(expected.unique()) > 2  # the texts are not one token again and again
+    assert len(expected.unique()) > 2  # not one token again and again
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
@@ -270,12 +270,12 @@ def test_the_window_slides_to_its_later_half_when_it_is_full(context_length, exp
     assert lengths == expected
 
 
-def test_a_prompt_longer_than_the_context_counts_by_its_end():
+def test_only_the_end_of_a_long_prompt_is_used():
     model, ids = small_model(), some_ids(1, 30)
     assert torch.equal(all_new(model, ids, 20), all_new(model, ids[:, -8:], 20))
 
 
-def test_the_same_seed_writes_the_same_text_and_another_one_another():
+def test_a_seed_decides_the_text():
     model, ids, sampling = small_model(), some_ids(3, 4), Sampling(temperature=1)
     first, again, other = (all_new(model, ids, 20, sampling, seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -291,7 +291,7 @@ def test_generating_leaves_the_global_random_state_alone():
     torch.set_rng_state(before)
 
 
-def test_ids_come_one_at_a_time_as_many_as_asked_for():
+def test_ids_come_one_at_a_time_up_to_max_new_tokens():
     new = generate(small_model(), some_ids(3, 4), 2)
     assert next(new).shape == (3,)
     assert next(new).shape == (3,)
@@ -302,7 +302,7 @@ def test_ids_come_one_at_a_time_as_many_as_asked_for():
 
 
 def broken_bytes(data: bytes) -> bytes:
-    """The part that makes `data` no UTF-8; a last character that is only begun is no fault."""
+    """The part of `data` that is not UTF-8; an unfinished last character is fine."""
     try:
         codecs.getincrementaldecoder("utf-8")("strict").decode(data)
     except UnicodeDecodeError as error:
@@ -337,7 +337,7 @@ def test_a_character_appears_once_it_is_whole():
 
 
 @pytest.mark.parametrize("length", [1, 2])
-def test_a_character_that_is_only_begun_does_not_appear(length):
+def test_an_unfinished_character_does_not_appear(length):
     ids = "a水".encode()[: 1 + length]
     assert list(stream_text(load_tokenizer("bytes"), ids)) == ["a"]
 
@@ -365,7 +365,7 @@ def test_without_a_tokenizer_untrained_models_do_write_broken_text():
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1)], ids=["greedy", "1"])
-def test_a_character_that_the_prompt_begins_is_gone_on_with(tokenizer, sampling):
+def test_a_character_that_the_prompt_begins_is_completed(tokenizer, sampling):
     """As tokens of a corpus may end anywhere: the prompts of the samples while training do."""
     prompts = [b"abc\xe6", b"ab\xe6\xb0", b"a\xf0\x9f\xa6", b"\xe6\xb0\xb4a"]  # 水, 🦊
     ids = torch.tensor([[tokenizer.ranks[bytes([byte])] for byte in text] for text in prompts])
@@ -376,7 +376,7 @@ def test_a_character_that_the_prompt_begins_is_gone_on_with(tokenizer, sampling)
 
 
 @pytest.mark.parametrize("prompt", ["𠮷野家🦊", "Ünïcödé", "\x00\t\r\n", "<|endoftext|>", "\ufeff"])
-def test_any_prompt_works_also_of_characters_never_seen(tokenizer, prompt):
+def test_any_prompt_works_even_with_unseen_characters(tokenizer, prompt):
     ids = prompt_ids(tokenizer, prompt)
     model = small_model(vocab_size=tokenizer.vocab_size)
     new = all_new(model, ids, 20, Sampling(1), tokenizer=tokenizer)

@@ -22,11 +22,11 @@ TOKENIZER = Tokenizer("test", r"(?s:.+)", BYTES + TOKENS).with_end_of_text()
 
 
 @pytest.mark.parametrize(("number", "shown"), list(enumerate(MORE.values())))
-def test_blanks_and_parts_of_characters_are_to_be_seen(number, shown):
+def test_spaces_and_parts_of_characters_are_visible(number, shown):
     assert show_token(TOKENIZER, 256 + number) == shown
 
 
-def test_the_end_of_a_document_is_to_be_seen():
+def test_the_end_of_a_document_is_visible():
     assert show_token(TOKENIZER, TOKENIZER.end_of_text) == "<end>"
 
 

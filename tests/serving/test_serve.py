@@ -85,7 +85,7 @@ class Server:
             time.sleep(0.02)
 
     def hang_up(self, body: dict[str, Any], window: int = 1 << 16) -> socket.socket:
-        """The connection on which that was asked; closing it is for the caller."""
+        """Sends a request and returns the connection, for the caller to close."""
         content = json.dumps(body).encode()
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
@@ -95,7 +95,7 @@ class Server:
         return connection
 
     def stop(self, number: int) -> tuple[int, str]:
-        """Exit status, and stderr; nothing of it may be left."""
+        """Stops the server, checks that no process is left, and returns exit status and stderr."""
         self.process.send_signal(number)
         _, err = self.process.communicate(timeout=60)
         with pytest.raises(ProcessLookupError):
@@ -138,7 +138,7 @@ def expected(checkpoint) -> Callable[..., str]:
     return write
 
 
-def test_it_says_what_it_serves_and_where(server, client, checkpoint):
+def test_it_prints_what_it_serves_and_where(server, client, checkpoint):
     assert server.line == f"Serving {checkpoint} at http://127.0.0.1:{server.port} (Ctrl-C stops)\n"
     assert [model.id for model in client.models.list()] == ["version_7/best"]
     assert client.models.retrieve("version_7/best").owned_by == "lit_gpt"
@@ -161,8 +161,8 @@ def test_the_text_is_what_generate_writes(client, checkpoint, capsys):
     openai.types.Completion.model_validate(answer.to_dict(), strict=True)
 
 
-def test_without_options_it_is_as_openai_has_it(client, expected):
-    """16 tokens at temperature 1, with another seed each time."""
+def test_the_defaults_are_those_of_openai(client, expected):
+    """16 tokens at temperature 1, with a new seed each time."""
     answer = client.completions.create(model="version_7/best", prompt="ab", seed=1)
     assert answer.choices[0].text == expected("ab", 16, Sampling(1.0), 1)
     prompts = ["ab"] * 6
@@ -215,7 +215,7 @@ def test_stops_and_echo(client, expected):
         assert choices[-1].finish_reason == "stop"
 
 
-def test_a_top_p_next_to_nothing_takes_the_likeliest(client, expected):
+def test_a_tiny_top_p_takes_the_likeliest(client, expected):
     answer = client.completions.create(model="version_7/best", prompt="ab", top_p=1e-50)
     assert answer.choices[0].text == expected("ab", 16, Sampling(0), 1)
 
@@ -274,7 +274,7 @@ def test_options_beyond_openais(client, expected):
         ({"prompt": {"a": 1}}, "prompt", "prompt: Input should be a valid "),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(client, options, param, message):
+def test_errors_name_the_parameter(client, options, param, message):
     with pytest.raises(openai.BadRequestError, match=message) as refused:
         client.completions.create(**{"model": "version_7/best", "prompt": "a"} | options)
     assert (refused.value.param, refused.value.type) == (param, "invalid_request_error")
@@ -315,7 +315,7 @@ def test_an_unknown_model(client):
         ('{"prompt": "' + "a" * (1 << 23) + '"}', 413, "more than 1,048,576 bytes"),
     ],
 )  # fmt: skip
-def test_bodies_of_all_kinds(server, body, status, message):
+def test_malformed_and_large_bodies(server, body, status, message):
     response = server.post(body)
     assert response.status_code == status
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
@@ -333,7 +333,7 @@ def test_other_paths_and_methods(server):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_curl_gets_the_text_exactly(server, expected):
-    """Of a prompt in many writings, with what JSON and HTML write otherwise."""
+    """A prompt in several scripts, with characters that JSON and HTML escape."""
     prompt = 'naïve "猫" \\ <b>&\t\x00 🙂\n'
     body = json.dumps({"prompt": prompt, "seed": 4, "max_tokens": 50, "echo": True})
     command = ["curl", "-sS", f"{server.url}/v1/completions", "-d", body]
@@ -348,7 +348,7 @@ def test_curl_gets_the_text_exactly(server, expected):
     assert "".join(part["choices"][0]["text"] for part in parts) == text
 
 
-def test_50_at_once_are_each_as_alone(server, client, expected):
+def test_50_concurrent_requests_get_what_each_would_alone(server, client, expected):
     def ask(i: int) -> str:
         options = {"prompt": f"{i}: " + "ab" * (i % 9), "max_tokens": 20 + i % 30, "seed": i}
         options |= {"temperature": 0.5 + i % 3 / 2, "stream": i % 2 == 1}
@@ -366,8 +366,8 @@ def test_50_at_once_are_each_as_alone(server, client, expected):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_hangs_up_leaves_its_place(server, expected, stream):
-    """While others are served; and those who wait, too, before their turn has come."""
+def test_a_client_that_disconnects_frees_its_place(server, expected, stream):
+    """While others are served, and also while it waits for its turn."""
     body = {"prompt": "a", "max_tokens": LONG, "stream": stream}
     with closing(server.hang_up({**body, "n": 40})) as many, closing(server.hang_up(body)) as one:
         server.wait_for((32, 9))
@@ -379,7 +379,7 @@ def test_a_client_that_hangs_up_leaves_its_place(server, expected, stream):
     assert answer["choices"][0]["text"] == expected("ab", 16, Sampling(1.0), 1)
 
 
-def test_one_beside_a_hang_up_goes_on(server, client, expected):
+def test_a_disconnect_leaves_other_requests_running(server, client, expected):
     with client.completions.create(
         model="version_7/best", prompt="ab", max_tokens=1000, seed=1, stream=True
     ) as stream:
@@ -399,8 +399,8 @@ def test_a_short_request_does_not_wait_for_a_long_one(server, expected):
     server.wait_for((0, 0))
 
 
-def test_one_that_leaves_while_it_sends(server):
-    """Nothing is said of it, as the end of this module's server shows."""
+def test_a_client_that_disconnects_while_sending(server):
+    """The server prints nothing about it, which the `server` fixture checks at its end."""
     with closing(socket.create_connection(("127.0.0.1", server.port))) as connection:
         head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n"
         connection.sendall(head + b'{"prompt')
@@ -408,7 +408,7 @@ def test_one_that_leaves_while_it_sends(server):
     assert server.counts() == (0, 0)
 
 
-def test_more_than_may_be_are_told_to_come_again(checkpoint, tmp_path, expected):
+def test_too_many_requests_are_told_to_retry(checkpoint, tmp_path, expected):
     argv = "--max_concurrent=3", "--max_batch_size=2", "--max_prompt_tokens=4"
     with serving(f"--ckpt_path={checkpoint}", *argv, folder=tmp_path) as server:
         ask = {"prompt": "ab", "max_tokens": 2048, "seed": 1}
@@ -426,7 +426,7 @@ def test_more_than_may_be_are_told_to_come_again(checkpoint, tmp_path, expected)
         assert [answer["choices"][0]["text"] for answer in right] == [text] * len(right)
         assert {answer.status_code for answer in answers} <= {200, 429}
         assert len(right) >= 3
-        # The client's own way: it comes again until there is room.
+        # The client retries until there is room.
         patient = server.client().with_options(max_retries=20)
         with ThreadPoolExecutor(6) as pool:
             asked = [pool.submit(patient.completions.create, model="version_7/best", **ask)] * 6
@@ -438,7 +438,7 @@ def test_more_than_may_be_are_told_to_come_again(checkpoint, tmp_path, expected)
         )
 
 
-def test_pages_of_other_sites_are_kept_out(server):
+def test_pages_of_other_sites_are_refused(server):
     body = {"prompt": "a", "max_tokens": 1}
     assert server.post(body, Origin=server.url).status_code == 200
     for own in ("localhost", f"LOCALHOST:{server.port}", "[::1]:80"):
@@ -453,7 +453,7 @@ def test_pages_of_other_sites_are_kept_out(server):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_with_all_that_is_under_way(checkpoint, tmp_path, number, status):
+def test_a_signal_stops_it_and_all_requests(checkpoint, tmp_path, number, status):
     """Open to other machines, with the newest checkpoint."""
     argv = f"--logs={checkpoint.parents[2]}", "--host=0.0.0.0", f"--max_tokens={LONG}"
     with serving(*argv, folder=tmp_path) as server:
@@ -465,7 +465,7 @@ def test_a_signal_ends_it_with_all_that_is_under_way(checkpoint, tmp_path, numbe
             stream = pool.submit(httpx.post, url, json={**ask, "stream": True}, timeout=60)
             server.url = f"http://127.0.0.1:{server.port}"
             server.wait_for((40, 0))
-            half = socket.create_connection(("127.0.0.1", server.port))  # of what it says it sends
+            half = socket.create_connection(("127.0.0.1", server.port))  # of its body
             half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{")
             deaf = server.hang_up({**ask, "stream": True}, window=4096)  # it never reads
             server.wait_for((60, 0))
@@ -482,7 +482,7 @@ def test_a_signal_ends_it_with_all_that_is_under_way(checkpoint, tmp_path, numbe
             deaf.close()
 
 
-def test_what_keeps_it_from_starting_is_one_line(server, checkpoint, tmp_path, capsys):
+def test_errors_at_the_start_are_one_line(server, checkpoint, tmp_path, capsys):
     def error(*argv: str) -> str:
         assert main(["serve", *argv]) == 2
         return capsys.readouterr().err
@@ -501,7 +501,7 @@ def test_what_keeps_it_from_starting_is_one_line(server, checkpoint, tmp_path, c
 
 
 @pytest.mark.parametrize("package", ["uvicorn", "starlette", "pydantic"])
-def test_without_the_packages_it_says_how_to_get_them(package, monkeypatch, capsys):
+def test_missing_packages_are_named_with_the_way_to_install_them(package, monkeypatch, capsys):
     for name in list(sys.modules):
         if name.startswith(("lit_gpt.serving.", "uvicorn.", "starlette.", "pydantic.")):
             monkeypatch.delitem(sys.modules, name)
@@ -512,7 +512,7 @@ def test_without_the_packages_it_says_how_to_get_them(package, monkeypatch, caps
 
 
 def test_a_batch_that_fails_leaves_the_others_alone(checkpoint, capfd):
-    """Of whatever reason; here a device is too small for all but small batches."""
+    """Here the device only has room for small batches."""
     model, tokenizer = load_checkpoint(checkpoint)
 
     def too_small(module: Any, args: Any) -> None:
@@ -580,7 +580,7 @@ def test_the_page_writes_what_the_model_writes(server, browser, expected, tmp_pa
     assert page.locator("#answer b").count() == 0
     page.screenshot(path=tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 10_000
-    # The text has the ink of the dark scheme on its card.
+    # The text has the dark scheme.s color.
     assert (
         page.eval_on_selector("#answer", "e => getComputedStyle(e).color") == "rgb(242, 241, 236)"
     )
@@ -588,7 +588,7 @@ def test_the_page_writes_what_the_model_writes(server, browser, expected, tmp_pa
     assert problems == []
 
 
-def test_the_page_stops_and_says_what_is_wrong(server, browser):
+def test_the_page_stops_and_shows_errors(server, browser):
     page = browser.new_page(viewport={"width": 360, "height": 800})
     page.goto(server.url)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
