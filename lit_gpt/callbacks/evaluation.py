@@ -16,19 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lit_gpt.callbacks.stopping import GracefulStop, agreed
 from lit_gpt.data import Batch, TextDataModule, read_windows
 from lit_gpt.module import LitGPT, next_token_loss
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `full_loss` measures."""
-
-    loss: float  # nats/token
-    bits_per_byte: float
-    num_tokens: int  # targets
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(self.loss)
+from lit_gpt.reports.history import FinalResult
 
 
 @dataclass(eq=False)
@@ -61,7 +49,7 @@ def whole_val_split(data: TextDataModule) -> FullSplitBatches:
 
 
 @torch.inference_mode()
-def full_loss(trainer: pl.Trainer, model: LitGPT, batches: Iterable[Batch]) -> Evaluation:
+def full_loss(trainer: pl.Trainer, model: LitGPT, batches: Iterable[Batch]) -> FinalResult:
     """The loss over all of `batches`, split between the ranks, in the trainer's precision."""
     assert model.token_lengths is not None, "full_loss needs the trainer's datamodule"
     model.eval()
@@ -73,7 +61,7 @@ def full_loss(trainer: pl.Trainer, model: LitGPT, batches: Iterable[Batch]) -> E
     if trainer.world_size > 1:
         sums = trainer.strategy.reduce(sums.to(model.device), reduce_op="sum")
     nats, tokens, num_bytes = sums.tolist()
-    return Evaluation(nats / tokens, nats / math.log(2) / num_bytes, int(tokens))
+    return FinalResult(nats / tokens, nats / math.log(2) / num_bytes, int(tokens))
 
 
 class EvaluationPrinter(Callback):
@@ -99,13 +87,11 @@ class EvaluationPrinter(Callback):
         val = trainer.callback_metrics["val/loss"].item()
         step = trainer.global_step
         pl_module.print(f"Step: {step}, Training Loss: {train:.3f}, Validation Loss: {val:.3f}")
+        self.worse += 1
         if val < self.best["val"]:
             self.best = {"val": val, "train": train, "step": step}
             self.worse = 0
-            return
-        self.worse += 1
-        overfits = self.worse >= self.patience and train < self.best["train"]
-        if overfits and not self.has_warned:
+        elif self.worse >= self.patience and train < self.best["train"] and not self.has_warned:
             self.has_warned = True
             pl_module.print(
                 f"The model is overfitting: the validation loss was best at step "
@@ -134,7 +120,7 @@ class FinalEvaluation(Checkpoint):
 
     def __init__(self, stop: GracefulStop) -> None:
         self.stop = stop
-        self.result: Evaluation | None = None
+        self.result: FinalResult | None = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -144,7 +130,7 @@ class FinalEvaluation(Checkpoint):
             self.stop.reason = agreed(trainer, self.stop.signal)
             self.result = None if self.stop.reason else result
 
-    def _until_stopped(self, batches: Iterable[Any]) -> Iterator[Any]:
+    def _until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
             yield batch  # at least one: there is no mean of none
             if self.stop.signal:

@@ -20,14 +20,7 @@ from lit_gpt.command import resource_error
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.reports import report
-from lit_gpt.reports.history import (
-    EVALUATED,
-    LOGGED,
-    FinalResult,
-    History,
-    Session,
-    read_history,
-)
+from lit_gpt.reports.history import EVALUATED, LOGGED, History, Session, read_history
 from lit_gpt.storage import atomic_write_text
 
 
@@ -71,13 +64,13 @@ class ReportWriter(Checkpoint):
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> History:
         """The history to record in: that of the folder, where the run is resumed there."""
+        history = History()
         try:
             history = read_history(self.folder)
         except FileNotFoundError:
-            history = History()
+            pass
         except UserError as error:
             pl_module.print(f"Starting a new history for this run: {error}")
-            history = History()
         self.options = report.read_options(self.folder)
         versions = {"python": platform.python_version()}
         versions |= {name: version(name) for name in ("torch", "lightning", "tiktoken")}
@@ -124,10 +117,7 @@ class ReportWriter(Checkpoint):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.history and self.is_recording(trainer):
             with self.warn_only(pl_module):
-                if result := self.final.result:
-                    self.history.final = FinalResult(
-                        result.loss, result.bits_per_byte, result.num_tokens
-                    )
+                self.history.final = self.final.result
                 self.write(self.history)
 
     def write(self, history: History) -> None:
