@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,11 @@ def save_atomically(contents: Mapping[str, Any], path: str | Path) -> None:
 
 def _reason(error: Exception, path: Path) -> str:
     """Why a file can't be written; of a full disk torch says no more than that writing failed."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    try:
+    with suppress(OSError):
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
         return f"{shutil.disk_usage(path.parent).free:,} bytes are free there"
-    except OSError:
-        return str(error)
+    return str(error)
 
 
 class CheckpointIO(TorchCheckpointIO):
@@ -150,11 +150,10 @@ class CheckpointIO(TorchCheckpointIO):
 
 def checkpoint_bytes(model: LitGPT) -> int:
     """Approximate size of a checkpoint's tensors: the weights and the optimizer's moments."""
-    weights = sum(p.nbytes for p in model.parameters())
-    moments = 2 * weights  # AdamW has two
+    size = 3 * sum(p.nbytes for p in model.parameters())  # AdamW has two moments
     if model.hparams.optimizer == "muon":  # which has one for the blocks' matrices
-        moments -= sum(p.nbytes for p in model.gpt.blocks.parameters() if p.ndim > 1)
-    return weights + moments
+        size -= sum(p.nbytes for p in model.gpt.blocks.parameters() if p.ndim > 1)
+    return size
 
 
 def file_bytes(model: LitGPT, data: TextDataModule) -> int:
@@ -169,11 +168,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def check_space(folder: Path, model: LitGPT, data: TextDataModule, num_files: int) -> None:
-    """Checks that the disk has room for a run's checkpoints, and for one more while it is written.
-
-    Raises:
-        UserError: it has not.
-    """
+    """Raises a UserError if the disk has no room for a run's checkpoints, and one being written."""
     size = file_bytes(model, data)
     existing = sum(path.stat().st_size for path in folder.glob("*.ckpt"))
     needed = (num_files + 1) * size - existing

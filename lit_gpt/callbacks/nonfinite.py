@@ -18,21 +18,13 @@ from lit_gpt.module import LitGPT
 
 @dataclass
 class StepValues:
-    """What is known of a step before its update.
+    """What is known of a step before its update."""
 
-    Args:
-        step: number of the step, from 1.
-        learning_rate: of its update.
-        loss: nats/token, a scalar.
-        gradient_norm: computes it, a scalar, unless it is computed already.
-        checked: which of the two have to be finite.
-    """
-
-    step: int
+    step: int  # from 1
     learning_rate: float
-    loss: Tensor
-    gradient_norm: Callable[[], Tensor]
-    checked: tuple[str, ...]
+    loss: Tensor  # nats/token, a scalar
+    gradient_norm: Callable[[], Tensor]  # a scalar, which takes time to compute
+    checked: tuple[str, ...]  # which of the two must be finite
     copied: torch.cuda.Event | None = None
 
     def copy_from_device(self) -> None:
@@ -58,19 +50,14 @@ class StepValues:
 
 
 class NonFiniteGuard(Callback):
-    """Stops a run at the first non-finite loss or gradient, or skips such updates.
+    """Stops a run at a non-finite loss or gradient, once `skip_bad_steps` updates were skipped.
 
-    LitGPT's `skip_bad_steps` says how many updates may be skipped. Weights that are not finite are
-    never saved.
-
-    Attributes:
-        skipped: updates skipped so far, those before a resume included.
+    Weights that are not finite are never saved.
     """
 
-    def __init__(self) -> None:
-        self.allowed = 0
-        self.skipped = 0
-        self.pending: StepValues | None = None  # of the newest step, not checked yet
+    allowed = 0
+    skipped = 0  # updates so far, those before a resume included
+    pending: StepValues | None = None  # of the newest step, not checked yet
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, LitGPT)
@@ -79,13 +66,10 @@ class NonFiniteGuard(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Decides on the update.
+        """Decides on the update; raises a UserError if no further one may be skipped.
 
         Reading a number from a device waits for it. So on CUDA, unless updates may be skipped, a
         step is checked during the next one, or before anything is evaluated or saved.
-
-        Raises:
-            UserError: no further update may be skipped.
         """
         assert isinstance(pl_module, LitGPT)
         self.check_pending()
@@ -134,7 +118,7 @@ class NonFiniteGuard(Callback):
             "with `skip_bad_steps`=10; checkpoints saved earlier are intact",
         )
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, *args: Any) -> None:
         self.check_pending()
 
     def on_save_checkpoint(

@@ -17,17 +17,12 @@ REFRESH = 0.2  # seconds; reading the loss waits for the device
 
 
 class Throughput(Callback):
-    """Logs tokens_per_second of training: all devices together, without evaluations.
+    """Logs tokens_per_second of training: all devices together, without evaluations."""
 
-    Attributes:
-        rate: the newest.
-    """
-
-    def __init__(self) -> None:
-        self.tokens = 0
-        self.since = 0.0
-        self.rate: float | None = None
-        self.paused: float | None = None
+    tokens = 0
+    since = 0.0
+    rate: float | None = None  # the newest, tokens/s
+    paused: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.tokens = 0
@@ -56,10 +51,7 @@ class Throughput(Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, but it counts optimizer steps up to max_steps, and a resumed run's too.
-
-    Shows loss and tokens/s. Nothing of it is written where the output is not a terminal.
-    """
+    """Shows all optimizer steps of the run, loss and tokens/s; nothing without a terminal."""
 
     def __init__(self, throughput: Throughput) -> None:
         super().__init__()

@@ -23,19 +23,14 @@ class Samples(Callback):
     Args:
         prompts: texts to continue; None: the beginnings of three lines of the validation text.
         num_tokens: length of each continuation; 0: no samples.
-
-    Attributes:
-        prompt_texts: the prompts.
-        texts: prompts and continuations of the newest evaluation.
-        new_ids: the ids of those continuations.
     """
 
     def __init__(self, prompts: list[str] | None = None, num_tokens: int = 32) -> None:
         self.prompts = prompts
         self.num_tokens = num_tokens
         self.prompt_texts: list[str] = []
-        self.texts: list[str] = []
-        self.new_ids: list[list[int]] = []
+        self.texts: list[str] = []  # prompts and continuations of the newest evaluation
+        self.new_ids: list[list[int]] = []  # of those continuations
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = getattr(trainer, "datamodule", None)

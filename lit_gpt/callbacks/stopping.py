@@ -30,15 +30,10 @@ class GracefulStop(Callback):
 
     Args:
         max_time: how long this process may train, as Lightning's Timer takes it; checked after
-            each step, so at least one step is done.
+            each step, so at least one step is done. A UserError if it isn't a time.
 
     Attributes:
-        signal: the first signal that this process received, else 0.
         reason: why the run was stopped, the same on all ranks: a signal, MAX_TIME, else 0.
-        evaluation_due: whether the evaluation after the newest step has still to be run.
-
-    Raises:
-        UserError: a max_time that isn't a time.
     """
 
     state_key = "GracefulStop"
@@ -53,10 +48,10 @@ class GracefulStop(Callback):
                 value=max_time,
             ) from error
         self.signals: list[int] = [signal.SIGINT, signal.SIGTERM]
-        self.signal = 0
+        self.signal = 0  # the first that this process received
         self.reason = 0
         self.was_asked = False  # by Ctrl-C or SIGTERM
-        self.evaluation_due = False
+        self.evaluation_due = False  # after the newest step
         self.old_handlers: dict[int, Any] = {}
         self.unfinished: Path | None = None  # the file that is being written, if it exists
         self.launcher: Any = None  # of the other ranks, if this process started them
@@ -94,8 +89,7 @@ class GracefulStop(Callback):
 
     def __enter__(self) -> GracefulStop:
         """Handles signals from here on, also in the evaluations before and after training."""
-        for number in self.signals:
-            self.old_handlers[number] = signal.signal(number, self._handle)
+        self.old_handlers = {n: signal.signal(n, self._handle) for n in self.signals}
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -141,9 +135,7 @@ class GracefulStop(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.evaluation_due = False
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, *args: Any) -> None:
         if self.launcher:  # the other ranks would wait for this one
             self.launcher.kill(KILL)
 
