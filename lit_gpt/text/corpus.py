@@ -14,14 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from lit_gpt import storage
 from lit_gpt.errors import UserError
-from lit_gpt.storage import (
-    atomic_write_text,
-    cache_folder,
-    flush,
-    remove_abandoned,
-    temporary_folder,
-)
 from lit_gpt.text import bpe
 from lit_gpt.text.files import Reader, find_files
 from lit_gpt.text.overlap import chunks
@@ -71,7 +65,7 @@ class Corpus:
             return json.loads(path.read_text(encoding="utf-8"))
         value = compute()
         with suppress(OSError):
-            atomic_write_text(path, json.dumps(value))
+            storage.atomic_write_text(path, json.dumps(value))
         return value
 
 
@@ -126,7 +120,7 @@ def _encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> Non
     with full_ids.open("rb") as old, (folder / "tokens.bin").open("wb") as new:
         while len(ids := np.fromfile(old, np.uint32, CHUNK)):
             new.write(new_ids[ids].astype(dtype).tobytes())
-        flush(new)
+        storage.flush(new)
     full_ids.unlink()
     info = CorpusInfo(
         fingerprint=reader.fingerprint,
@@ -136,7 +130,7 @@ def _encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> Non
         **reader.counts,
     )
     meta = {"info": asdict(info), "dtype": dtype.name, "tokenizer": tokenizer.to_dict()}
-    atomic_write_text(folder / "meta.json", json.dumps(meta))
+    storage.atomic_write_text(folder / "meta.json", json.dumps(meta))
 
 
 def split_at(num_tokens: int, train_fraction: float) -> int:
@@ -187,8 +181,8 @@ def _new_folder(folder: Path, reader: Reader) -> Iterator[Path]:
     """A new folder that becomes `folder` after the block, or is removed if the block fails."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder.parent)
-        with temporary_folder(folder.parent) as work:
+        storage.remove_abandoned(folder.parent)
+        with storage.temporary_folder(folder.parent) as work:
             new = work / "corpus"
             new.mkdir(mode=0o700)  # a text may be private
             yield new
@@ -230,7 +224,7 @@ def load_corpus(
     reader = Reader(find_files(path), encoding, text_field)
     options = [CACHE_VERSION, reader.fingerprint, key, vocabulary.is_compact, encoding]
     name = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:24]
-    folder = cache_folder(cache) / name
+    folder = storage.cache_folder(cache) / name
     if corpus := _open(folder, reader):
         return corpus
     if vocabulary.trained_size:
