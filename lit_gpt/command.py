@@ -77,8 +77,8 @@ def call(function: Callable[..., Any], argv: list[str], *settings: type, **kwarg
     Args:
         function: the command.
         argv: the command line.
-        settings: dataclasses. A parameter annotated with one gets its fields as options, but those
-            that the function has a parameter for keep their defaults; so do nested ones.
+        settings: dataclasses. The fields of a parameter annotated with one are options too, except
+            those that the function has a parameter for.
         kwargs: of the `Parser`, such as `prog`.
 
     Raises:
