@@ -15,8 +15,7 @@ def defaults(progress_bar: bool = True) -> list[Callback]:
     evaluation are printed.
 
     Args:
-        progress_bar: whether to show one, in a terminal; needs False for a Trainer with
-            enable_progress_bar=False.
+        progress_bar: False for a Trainer with enable_progress_bar=False.
     """
     from lit_gpt.callbacks.evaluation import EvaluationPrinter
     from lit_gpt.callbacks.nonfinite import NonFiniteGuard

@@ -104,11 +104,7 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 def save_atomically(contents: Mapping[str, Any], path: str | Path) -> None:
-    """Writes a checkpoint so that `path` always names a complete one, see `atomic_open`.
-
-    Raises:
-        UserError: the disk is full or can't be written.
-    """
+    """Writes a checkpoint by `atomic_open`; a UserError if the disk is full or can't be written."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

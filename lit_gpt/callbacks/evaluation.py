@@ -113,14 +113,12 @@ class FinalEvaluation(Checkpoint):
     """The loss over the whole validation split, at the end of a run that wasn't stopped.
 
     A Checkpoint only so that Lightning calls it after those that save the last step.
-
-    Attributes:
-        result: None until then.
     """
+
+    result: FinalResult | None = None
 
     def __init__(self, stop: GracefulStop) -> None:
         self.stop = stop
-        self.result: FinalResult | None = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = getattr(trainer, "datamodule", None)

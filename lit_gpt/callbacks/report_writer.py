@@ -29,21 +29,13 @@ class ReportWriter(Checkpoint):
 
     A Checkpoint only so that Lightning calls it after the samples and before those that save: all
     that a checkpoint continues is recorded.
-
-    Args:
-        command: the command line of the run.
-        samples: writes the samples of each evaluation.
-        final: holds the final loss, once it is known.
-
-    Attributes:
-        card: names and values that the run prints at its start.
     """
 
     def __init__(self, command: str, samples: Samples, final: FinalEvaluation) -> None:
         self.command = command
         self.samples = samples
         self.final = final
-        self.card: list[tuple[str, str]] = []
+        self.card: list[tuple[str, str]] = []  # what the run prints at its start
         self.history: History | None = None
         self.has_warned = False
 
@@ -63,7 +55,7 @@ class ReportWriter(Checkpoint):
             self.has_warned = True
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> History:
-        """The history to record in: that of the folder, where the run is resumed there."""
+        """The history to record in: the folder's, if the run is resumed there."""
         history = History()
         try:
             history = read_history(self.folder)
