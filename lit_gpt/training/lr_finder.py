@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import math
 import sys
 import tempfile
 from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.tuner.tuning import Tuner
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -30,21 +28,6 @@ MIN_RATE = 1e-6
 MAX_RATE = 1.0
 BETA = 0.98  # of Lightning's smoothing
 SKIPPED = 10  # steps at the start, which are too noisy to read
-
-
-class InMemory(CheckpointIO):
-    """Keeps the weights from before the test, which Lightning restores, without a file."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        self.checkpoint = copy.deepcopy(checkpoint)
-
-    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return self.checkpoint
-
-    def remove_checkpoint(self, path: Any) -> None:
-        del self.checkpoint
 
 
 def find_learning_rate(options: TrainOptions) -> None:
@@ -88,7 +71,8 @@ def range_test(
 
     The run's schedule plays no part, and there is no guard: the loss explodes at the end.
     """
-    run.trainer.strategy.checkpoint_io = InMemory()
+    # Without our names and checks, in the run's scratch folder: the weights to restore at the end.
+    run.trainer.strategy.checkpoint_io = TorchCheckpointIO()
     run.data.trainer = run.trainer
     with stop_at_once(), ExitStack() as stack:
         if not sys.stderr.isatty():  # where Lightning would draw its bar

@@ -36,41 +36,37 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "logs",
     "enable_model_summary": False,  # its FLOPs are 0; we print our own line
 }
-TRAINER_HELP = {  # what --help shows of Trainer's 40 options
-    "max_steps": "optimizer steps; -1: until stopped",
-    "max_time": "stop after this time, as DD:HH:MM:SS",
-    "val_check_interval": "steps between evaluations",
-    "limit_val_batches": "batches of each split in an evaluation; 0: no evaluations",
-    "accumulate_grad_batches": "batches per optimizer step",
-    "gradient_clip_val": "clip the gradient to this norm",
-    "accelerator": "cpu, gpu, mps or auto",
-    "devices": "how many devices to train on",
-    "precision": "such as 32-true, bf16-mixed or 16-mixed; default: bf16-mixed where the GPU "
+OUR_HELP = {  # plainer than Lightning's
+    "config": "YAML file of options",
+    "seed_everything": "seed of the initial weights, the windows and dropout",
+    "trainer.max_steps": "optimizer steps; -1: until stopped",
+    "trainer.max_time": "stop after this time, as DD:HH:MM:SS",
+    "trainer.val_check_interval": "steps between evaluations",
+    "trainer.limit_val_batches": "batches of each split in an evaluation; 0: no evaluations",
+    "trainer.accumulate_grad_batches": "batches per optimizer step",
+    "trainer.gradient_clip_val": "clip the gradient to this norm",
+    "trainer.accelerator": "cpu, gpu, mps or auto",
+    "trainer.devices": "how many devices to train on",
+    "trainer.precision": "32-true, bf16-mixed or 16-mixed; default: bf16-mixed where the GPU "
     "supports it",
-    "default_root_dir": "folder of the runs",
+    "trainer.default_root_dir": "folder of the runs",
 }
-MODEL_HELP: tuple[str, ...] = (
-    "style",
-    "d_model",
-    "num_blocks",
-    "num_heads",
-    "dropout",
-    "learning_rate",
-)
-MODEL_HELP += ("optimizer", "schedule", "warmup_steps", "compile", "init_from")
-DATA_HELP = ("path", "tokenizer", "context_length", "batch_size", "order", "train_fraction")
-SHORT_HELP = {"help", "config", "print_config", "seed_everything", "ckpt_path", "find_lr"}
-SHORT_HELP |= {"samples.prompts", "checkpoints.every_n_steps"}
-SHORT_HELP |= {f"model.{name}" for name in MODEL_HELP} | {f"data.{name}" for name in DATA_HELP}
-SHORT_HELP |= {f"trainer.{name}" for name in TRAINER_HELP}
-
-GROUPS: dict[str, tuple[type, ...]] = {  # where a plain field is looked for, in this order
-    "data": (TextDataModule,),
-    "model": (LitGPT, GPTConfig),
-    "samples": (Samples,),
-    "overfit": (EvaluationPrinter,),
-    "checkpoints": (StepCheckpoints,),
-    "trainer": (pl.Trainer,),
+MODEL_HELP = "style d_model num_blocks num_heads dropout learning_rate optimizer schedule"
+DATA_HELP = "path tokenizer context_length batch_size order train_fraction"
+SHORT_HELP = {  # what --help shows
+    *OUR_HELP,
+    *("help", "print_config", "ckpt_path", "find_lr"),
+    *(f"model.{name}" for name in f"{MODEL_HELP} warmup_steps compile init_from".split()),
+    *(f"data.{name}" for name in DATA_HELP.split()),
+    *("samples.prompts", "checkpoints.every_n_steps"),
+}
+GROUPS: dict[str, tuple[str, tuple[type, ...]]] = {  # titles in --help, and whose fields they have
+    "model": ("model and optimizer", (LitGPT, GPTConfig)),
+    "data": ("text and batches", (TextDataModule,)),
+    "samples": ("sample texts", (Samples,)),
+    "checkpoints": ("checkpoints every N steps", (StepCheckpoints,)),
+    "overfit": ("overfitting", (EvaluationPrinter,)),
+    "trainer": ("training", (pl.Trainer,)),
 }
 PROBE = 1  # a context length that nobody trains with
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # in no file name, and can't be saved
@@ -80,7 +76,9 @@ def option_name(field: str) -> str:
     """A field as the command line spells it: `context_length` is --data.context_length."""
     if field == "seed":
         return "--seed_everything"
-    for group, owners in GROUPS.items():
+    if field == "context_length":  # a field of the model too, which follows
+        return "--data.context_length"
+    for group, (_, owners) in GROUPS.items():
         if any(field in inspect.signature(owner).parameters for owner in owners):
             return f"--{group}.{field}"
     return f"--{field}"
@@ -124,18 +122,17 @@ class Parser(command.Parser, LightningArgumentParser):
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """The options that most people need, ours first; with --help=GROUP or =all the others."""
         for action in self._actions:
-            group, _, name = action.dest.partition(".")
-            is_shown = action.dest in SHORT_HELP if self.shown is None else self.shown == group
-            if self.shown != "all" and not is_shown:
+            if self.shown is None and action.dest in SHORT_HELP:
+                action.help = OUR_HELP.get(action.dest, action.help)
+            elif self.shown not in ("all", action.dest.partition(".")[0]):
                 action.help = argparse.SUPPRESS
-            elif self.shown is None and group == "trainer":
-                action.help = TRAINER_HELP[name]
-            elif action.dest == "seed_everything":
-                action.help = "seed of the initial weights, the windows and dropout"
-        order = ["model", "data", "samples", "checkpoints", "overfit", "trainer"]
-        groups = {group: name for name, group in (self.groups or {}).items()}
-        action_groups: Any = self._action_groups
-        action_groups.sort(key=lambda group: order.index(groups[group]) if group in groups else -1)
+            # Lists can be appended to with --NAME+, which is not worth a line each.
+            action.option_strings = [s for s in action.option_strings if not s.endswith("+")]
+        groups = self.groups or {}
+        for name, (title, _) in GROUPS.items():
+            groups[name].title = title
+        others: list[Any] = [g for g in self._action_groups if g not in groups.values()]
+        self._action_groups = [*others, *(groups[name] for name in GROUPS)]
         return super().format_help(*args, **kwargs)
 
 
@@ -244,17 +241,13 @@ class TrainOptions(LightningCLI):
                 hint="to evaluate only at the end, give it the value of `max_steps`",
             )
 
-    def before_instantiate_classes(self) -> None:
-        self.checkpoint = resolve_checkpoint(self)
-
     def instantiate_classes(self) -> None:
-        """Leaves it to `build_run`: a plan, a sweep or a benchmark builds other runs."""
+        """Opens the checkpoint; `build_run` makes the objects, once a command wants them."""
+        self.checkpoint = resolve_checkpoint(self)
 
     def given(self, name: str) -> bool:
         """Whether the user set an option, even to its default, on the command line or in a file."""
-        group, _, field = name.rpartition(".")
-        probe = self.parser.parse_args([f"--{name}={PROBE}", *self.argv])
-        return probe[group][field] != PROBE
+        return self.parser.parse_args([f"--{name}={PROBE}", *self.argv])[name] != PROBE
 
     def instantiate(self) -> jsonargparse.Namespace:
         """Model, data module and callbacks, by the names of their options.
@@ -265,9 +258,9 @@ class TrainOptions(LightningCLI):
         try:
             return self.parser.instantiate_classes(self.config)
         except ValueError as error:
-            cause: BaseException = error
-            while cause.__cause__:
+            cause: BaseException | None = error
+            while cause and not isinstance(cause, ModuleNotFoundError):
                 cause = cause.__cause__
-            if isinstance(cause, ModuleNotFoundError):
-                raise UserError(str(cause)) from error
-            raise
+            if cause is None:
+                raise
+            raise UserError(str(cause)) from error

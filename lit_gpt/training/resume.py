@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,25 +94,23 @@ def check_fit(
         raise UserError(
             f"must be above {step}, the step of {path}", field="max_steps", value=max_steps
         )
-    differences = []
-    saved_config = checkpoint.gpt_config
-    for field in fields(GPTConfig):
-        saved = getattr(saved_config, field.name)
-        given = getattr(model.gpt.config, field.name)
-        if saved != given and field.name not in ("dropout", "style"):
-            differences.append(difference(field.name, saved, given))
-    for name in ("optimizer", "learning_rate", "weight_decay", "betas"):
-        saved = checkpoint.hyperparameters.get(name)
-        if saved != model.hparams[name]:
-            differences.append(difference(name, saved, model.hparams[name]))
+    model_fields = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "style")]
+    optimizer_fields = ["optimizer", "learning_rate", "weight_decay", "betas"]
+    data_fields = ["train_fraction", "encoding", "text_field"]
     same_tokens = checkpoint.has_tokenizer(data.tokenizer)
-    names = ["train_fraction", "encoding", "text_field"]
     if not same_tokens:
-        names = ["tokenizer", "compact_vocab", *names]
-    for name in names:
-        saved = checkpoint.data_hyperparameters.get(name)
-        if saved != data.hparams[name]:
-            differences.append(difference(name, saved, data.hparams[name]))
+        data_fields = ["tokenizer", "compact_vocab", *data_fields]
+    compared = (
+        (model_fields, asdict(checkpoint.gpt_config), asdict(model.gpt.config)),
+        (optimizer_fields, checkpoint.hyperparameters, model.hparams),
+        (data_fields, checkpoint.data_hyperparameters, data.hparams),
+    )
+    differences = [
+        f"{name} was {saved.get(name)} and is now {given[name]}"
+        for names, saved, given in compared
+        for name in names
+        if saved.get(name) != given[name]
+    ]
     if checkpoint.corpus_info.get("fingerprint") != data.corpus.info.fingerprint:
         differences.append(f"the text of {data.hparams.path} is not the one it was trained on")
     elif not same_tokens and not differences:
@@ -125,7 +123,3 @@ def check_fit(
             hint=f"continue it with {options}, or start a new run from its weights with "
             f"`init_from`={path}",
         )
-
-
-def difference(name: str, saved: Any, given: Any) -> str:
-    return f"{name} was {saved} and is now {given}"

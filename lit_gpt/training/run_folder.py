@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +44,18 @@ def claim_run(root: Path) -> str:
     if not is_rank_zero():
         return "rank"  # never used: nothing but the first rank writes
     taken = [p.name.removeprefix("version_") for p in root.glob("version_*")]
-    for n in count(max((int(t) for t in taken if t.isdecimal()), default=-1) + 1):
+    n = 1 + max((int(t) for t in taken if t.isdecimal()), default=-1)
+    while True:
         try:
             (root / f"version_{n}").mkdir(parents=True)
             return f"version_{n}"
         except FileExistsError:
-            continue
+            n += 1
         except OSError as error:
             raise UserError(
                 f"cannot make a folder for the run in {root}: {error.strerror}",
                 hint="name another place with `default_root_dir`",
             ) from error
-    raise AssertionError("count() ended")
 
 
 @contextmanager
@@ -100,9 +99,7 @@ def run_folder_arguments(config: Any, ckpt_path: str | None) -> dict[str, Any]:
     root = config.default_root_dir or "."
     version = run_of_last(ckpt_path, root)
     if config.logger is False:
-        if version is None:
-            version = claim_run(Path(root))
-        return {"default_root_dir": str(Path(root) / version)}
+        return {"default_root_dir": str(Path(root, version or claim_run(Path(root))))}
     place: dict[str, Any] = {}
     if slurm.job_id():  # Lightning would load an hpc_ckpt_N.ckpt of any earlier run from the root
         place["default_root_dir"] = str(Path(root) / "requeued")

@@ -47,12 +47,18 @@ def text_card(data: TextDataModule) -> list[tuple[str, str]]:
         ("Line breaks added between files", info.added_line_ends),
     ]
     sizes = f"{len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}"
+    lines = find_shared_lines(data)
+    shared = []
+    if lines.num_lines:  # a text may have no line ends
+        share = f"{lines.num_shared / lines.num_lines:.1%}, {lines.share_of_bytes:.1%} of the bytes"
+        value = f"{lines.num_shared:,} of {lines.num_lines:,} ({share})"
+        shared = [("Validation lines also in the training text", value)]
     return [
         ("Text length", f"{info.num_characters:,} characters"),
         *((name, f"{number:,}") for name, number in counts if number),
         ("Total", f"{info.num_tokens:,} tokens"),
         ("Training", sizes),
-        *shared_lines_card(data),
+        *shared,
         ("Vocabulary", f"{data.vocab_size:,} tokens ({data.vocabulary_name})"),
         ("Bytes per token", f"{info.num_bytes / info.num_tokens:.2f}"),
     ]
@@ -80,19 +86,6 @@ def find_shared_lines(data: TextDataModule) -> SharedLines:
         f"shared-lines-{len(train)}", lambda: astuple(shared_lines(train, val, tokens))
     )
     return SharedLines(*found)
-
-
-def shared_lines_card(data: TextDataModule) -> list[tuple[str, str]]:
-    """How much of the validation text the model was trained on."""
-    lines = find_shared_lines(data)
-    if not lines.num_lines:  # the text has no line ends
-        return []
-    share = lines.num_shared / lines.num_lines
-    value = (
-        f"{lines.num_shared:,} of {lines.num_lines:,} "
-        f"({share:.1%}, {lines.share_of_bytes:.1%} of the bytes)"
-    )
-    return [("Validation lines also in the training text", value)]
 
 
 def changed_options(run: Run) -> list[str]:

@@ -25,7 +25,7 @@ from lit_gpt.callbacks.checkpoints import (
     StepCheckpoints,
     check_space,
 )
-from lit_gpt.callbacks.evaluation import FinalEvaluation
+from lit_gpt.callbacks.evaluation import EvaluationPrinter, FinalEvaluation
 from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.callbacks.progress import ProgressBar, Throughput
 from lit_gpt.callbacks.report_writer import ReportWriter
@@ -55,14 +55,15 @@ class Run:
     data: TextDataModule
     checkpoint: Checkpoint | None  # the one it continues
     guard: NonFiniteGuard
-    stop: GracefulStop
     throughput: Throughput
+    stop: GracefulStop
     samples: Samples
+    printer: EvaluationPrinter
     report: ReportWriter
     best: BestCheckpoint
     last: LastCheckpoint
-    step_checkpoints: StepCheckpoints
     final: FinalEvaluation
+    step_checkpoints: StepCheckpoints
 
     @property
     def folder(self) -> Path:
@@ -94,25 +95,36 @@ def build_run(
     model: LitGPT = objects.model
     data: TextDataModule = objects.data
     stop = GracefulStop(objects.trainer.max_time)
-    throughput = Throughput()
     final = FinalEvaluation(stop)
-    report = ReportWriter(command_line("train", *options.argv), objects.samples, final)
-    guard = NonFiniteGuard()
-    best = BestCheckpoint()
-    last = LastCheckpoint(stop)
     # Lightning moves checkpoint callbacks to the end and keeps their order: the report comes first,
     # as checkpoints continue what it has, and the best before the last, which keeps its score.
-    ours = [guard, throughput, stop, objects.samples, objects.overfit, report, best, last, final]
-    ours.append(objects.checkpoints)
+    ours: dict[str, Any] = {
+        "guard": NonFiniteGuard(),
+        "throughput": Throughput(),
+        "stop": stop,
+        "samples": objects.samples,
+        "printer": objects.overfit,
+        "report": ReportWriter(command_line("train", *options.argv), objects.samples, final),
+        "best": BestCheckpoint(),
+        "last": LastCheckpoint(stop),
+        "final": final,
+        "step_checkpoints": objects.checkpoints,
+    }
+    more: list[Callback] = []
     if objects.trainer.enable_progress_bar is not False:
-        ours.append(ProgressBar(throughput))
+        more.append(ProgressBar(ours["throughput"]))
     if slurm.job_id():
-        ours.append(slurm.SlurmJobMarker(options.argv))
+        more.append(slurm.SlurmJobMarker(options.argv))
     if not objects.trainer.fast_dev_run:
-        ours.append(SaveConfig(options.parser, options.config))
+        more.append(SaveConfig(options.parser, options.config))
     if scratch is None:
         arguments = run_folder_arguments(objects.trainer, options.config.ckpt_path)
-        arguments["callbacks"] = [*as_list(objects.trainer.callbacks), *ours, *callbacks]
+        arguments["callbacks"] = [
+            *as_list(objects.trainer.callbacks),
+            *ours.values(),
+            *more,
+            *callbacks,
+        ]
     else:
         logger = TensorBoardLogger(scratch, name="", version="")
         arguments = {
@@ -128,22 +140,7 @@ def build_run(
         check_fit(options.config.ckpt_path, checkpoint, trainer.max_steps, model, data)
     elif model.hparams.init_from:
         load_weights(model.gpt, model.hparams.init_from)
-    return Run(
-        options=options,
-        trainer=trainer,
-        model=model,
-        data=data,
-        checkpoint=checkpoint,
-        guard=guard,
-        stop=stop,
-        throughput=throughput,
-        samples=objects.samples,
-        report=report,
-        best=best,
-        last=last,
-        step_checkpoints=objects.checkpoints,
-        final=final,
-    )
+    return Run(options, trainer, model, data, checkpoint, **ours)
 
 
 def build_trainer(arguments: dict[str, Any]) -> pl.Trainer:
