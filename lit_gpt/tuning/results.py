@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import accumulate
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,99 +16,104 @@ from rich.table import Table
 from lit_gpt.reports.charts import XY, Chart, Series
 from lit_gpt.reports.html import charts_page
 from lit_gpt.storage import atomic_write_text
-from lit_gpt.tuning.search_space import Choices, Range
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.trial import FrozenTrial
+    from optuna.distributions import BaseDistribution
 
 
-def counted(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that were completed, were pruned or failed, in their order."""
-    states = ("COMPLETE", "PRUNED")  # Optuna's FAIL are those that were interrupted
-    return [t for t in study.get_trials(deepcopy=False) if t.state.name in states]
+@dataclass(frozen=True)
+class Result:
+    """A trial that was completed, was pruned or failed.
+
+    Args:
+        number: from 1.
+        values: of the searched options, as typed on the command line.
+        bits_per_byte: of the whole validation split; of a pruned trial, that of its last
+            evaluation; infinite if there was none.
+        outcome: bits per byte, or why the trial was not completed.
+        run: folder.
+    """
+
+    number: int
+    is_complete: bool
+    values: dict[str, str]
+    bits_per_byte: float
+    outcome: str
+    run: str
 
 
-def complete(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """The completed trials, whose value is that of the whole validation split."""
-    return [trial for trial in trials if trial.state.name == "COMPLETE"]
+def results_of(study: optuna.Study) -> list[Result]:
+    """The results in the order of the trials, without those that were interrupted."""
+    states = ("COMPLETE", "PRUNED")
+    trials = [t for t in study.get_trials(deepcopy=False) if t.state.name in states]
+    return [
+        Result(
+            number,
+            trial.state.name == "COMPLETE",
+            bits_per_byte=inf if trial.value is None else trial.value,
+            **trial.user_attrs,
+        )
+        for number, trial in enumerate(trials, 1)
+    ]
 
 
-def values_of(trial: FrozenTrial) -> dict[str, str]:
-    """The values of the searched options, as typed on the command line."""
-    values: dict[str, str] = trial.user_attrs["values"]
-    return values
+def ranking(results: list[Result]) -> list[Result]:
+    """The completed trials, the best first."""
+    completed = [result for result in results if result.is_complete]
+    return sorted(completed, key=lambda result: result.bits_per_byte)
 
 
-def bits_per_byte(trial: FrozenTrial) -> float:
-    """Of a pruned trial, that of its last evaluation."""
-    assert trial.value is not None
-    return trial.value
-
-
-def print_table(trials: list[FrozenTrial]) -> None:
-    """Prints the trials, the best first, and those without a result below in their order."""
-    numbers = {id(trial): n for n, trial in enumerate(trials, 1)}
-    ranked = sorted(complete(trials), key=bits_per_byte)
-    others = [trial for trial in trials if trial.state.name != "COMPLETE"]
-    names = list(values_of(trials[0]))
-    table = Table("rank", "trial", *names, "bits per byte", "run")
-    for rank, trial in enumerate([*ranked, *others], 1):
+def print_table(results: list[Result]) -> None:
+    """Prints the trials, the best first, and those not completed below in their order."""
+    table = Table("rank", "trial", *results[0].values, "bits per byte", "run")
+    ranks = {result.number: rank for rank, result in enumerate(ranking(results), 1)}
+    for result in sorted(results, key=lambda r: ranks.get(r.number, len(results) + r.number)):
         table.add_row(
-            str(rank) if rank <= len(ranked) else "",
-            str(numbers[id(trial)]),
-            *(values_of(trial)[name] for name in names),
-            trial.user_attrs["outcome"],
-            Path(trial.user_attrs["run"]).name,
+            str(ranks.get(result.number, "")),
+            str(result.number),
+            *result.values.values(),
+            result.outcome,
+            Path(result.run).name,
         )
     Console(width=None if sys.stdout.isatty() else 120, markup=False).print(table)
 
 
-def save_charts(
-    trials: list[FrozenTrial], spaces: Mapping[str, Choices | Range], path: Path
-) -> None:
+def save_charts(results: list[Result], spaces: Mapping[str, BaseDistribution], path: Path) -> None:
     """Writes a page with bits per byte by trial, and by the value of each option."""
-    numbers = {id(trial): n for n, trial in enumerate(trials, 1)}
-    ended = complete(trials)
-
-    def number_of(trial: FrozenTrial) -> float:
-        return numbers[id(trial)]
-
-    lowest = accumulate((bits_per_byte(trial) for trial in ended), min)
-    best_so_far = list(zip(map(number_of, ended), lowest, strict=True))
-    best = best_so_far[-1][1] if best_so_far else None
-    mark = next((point for point in best_so_far if point[1] == best), None)
-    note = f"best: {best:.4f}" if best else ""
-    line = Series("best so far", best_so_far, "steps", color=1, mark=mark, note=note)
-    by_trial = [*dots(trials, number_of), line]
+    completed = [result for result in results if result.is_complete]
+    lowest = accumulate((result.bits_per_byte for result in completed), min)
+    best_so_far = [(r.number, low) for r, low in zip(completed, lowest, strict=True)]
+    best = min(best_so_far, key=lambda point: point[1], default=None)
+    note = f"best: {best[1]:.4f}" if best else ""
+    line = Series("best so far", best_so_far, "steps", color=1, mark=best, note=note)
+    by_trial = [*dots(results, lambda result: result.number), line]
     charts = [Chart("Validation bits per byte", by_trial, x_name="trial", decimals=4, main=True)]
     for name, space in spaces.items():
-        names = space.values if isinstance(space, Choices) else ()
-        is_log = isinstance(space, Range) and space.log
-        series = dots(trials, place_in(space, name))
+        names = getattr(space, "choices", ())
+        is_log = getattr(space, "log", False)
+
+        def place(result: Result, name: str = name, names: tuple[str, ...] = names) -> float:
+            value = result.values[name]
+            return names.index(value) if names else float(value)
+
+        series = dots(results, place)
         charts.append(Chart(name, series, x_name=name, x_names=names, log_x=is_log, decimals=4))
-    subtitle = f"{len(trials)} trials, {len(ended)} completed. Lower is better."
+    subtitle = f"{len(results)} trials, {len(completed)} completed. Lower is better."
     title = f"Sweep {path.parent.name}"
     atomic_write_text(
         path, charts_page("charts.html", title=title, subtitle=subtitle, charts=charts)
     )
 
 
-def place_in(space: Choices | Range, name: str) -> Callable[[FrozenTrial], float]:
-    """Where a trial's value of an option lies on the x-axis."""
-    if isinstance(space, Choices):
-        return lambda trial: space.values.index(values_of(trial)[name])
-    return lambda trial: float(values_of(trial)[name])
-
-
-def dots(trials: list[FrozenTrial], place: Callable[[FrozenTrial], float]) -> list[Series]:
+def dots(results: list[Result], place: Callable[[Result], float]) -> list[Series]:
     """Completed and pruned trials, at `place` on the x-axis."""
 
-    def points(chosen: list[FrozenTrial]) -> list[XY]:
-        return sorted((place(trial), bits_per_byte(trial)) for trial in chosen)
+    def points(are_complete: bool) -> list[XY]:
+        chosen = [result for result in results if result.is_complete == are_complete]
+        return sorted((place(r), r.bits_per_byte) for r in chosen if isfinite(r.bits_per_byte))
 
-    pruned = [t for t in trials if t.state.name != "COMPLETE" and t.value is not None]
     return [
-        Series("completed", points(complete(trials)), "dots"),
-        Series("pruned", points(pruned), "rings", color=6),
+        Series("completed", points(True), "dots"),
+        Series("pruned", points(False), "rings", color=6),
     ]

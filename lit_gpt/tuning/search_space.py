@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,65 +14,23 @@ import yaml
 from lit_gpt.errors import UserError
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna.distributions import BaseDistribution
 
-KEYS = ("options", "fixed", "trials", "study")
-RANGE_KEYS = {"low", "high", "log", "step"}
+DEFAULTS: dict[str, Any] = {"options": {}, "fixed": {}, "trials": 20, "study": "logs/sweep"}
+KINDS = {dict: "map option names to values", int: "be a whole number", str: "be a folder"}
 OWN = ("trainer.default_root_dir", "ckpt_path", "find_lr", "print_config")  # can't be a trial's
 
 
 def text_of(value: Any) -> str:
     """A value as the command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-@dataclass(frozen=True)
-class Choices:
-    """One of several values, in no order."""
-
-    values: tuple[str, ...]
-
-    def suggest(self, trial: optuna.Trial, name: str) -> str:
-        return trial.suggest_categorical(name, self.values)
-
-    def __str__(self) -> str:
-        return f"one of {', '.join(self.values)}"
-
-    def examples(self) -> tuple[str, ...]:
-        """Values to check before the first trial."""
-        return self.values
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from low to high, both included; whole numbers if both are."""
-
-    low: int | float
-    high: int | float
-    log: bool = False
-    step: int | float | None = None
-
-    def suggest(self, trial: optuna.Trial, name: str) -> str:
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            step = int(self.step or 1)
-            return str(trial.suggest_int(name, self.low, self.high, step=step, log=self.log))
-        value = trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
-        # Four digits can be read and typed, and the trial uses what is shown.
-        return text_of(min(max(float(f"{value:.4g}"), self.low), self.high))
-
-    def __str__(self) -> str:
-        step = "" if self.step is None else f", step {self.step}"
-        return f"{self.low} to {self.high}{', log' if self.log else ''}{step}"
-
-    def examples(self) -> tuple[str, ...]:
-        return text_of(self.low), text_of(self.high)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True)
 class Sweep:
     """Spaces by option, the other options of train as texts, how many trials, and where."""
 
-    spaces: dict[str, Choices | Range]
+    spaces: dict[str, BaseDistribution]
     fixed: dict[str, list[str]]
     trials: int
     folder: Path
@@ -84,18 +41,40 @@ class Sweep:
         fixed.sort(key=lambda pair: pair[0] != "config")
         return [f"--{name}={text}" for name, text in (*fixed, *values.items())]
 
+    def texts(self, params: Mapping[str, Any]) -> dict[str, str]:
+        """Values that Optuna suggests, as typed on the command line."""
+        return {name: text_in(space, params[name]) for name, space in self.spaces.items()}
+
     def examples(self) -> Iterator[list[str]]:
         """Options of trials in which each end and choice appears, with the first of the others."""
-        first = {name: space.examples()[0] for name, space in self.spaces.items()}
+        first = {name: examples_of(space)[0] for name, space in self.spaces.items()}
         yield self.argv(first)
         for name, space in self.spaces.items():
-            for value in space.examples()[1:]:
+            for value in examples_of(space)[1:]:
                 yield self.argv(first | {name: value})
 
     def described(self) -> dict[str, str]:
         """What makes trials comparable, by option: a study is only continued with the same."""
-        spaces = {name: str(space) for name, space in self.spaces.items()}
+        spaces = {name: describe(space) for name, space in self.spaces.items()}
         return spaces | {name: " ".join(texts) for name, texts in self.fixed.items()}
+
+
+def text_in(space: Any, value: str | float) -> str:
+    """A value within a space: of a float, four digits, which can be read and typed."""
+    if isinstance(value, float):
+        value = min(max(float(f"{value:.4g}"), space.low), space.high)
+    return text_of(value)
+
+
+def examples_of(space: Any) -> tuple[str, ...]:
+    return getattr(space, "choices", None) or (text_of(space.low), text_of(space.high))
+
+
+def describe(space: Any) -> str:
+    if hasattr(space, "choices"):
+        return f"one of {', '.join(space.choices)}"
+    step = "" if space.step in (None, 1) else f", step {space.step}"
+    return f"{space.low} to {space.high}{', log' if space.log else ''}{step}"
 
 
 def read_sweep(path: str, trials: int | None, study: str | None, more: list[str]) -> Sweep:
@@ -109,60 +88,53 @@ def read_sweep(path: str, trials: int | None, study: str | None, more: list[str]
     Raises:
         UserError: the file, or what is wrong in it.
     """
-
-    def refuse(problem: str) -> UserError:
-        return UserError(problem, field="config", value=path)
-
-    content = read_yaml(path)
-    if unknown := [str(key) for key in content if key not in KEYS]:
-        raise refuse(f"unknown key {unknown[0]!r}: a sweep has {', '.join(KEYS)}")
-    options = content.get("options") or {}
-    fixed = content.get("fixed") or {}
-    for key, part in (("options", options), ("fixed", fixed)):
-        if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
-            raise refuse(f"{key} must map option names to values, not {part!r}")
-    if not options:
-        raise refuse("options is empty: give at least one option and its search space")
-    trials = content.get("trials", 20) if trials is None else trials
-    if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
-        raise refuse(f"trials (`trials`) must be at least 1, not {trials!r}")
-    folder = content.get("study", "logs/sweep") if study is None else study
-    if not isinstance(folder, str) or not folder:
-        raise refuse(f"study (`study`) must be a folder, not {folder!r}")
-    spaces = {name: read_space(name, space, refuse) for name, space in options.items()}
-    texts = {name: texts_of(name, value) for name, value in fixed.items()}
-    for name, text in read_options(more):
-        texts[name] = [text]
-    for name in (*spaces, *texts):
-        if name in OWN:
-            hint = f"leave it out (the runs go to {folder}; `study` names another folder)"
-            raise UserError("can't be given to a sweep", field=name, hint=hint)
-    if twice := [name for name in texts if name in spaces]:
-        raise UserError(
-            f"has a fixed value, but {path} also searches it",
-            field=twice[0],
-            hint="leave one of them out",
-        )
-    return Sweep(spaces, texts, trials, Path(folder).expanduser())
-
-
-def read_yaml(path: str) -> dict[Any, Any]:
+    given = {"trials": trials, "study": study}
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = read_content(path, {k: v for k, v in given.items() if v is not None})
+        spaces = {name: read_space(name, space) for name, space in content["options"].items()}
     except OSError as error:
         raise UserError(f"can't be read: {error.strerror}", field="config", value=path) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"is not a YAML file: {error}", field="config", value=path) from error
+    except ValueError as error:
+        raise UserError(str(error), field="config", value=path) from error
+    fixed = {}
+    for name, value in content["fixed"].items():
+        values = value if name == "config" and isinstance(value, list) else [value]
+        fixed[name] = [text_of(value) for value in values]
+    fixed |= {name: [text] for name, text in read_options(more)}
+    for name in (*spaces, *fixed):
+        if name in OWN:
+            hint = f"leave it out (the runs go to {content['study']}; `study` names another folder)"
+            raise UserError("can't be given to a sweep", field=name, hint=hint)
+        if name in spaces and name in fixed:
+            problem = f"has a fixed value, but {path} also searches it"
+            raise UserError(problem, field=name, hint="leave one of them out")
+    return Sweep(spaces, fixed, content["trials"], Path(content["study"]).expanduser())
+
+
+def read_content(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a sweep by key, of the right types; `given` ones replace the file's.
+
+    Raises:
+        ValueError: what is wrong in the file.
+    """
+    content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        hint = "it must have options (see configs/sweep.yaml)"
-        raise UserError("does not describe a sweep", field="config", value=path, hint=hint)
+        raise ValueError("does not describe a sweep; it must have options (see configs/sweep.yaml)")
+    if unknown := [str(key) for key in content if key not in DEFAULTS]:
+        raise ValueError(f"unknown key {unknown[0]!r}: a sweep has {', '.join(DEFAULTS)}")
+    content = DEFAULTS | {k: v for k, v in content.items() if v is not None} | dict(given)
+    for key, default in DEFAULTS.items():
+        if type(content[key]) is not type(default):  # isinstance(True, int)
+            raise ValueError(f"{key} must {KINDS[type(default)]}, not {content[key]!r}")
+    if not content["options"]:
+        raise ValueError("options is empty: give at least one option and its search space")
+    if content["trials"] < 1:
+        raise ValueError(f"trials (`trials`) must be at least 1, not {content['trials']}")
+    if not content["study"]:
+        raise ValueError("study (`study`) must be a folder, not ''")
     return content
-
-
-def texts_of(name: str, value: Any) -> list[str]:
-    """The values of an option as the command line takes them; `config` may have several."""
-    several = name == "config" and isinstance(value, list)
-    return [text_of(part) for part in (value if several else [value])]
 
 
 def read_options(argv: list[str]) -> Iterator[tuple[str, str]]:
@@ -184,48 +156,46 @@ def read_options(argv: list[str]) -> Iterator[tuple[str, str]]:
         yield name, value
 
 
-def read_space(name: str, space: Any, refuse: Callable[[str], UserError]) -> Choices | Range:
-    """The space that a value in the file's `options` describes.
+def read_space(name: str, space: Any) -> BaseDistribution:
+    """The space of an option: a list of choices, or a range, of whole numbers if its ends are.
 
-    Args:
-        refuse: makes an error of what is wrong.
+    Raises:
+        ValueError: it is neither, or the range is wrong.
     """
-
-    def refuse_it(problem: str) -> UserError:
-        return refuse(f"options: {name}{problem}")
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(space, list) and space:
-        return Choices(tuple(dict.fromkeys(map(text_of, space))))
-    if not isinstance(space, dict) or not {"low", "high"} <= set(space):
-        raise refuse_it(
-            " must be a list of values, or a range such as "
-            f"{{low: 0.001, high: 0.01, log: true}}, not {text_of(space)}",
+        return CategoricalDistribution(tuple(dict.fromkeys(map(text_of, space))))
+    keys = set(space) if isinstance(space, dict) else set()
+    if not {"low", "high"} <= keys <= {"low", "high", "log", "step"}:
+        raise ValueError(
+            f"options: {name} must be a list of values, or a range such as "
+            f"{{low: 0.001, high: 0.01, log: true}} or with a step, not {text_of(space)}"
         )
-    if unknown := set(space) - RANGE_KEYS:
-        problem = f": unknown {min(unknown, key=str)!r}: a range has low, high, log and step"
-        raise refuse_it(problem)
-    low = read_number(space, "low", refuse_it)
-    high = read_number(space, "high", refuse_it)
-    step = None if space.get("step") is None else read_number(space, "step", refuse_it)
+    low = read_number(space["low"])
+    high = read_number(space["high"])
+    step = None if space.get("step") is None else read_number(space["step"])
     log = space.get("log", False)
-    if not isinstance(log, bool):
-        raise refuse_it(f": log must be true or false, not {log!r}")
-    if low >= high:
-        raise refuse_it(f": low must be below high, not {low} and {high}")
-    if log and (low <= 0 or step is not None):
-        raise refuse_it(": log needs a low above 0, and no step")
-    if step is not None and step <= 0:
-        raise refuse_it(f": step must be above 0, not {step}")
-    if all(isinstance(number, int) for number in (low, high, step or 1)):
-        return Range(low, high, log, step)
-    return Range(float(low), float(high), log, step)
+    if not isinstance(log, bool) or not all(map(math.isfinite, (low, high, step or 0))):
+        problem = "low, high and step must be numbers, and log true or false"
+    elif low >= high:
+        problem = "low must be below high"
+    elif log and (low <= 0 or step is not None):
+        problem = "log needs a low above 0, and no step"
+    elif step is not None and step <= 0:
+        problem = "step must be above 0"
+    elif isinstance(low, int) and isinstance(high, int) and isinstance(step, int | None):
+        return IntDistribution(low, high, log, step or 1)
+    else:
+        return FloatDistribution(low, high, log, step)
+    raise ValueError(f"options: {name}: {problem}, not {text_of(space)}")
 
 
-def read_number(space: dict[str, Any], key: str, refuse: Callable[[str], UserError]) -> int | float:
-    value = space[key]
-    if isinstance(value, str):  # YAML reads 1e-4, without a point, as text
-        with suppress(ValueError):
-            value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise refuse(f": {key} must be a number, not {value!r}")
-    return value
+def read_number(value: Any) -> int | float:
+    """The number, also where YAML reads 1e-4, without a point, as text; NaN: it is none."""
+    if type(value) in (int, float):
+        return value
+    try:
+        return float(value) if isinstance(value, str) else math.nan
+    except ValueError:
+        return math.nan

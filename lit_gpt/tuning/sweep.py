@@ -20,14 +20,7 @@ import numpy as np
 from lit_gpt.command import Parser, command_line, stop_at_once
 from lit_gpt.errors import UserError
 from lit_gpt.storage import locked
-from lit_gpt.tuning.results import (
-    bits_per_byte,
-    complete,
-    counted,
-    print_table,
-    save_charts,
-    values_of,
-)
+from lit_gpt.tuning.results import print_table, ranking, results_of, save_charts
 from lit_gpt.tuning.search_space import Sweep, read_options, read_sweep
 
 if TYPE_CHECKING:
@@ -35,12 +28,13 @@ if TYPE_CHECKING:
 
 SEED = 1337  # of the search; the runs have --seed_everything
 FULL_TRIALS = 5  # that are completed before any is pruned
+OWN_OPTIONS = ("config", "trials", "study")
 FREE_SHARE = 0.25  # of a run's steps before it may be pruned
 
 
 def option_name(field: str) -> str:
     """A field as the command line spells it: its own options, and those of train."""
-    if field in ("config", "trials", "study"):
+    if field in OWN_OPTIONS:
         return f"--{field}"
     from lit_gpt.training.options import option_name as train_name  # imports torch
 
@@ -60,6 +54,7 @@ def run_in_process(name: str, *args: Any) -> None:
     """Calls a function of `trial`, which is imported here: the sweep itself needs no torch."""
     from lit_gpt.tuning import trial
 
+    trial.prepare()
     getattr(trial, name)(*args)
 
 
@@ -111,33 +106,31 @@ def open_study(plan: Sweep) -> Iterator[optuna.Study]:
         UserError: another process uses it, or it is not a study of these options.
     """
     import optuna
+    from optuna.exceptions import StorageInternalError
     from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
 
     path = plan.folder / "study.db"
-    hint = "name another folder"
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = f"can't use the folder: {error.strerror}"
-        raise UserError(problem, field="study", value=str(plan.folder), hint=hint) from error
-    url = URL.create("sqlite", database=str(path)).render_as_string()
-    errors = (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError)
+        problem = f"can't use the folder {plan.folder}: {error.strerror}"
+        raise UserError(problem, hint="name another folder with `study`") from error
     with locked(plan.folder, hint="wait until it ends, or name another folder with `study`"):
         try:
             study = optuna.create_study(
-                storage=url,
+                storage=URL.create("sqlite", database=str(path)).render_as_string(),
                 study_name="sweep",
                 pruner=optuna.pruners.MedianPruner(FULL_TRIALS),
                 load_if_exists=True,
             )
-        except errors as error:
+        except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
             problem = f"{path} can't be used as a study: {str(error).splitlines()[0]}"
             raise UserError(problem, hint="name another folder with `study`") from error
         refuse_other_options(study, plan)
         try:
             yield study
-        except optuna.exceptions.StorageInternalError as error:
+        except StorageInternalError as error:
             raise UserError(f"can't write to {path}: {error.__cause__ or error}") from error
 
 
@@ -172,21 +165,21 @@ def try_next(study: optuna.Study, plan: Sweep) -> None:
     """Runs one more trial and keeps its result."""
     import optuna
 
-    done = counted(study)
-    number = len(done) + 1
+    done = results_of(study)
     seed = int(np.random.SeedSequence((SEED, len(done))).generate_state(1)[0])
     study.sampler = optuna.samplers.TPESampler(seed=seed)
-    trial = study.ask()
-    values = {name: space.suggest(trial, name) for name, space in plan.spaces.items()}
+    trial = study.ask(plan.spaces)
+    number = len(done) + 1
+    values = plan.texts(trial.params)
     trial.set_user_attr("values", values)
     options = " ".join(f"--{name}={text}" for name, text in values.items())
     print(f"Trial {number} of {plan.trials}: {options}", flush=True)
-    twin = next((t for t in complete(done) if values_of(t) == values), None)
+    twin = next((result for result in ranking(done) if result.values == values), None)
     value: float | None
     if twin:  # with few choices some come twice, and the same run would end the same
-        value = twin.value
-        outcome = twin.user_attrs["outcome"]
-        run = twin.user_attrs["run"]
+        value = twin.bits_per_byte
+        outcome = twin.outcome
+        run = twin.run
     else:
         argv = [*plan.argv(values), f"--trainer.default_root_dir={plan.folder}"]
         value, outcome, run = train(trial, argv, plan.folder / f"trial_{number}.txt")
@@ -222,22 +215,20 @@ def report(study: optuna.Study, plan: Sweep) -> None:
     Raises:
         UserError: all trials are done, and none was completed.
     """
-    trials = counted(study)
-    if not trials:
+    results = results_of(study)
+    if not results:
         return
-    print_table(trials)
+    print_table(results)
     charts = plan.folder / "sweep.html"
-    save_charts(trials, plan.spaces, charts)
+    save_charts(results, plan.spaces, charts)
     print(f"Charts: {charts}")
-    completed = complete(trials)
-    if not completed and len(trials) >= plan.trials:
-        last = trials[-1].user_attrs["outcome"]
-        raise UserError(f"none of {len(trials)} trials was completed; the last one: {last}")
-    if completed:
-        best = min(completed, key=bits_per_byte)
-        folder = best.user_attrs["run"]
-        print(f"Best: {bits_per_byte(best):.4f} bits per byte ({folder}), with")
-        print(command_line("train", *plan.argv(values_of(best))))
+    if completed := ranking(results):
+        best = completed[0]
+        print(f"Best: {best.bits_per_byte:.4f} bits per byte ({best.run}), with")
+        print(command_line("train", *plan.argv(best.values)))
+    elif len(results) >= plan.trials:
+        problem = f"none of {len(results)} trials was completed; the last one: "
+        raise UserError(problem + results[-1].outcome)
 
 
 def sweep(
@@ -261,7 +252,7 @@ def sweep(
         with open_study(plan) as optuna_study:
             retry_interrupted(optuna_study)
             try:
-                while len(counted(optuna_study)) < plan.trials:
+                while len(results_of(optuna_study)) < plan.trials:
                     try_next(optuna_study, plan)
             except SystemExit:
                 report(optuna_study, plan)
@@ -280,13 +271,12 @@ def main(argv: list[str]) -> int:
         "all trials: --trainer.max_steps=100.",
     )
     parser.add_function_arguments(sweep, skip={"more"})
+    own: list[str] = []
+    more: list[str] = []
     if {"-h", "--help"} & set(argv):
-        argv = ["--help"]
-        own = argv
-        more = []
+        own = ["--help"]
     else:
-        pairs = list(read_options(argv))
-        own = [f"--{n}={v}" for n, v in pairs if n in ("config", "trials", "study")]
-        more = [f"--{n}={v}" for n, v in pairs if n not in ("config", "trials", "study")]
+        for name, value in read_options(argv):
+            (own if name in OWN_OPTIONS else more).append(f"--{name}={value}")
     sweep(more, **parser.parse_args(own))
     return 0

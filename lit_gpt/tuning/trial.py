@@ -50,6 +50,12 @@ def die_with_parent() -> None:
     os._exit(1)
 
 
+def prepare() -> None:
+    """What each process of a sweep does first."""
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    silence_warnings()
+
+
 def run_trial(argv: list[str], log: Path, connection: Connection) -> None:
     """Trains with these options, its output in the file `log`.
 
@@ -57,13 +63,11 @@ def run_trial(argv: list[str], log: Path, connection: Connection) -> None:
     there, then one of ("done", bits per byte, folder), ("pruned", None, folder) and
     ("failed", message, folder).
     """
-    threading.Thread(target=die_with_parent, daemon=True).start()
     with log.open("wb") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
-    silence_warnings()
     folder = ""
     try:
         run = build_run(argv, callbacks=[Reporter(connection)])
@@ -81,8 +85,6 @@ def run_trial(argv: list[str], log: Path, connection: Connection) -> None:
 
 def check_options(runs: list[list[str]], connection: Connection) -> None:
     """Sends what is wrong with the first of these runs that can't be built, else None."""
-    threading.Thread(target=die_with_parent, daemon=True).start()
-    silence_warnings()
     try:
         for argv in runs:
             with tempfile.TemporaryDirectory() as folder:
