@@ -63,21 +63,18 @@ class ProgressBar(TQDMProgressBar):
     def is_enabled(self) -> bool:
         return super().is_enabled and sys.stdout.isatty()
 
-    def init_train_tqdm(self) -> Tqdm:
-        bar = super().init_train_tqdm()
-        bar.leave = False
-        return bar
-
     def init_validation_tqdm(self) -> Tqdm:
         return Tqdm(disable=True)
 
     init_sanity_tqdm = init_validation_tqdm
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.train_progress_bar = self.init_train_tqdm()
-        self.train_progress_bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)
-        self.train_progress_bar.initial = trainer.global_step  # of a resumed run
-        self.train_progress_bar.n = trainer.global_step
+        bar = self.init_train_tqdm()
+        bar.leave = False
+        bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)
+        bar.initial = trainer.global_step  # of a resumed run
+        bar.n = trainer.global_step
+        self.train_progress_bar = bar
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """The one epoch has no end, and is no unit of progress."""
