@@ -243,10 +243,7 @@ class LitGPT(pl.LightningModule):
             return learning_rate_factor(step, max_steps, h.warmup_steps, h.schedule, final_share)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: Contents) -> None:  # type: ignore[override]
         """Adds what makes one file enough: the whole GPTConfig, the tokenizer, the corpus."""

@@ -70,9 +70,7 @@ def build_optimizer(
         fused: whether AdamW updates all weights in one kernel; False under a gradient scaler.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
-    matrices: list[Tensor] = []
-    if kind == "muon":
-        matrices = [p for p in model.blocks.parameters() if p.ndim > 1]
+    matrices: list[Tensor] = [p for p in model.blocks.parameters() if p.ndim > 1 and kind == "muon"]
     taken = {id(p) for p in matrices}
     decayed = [p for p in weights if p.ndim > 1 and id(p) not in taken]
     groups: list[dict[str, Any]] = [

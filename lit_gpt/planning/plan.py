@@ -28,7 +28,7 @@ from lit_gpt.planning.suggestions import Suggestion, suggest_dropout, suggest_mo
 from lit_gpt.storage import temporary_folder
 from lit_gpt.text.overlap import SharedLines
 from lit_gpt.training import summary
-from lit_gpt.training.init_from import set_tokenizer
+from lit_gpt.training.init_from import build_data
 from lit_gpt.training.options import TrainOptions, option_name
 from lit_gpt.training.run_folder import run_of_last
 from lit_gpt.training.train import Run, build_run, silence_warnings
@@ -237,11 +237,11 @@ def make_plan(options: TrainOptions, exits: ExitStack) -> Plan:
     if options.config.trainer.fast_dev_run:
         raise UserError("is not a run to plan", field="fast_dev_run", hint="leave it out")
     start = time.perf_counter()
-    data = TextDataModule(**options.config.data.as_dict())
-    set_tokenizer(data)  # fills the cache, where the run itself will find it
+    data = build_data(TextDataModule, **options.config.data.as_dict())
+    folder_of_cache = data.corpus.folder.parent  # encodes the text, which the run will then find
     encoding = time.perf_counter() - start
     try:  # beside the cached corpus: if this process is killed, the next encoding removes it
-        folder = exits.enter_context(temporary_folder(data.corpus.folder.parent))
+        folder = exits.enter_context(temporary_folder(folder_of_cache))
     except OSError:  # that disk is full or read-only
         folder = exits.enter_context(temporary_folder(Path(tempfile.gettempdir())))
     dry_run = DryRun(folder)

@@ -24,39 +24,23 @@ if TYPE_CHECKING:
     from lit_gpt.training.options import TrainOptions
 
 
-def set_tokenizer(data: TextDataModule) -> int:
-    """Hands the data a model's own tokenizer, where `tokenizer` names a model.
+def build_data(data_class: type[TextDataModule], **options: Any) -> TextDataModule:
+    """Makes the data module, with a model's own tokenizer where `tokenizer` names a model.
 
-    On the text, a folder's tokenizer must give the same ids as transformers' version of it.
-
-    Returns:
-        The vocabulary's size.
-
-    Raises:
-        UserError: the tokenizer or the text can't be used.
+    A folder's tokenizer must give the same ids as transformers' version of it.
     """
+    data = data_class(**options)
     source = data.hparams.tokenizer
     if is_folder(source):
         data.given_tokenizer = from_hf(source)[0]
         check_same_ids(source, data.corpus)
     elif source.endswith(".ckpt"):
         data.given_tokenizer = load_checkpoint(source)[1]
-    return data.vocab_size
-
-
-def build_data(data_class: type[TextDataModule], **options: Any) -> TextDataModule:
-    """Makes the data module of the options, with its tokenizer."""
-    data = data_class(**options)
-    set_tokenizer(data)
     return data
 
 
 def model_fields(source: str) -> dict[str, Any]:
-    """The fields of GPTConfig that go with the weights; a folder says nothing of dropout.
-
-    Raises:
-        UserError: no such file or folder, or one that can't be used.
-    """
+    """The fields of GPTConfig that go with the weights; a folder says nothing of dropout."""
     path = Path(os.path.expanduser(source))
     if path.is_dir():
         return folder_fields(path)

@@ -6,7 +6,7 @@ import io
 import math
 import sys
 import tempfile
-from contextlib import ExitStack, redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -24,18 +24,12 @@ from lit_gpt.training.summary import shorten
 from lit_gpt.training.train import Run, build_run
 
 NUM_STEPS = 200  # enough for the smoothed loss, over about 50 steps, to follow
-MIN_RATE = 1e-6
-MAX_RATE = 1.0
 BETA = 0.98  # of Lightning's smoothing
 SKIPPED = 10  # steps at the start, which are too noisy to read
 
 
 def find_learning_rate(options: TrainOptions) -> None:
-    """Prints a learning rate for the model and this text, and saves the plot in a run's folder.
-
-    Raises:
-        UserError: it can't be done with these options.
-    """
+    """Prints a learning rate for the model and this text, and saves the plot in a run's folder."""
     config = options.config
     if config.ckpt_path:
         raise UserError("only works for a new run", field="find_lr", hint="leave out `ckpt_path`")
@@ -65,7 +59,7 @@ def report_rates(options: TrainOptions, rates: list[float], losses: list[float])
 
 
 def range_test(
-    run: Run, min_rate: float = MIN_RATE, max_rate: float = MAX_RATE
+    run: Run, min_rate: float = 1e-6, max_rate: float = 1.0
 ) -> tuple[list[float], list[float]]:
     """Learning rates tried, rising, and the smoothed loss at each, in nats/token.
 
@@ -74,9 +68,8 @@ def range_test(
     # Without our names and checks, in the run's scratch folder: the weights to restore at the end.
     run.trainer.strategy.checkpoint_io = TorchCheckpointIO()
     run.data.trainer = run.trainer
-    with stop_at_once(), ExitStack() as stack:
-        if not sys.stderr.isatty():  # where Lightning would draw its bar
-            stack.enter_context(redirect_stderr(io.StringIO()))
+    has_bar = sys.stderr.isatty()  # elsewhere Lightning would draw it too
+    with stop_at_once(), nullcontext() if has_bar else redirect_stderr(io.StringIO()):
         # Without the data module, whose validation would be evaluated.
         found = Tuner(run.trainer).lr_find(
             run.model,

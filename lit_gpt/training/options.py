@@ -68,16 +68,15 @@ GROUPS: dict[str, tuple[str, tuple[type, ...]]] = {  # titles in --help, and who
     "overfit": ("overfitting", (EvaluationPrinter,)),
     "trainer": ("training", (pl.Trainer,)),
 }
+NAMES = {"seed": "--seed_everything", "context_length": "--data.context_length"}  # in two groups
 PROBE = 1  # a context length that nobody trains with
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # in no file name, and can't be saved
 
 
 def option_name(field: str) -> str:
     """A field as the command line spells it: `context_length` is --data.context_length."""
-    if field == "seed":
-        return "--seed_everything"
-    if field == "context_length":  # a field of the model too, which follows
-        return "--data.context_length"
+    if field in NAMES:
+        return NAMES[field]
     for group, (_, owners) in GROUPS.items():
         if any(field in inspect.signature(owner).parameters for owner in owners):
             return f"--{group}.{field}"
@@ -137,11 +136,7 @@ class Parser(command.Parser, LightningArgumentParser):
 
 
 def check_values(where: str, value: Any) -> None:
-    """Refuses text that no file can hold and numbers that torch can't.
-
-    Raises:
-        UserError: naming the option `where` it is.
-    """
+    """Refuses text that no file can hold and numbers that torch can't, naming `where` they are."""
     for leaf in leaves(value):
         if isinstance(leaf, str) and NOT_TEXT.search(leaf):
             raise UserError(f"{leaf!r} in {where} is not valid Unicode text without NUL characters")
@@ -154,7 +149,7 @@ def leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, jsonargparse.Namespace):
         value = vars(value)
     if isinstance(value, dict):
-        value = [part for pair in value.items() for part in pair]
+        value = [*value.keys(), *value.values()]
     if isinstance(value, list | tuple | set):
         for part in value:
             yield from leaves(part)
@@ -206,7 +201,6 @@ class TrainOptions(LightningCLI):
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
-            default=None,
             help="checkpoint to continue, or `last` for the newest run's; none: a new run",
         )
         parser.add_argument(
@@ -250,17 +244,13 @@ class TrainOptions(LightningCLI):
         return self.parser.parse_args([f"--{name}={PROBE}", *self.argv])[name] != PROBE
 
     def instantiate(self) -> jsonargparse.Namespace:
-        """Model, data module and callbacks, by the names of their options.
-
-        Raises:
-            UserError: an optional package, such as wandb, is missing.
-        """
+        """Model, data module and callbacks, by the names of their options."""
         try:
             return self.parser.instantiate_classes(self.config)
         except ValueError as error:
             cause: BaseException | None = error
-            while cause and not isinstance(cause, ModuleNotFoundError):
+            while cause:
+                if isinstance(cause, ModuleNotFoundError):  # an optional package, such as wandb
+                    raise UserError(str(cause)) from error
                 cause = cause.__cause__
-            if cause is None:
-                raise
-            raise UserError(str(cause)) from error
+            raise

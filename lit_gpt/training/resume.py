@@ -91,9 +91,8 @@ def check_fit(
     """Refuses to continue a checkpoint of another model, optimizer, tokenizer, text or split."""
     step = checkpoint.global_step or 0
     if 0 <= max_steps <= step:
-        raise UserError(
-            f"must be above {step}, the step of {path}", field="max_steps", value=max_steps
-        )
+        problem = f"must be above {step}, the step of {path}"
+        raise UserError(problem, field="max_steps", value=max_steps)
     model_fields = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "style")]
     optimizer_fields = ["optimizer", "learning_rate", "weight_decay", "betas"]
     data_fields = ["train_fraction", "encoding", "text_field"]

@@ -144,11 +144,7 @@ def build_run(
 
 
 def build_trainer(arguments: dict[str, Any]) -> pl.Trainer:
-    """The Trainer, with our meaning of its arguments.
-
-    Raises:
-        UserError: arguments that it can't use.
-    """
+    """The Trainer, with our meaning of its arguments, and a UserError where it can't use them."""
     # Lightning's interval counts batches; ours counts steps, like everything else here.
     arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
     arguments["max_time"] = None  # Lightning's own would stop inside a step: see GracefulStop
@@ -201,13 +197,8 @@ def fit(run: Run) -> None:
 
 
 def silence_warnings() -> None:
-    """Silences, by their exact source, messages that would tell a user nothing."""
-    for name in (
-        "pytorch.utilities.rank_zero",
-        "fabric.utilities.seed",
-        "pytorch.tuner.lr_finder",
-        "pytorch.trainer.connectors.checkpoint_connector",
-    ):
+    """Silences what would tell a user nothing: Lightning's notes, and warnings by their text."""
+    for name in ("pytorch", "fabric"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (
         "LightningCLI's args parameter",  # the entry point passes them on

@@ -20,7 +20,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.huggingface.importing import check_logits, load_folder, load_hf_model
 from lit_gpt.huggingface.tokenizer import from_hf
 from lit_gpt.text.tokenizer import unfinished_bytes
-from lit_gpt.training.init_from import model_fields, set_tokenizer
+from lit_gpt.training.init_from import build_data, model_fields
 from tests.conftest import SMALL
 from tests.huggingface.folders import TEXT, make_folder, make_model
 
@@ -86,8 +86,8 @@ def test_the_command_starts_at_transformers_own_loss(tune, folders, text, tmp_pa
     result = tune(source, **{"trainer.max_steps": 2})
     assert (result.status, result.err) == (0, "")
     assert f"Weights, model and tokenizer: {source}" in result.out
-    data = TextDataModule(str(text), str(source), context_length=16, cache=str(tmp_path / "cache"))
-    set_tokenizer(data)
+    options = {"path": str(text), "tokenizer": str(source), "cache": str(tmp_path / "cache")}
+    data = build_data(TextDataModule, context_length=16, **options)
     found = [float(part.split()[-1]) for part in result.steps[0].split(",")[1:]]
     expected = [their_loss(source, data, split) for split in ("train", "val")]
     assert found == pytest.approx(expected, abs=6e-4)  # printed with three places
