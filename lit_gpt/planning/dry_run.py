@@ -28,30 +28,20 @@ class DryRun(Callback):
 
     Args:
         folder: where a checkpoint may be written.
-
-    Attributes:
-        num_eval_batches: of a whole evaluation of both splits, on each device.
-        steps: how many were timed.
-        step: seconds of one.
-        eval_batch: seconds of one batch of an evaluation.
-        final_batch: seconds of one batch of the final evaluation.
-        samples: seconds of one evaluation's samples.
-        save: seconds to write a checkpoint.
-        first_steps: seconds that the first steps took beyond later ones (torch.compile).
-        overhead: seconds of setting up, once a run.
     """
+
+    num_eval_batches = 0  # of a whole evaluation of both splits, on each device
+    steps = 0  # that were timed; the rest is in seconds
+    step = 0.0
+    eval_batch = 0.0  # of an evaluation between the steps
+    final_batch = 0.0  # of the final evaluation
+    samples = 0.0  # of one evaluation
+    save = 0.0  # of a checkpoint
+    first_steps = 0.0  # beyond what later steps take (torch.compile)
+    overhead = 0.0  # of setting up, once a run
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.num_eval_batches = 0
-        self.steps = 0
-        self.step = 0.0
-        self.eval_batch = 0.0
-        self.final_batch = 0.0
-        self.samples = 0.0
-        self.save = 0.0
-        self.first_steps = 0.0
-        self.overhead = 0.0
         self._eval_ends: list[float] = []  # of each batch
 
     def measure(self, run: Run) -> None:

@@ -68,38 +68,31 @@ def suggest_model(
         tokens: length of the training text.
         given: the fields of config as they were given; num_heads must suit num_kv_heads.
     """
-    fixed: dict[str, Any] = {
-        name: given.get(name) for name in ("num_kv_heads", "head_size", "hidden_size")
-    }
     now = count_parameters(config)
     if LEAST_TOKENS <= tokens / now <= MOST_TOKENS:
         return None
     target = tokens / MOST_TOKENS if tokens / now > MOST_TOKENS else tokens
-    best = None
-    best_size = now
-    distance = 0.9 * abs(math.log(now / target))  # closer than the present one
-    for d_model, num_blocks, num_heads in SHAPES:
-        if num_heads % (fixed["num_kv_heads"] or num_heads):
+    fixed = {name: given.get(name) for name in ("num_kv_heads", "head_size", "hidden_size")}
+    # Distances, sizes and shapes: the present one stays unless another is clearly closer.
+    distance = 0.9 * abs(math.log(now / target))
+    candidates: list[tuple[float, int, dict[str, int]]] = [(distance, now, {})]
+    for sizes in SHAPES:
+        shape = dict(zip(("d_model", "num_blocks", "num_heads"), sizes, strict=True))
+        if shape["num_heads"] % (fixed["num_kv_heads"] or 1):
             continue
-        shape: dict[str, Any] = {
-            "d_model": d_model,
-            "num_blocks": num_blocks,
-            "num_heads": num_heads,
-        }
-        size = count_parameters(replace(config, **shape, **fixed))
-        if abs(math.log(size / target)) < distance:
-            best = shape
-            best_size = size
-            distance = abs(math.log(size / target))
+        changes: dict[str, Any] = fixed | shape
+        size = count_parameters(replace(config, **changes))
+        candidates.append((abs(math.log(size / target)), size, shape))
         if size > target:
             break
-    if best is None:
+    _, size, shape = min(candidates, key=lambda candidate: candidate[0])
+    if not shape:
         return None
     reason = (
-        f"A {'larger' if best_size > now else 'smaller'} model for {short(tokens)} tokens, "
-        f"{short(best_size)} parameters instead of {short(now)}"
+        f"A {'larger' if size > now else 'smaller'} model for {short(tokens)} tokens, "
+        f"{short(size)} parameters instead of {short(now)}"
     )
-    return Suggestion(reason, tuple(f"--model.{name}={value}" for name, value in best.items()))
+    return Suggestion(reason, tuple(f"--model.{name}={value}" for name, value in shape.items()))
 
 
 def count_parameters(config: GPTConfig) -> int:
