@@ -104,6 +104,7 @@ class Plan:
         }
 
 
+@rank_zero_only
 def print_text(data: TextDataModule) -> None:
     for name, value in summary.text_card(data):
         print(f"{name}: {value}")
@@ -111,6 +112,7 @@ def print_text(data: TextDataModule) -> None:
         print(f"Full vocabulary: {data.vocabulary.full_size():,} tokens")
 
 
+@rank_zero_only
 def print_model(plan: Plan) -> None:
     gpt = plan.run.model.gpt
     trainer = plan.run.trainer
@@ -216,13 +218,6 @@ def duration(seconds: float) -> str:
 
 
 @rank_zero_only
-def print_known(plan: Plan) -> None:
-    """Prints what needs no measurement."""
-    print_text(plan.run.data)
-    print_model(plan)
-
-
-@rank_zero_only
 def print_measured(plan: Plan) -> None:
     print_costs(plan)
     print_disk(plan.run)
@@ -258,7 +253,8 @@ def main(argv: list[str]) -> int:
     with stop_at_once(), ExitStack() as exits:
         try:
             plan = make_plan(PlanOptions(argv), exits)
-            print_known(plan)
+            print_text(plan.run.data)
+            print_model(plan)
             plan.dry_run.measure(plan.run)
         except MisconfigurationException as error:
             raise UserError(str(error)) from error
