@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,10 +193,8 @@ def read_space(name: str, space: Any) -> BaseDistribution:
 
 
 def read_number(value: Any) -> int | float:
-    """The number, also where YAML reads 1e-4, without a point, as text; NaN: it is none."""
-    if type(value) in (int, float):
-        return value
-    try:
-        return float(value) if isinstance(value, str) else math.nan
-    except ValueError:
-        return math.nan
+    """The number, or NaN for anything else; YAML reads 1e-4, without a point, as text."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value if type(value) in (int, float) else math.nan
