@@ -34,9 +34,8 @@ def find_learning_rate(options: TrainOptions) -> None:
     if config.ckpt_path:
         raise UserError("only works for a new run", field="find_lr", hint="leave out `ckpt_path`")
     if config.trainer.fast_dev_run:
-        raise UserError(
-            "needs more than one step", field="find_lr", hint="leave out `fast_dev_run`"
-        )
+        hint = "leave out `fast_dev_run`"
+        raise UserError("needs more than one step", field="find_lr", hint=hint)
     with tempfile.TemporaryDirectory() as scratch:
         rates, losses = range_test(build_run(options, scratch=Path(scratch)))
     report_rates(options, rates, losses)
@@ -108,8 +107,8 @@ def save_plot(rates: list[float], losses: list[float], best: float | None, path:
     line = Series("training loss", points)
     subtitle = "The loss never falls."
     if best is not None:
-        note = f"suggestion: {best:.2g}"
-        line = Series("training loss", points, mark=(best, dict(finite)[best]), note=note)
+        mark = (best, dict(finite)[best])
+        line = Series("training loss", points, mark=mark, note=f"suggestion: {best:.2g}")
         subtitle = f"Suggested learning rate: {best:.2g}, where the loss falls fastest."
     chart = Chart(
         "Training loss, nats/token (smoothed)",
@@ -120,6 +119,5 @@ def save_plot(rates: list[float], losses: list[float], best: float | None, path:
         main=True,
     )
     title = "Learning-rate range test"
-    atomic_write_text(
-        path, charts_page("charts.html", title=title, subtitle=subtitle, charts=[chart])
-    )
+    page = charts_page("charts.html", title=title, subtitle=subtitle, charts=[chart])
+    atomic_write_text(path, page)

@@ -71,7 +71,4 @@ def requeue() -> None:
     except OSError as error:
         failure = error.strerror
     if failure:
-        print(
-            f"Not requeued ({' '.join(failure.split())}): continue with the command above",
-            flush=True,
-        )
+        print(f"Not requeued ({' '.join(failure.split())}): continue with the command above")
