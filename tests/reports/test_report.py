@@ -70,7 +70,7 @@ def losses_of(page: str) -> list[str]:
 
 
 def folder_of(result: Result) -> Path:
-    return Path(result.cli.trainer.log_dir)
+    return Path(result.run.trainer.log_dir)
 
 
 def page_of(folder: Path) -> str:
