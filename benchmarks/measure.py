@@ -67,7 +67,10 @@ class Side:
 
 @dataclass
 class Process:
-    """What a process took: seconds, peak memory in MB (None: unknown), and what it printed."""
+    """What a process took: seconds, peak memory in MB (None: unknown), and what it printed.
+
+    On Linux the peak is at least what this process held when it started the other.
+    """
 
     seconds: float
     peak_mb: float | None

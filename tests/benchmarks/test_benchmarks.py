@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
+import psutil
 import pytest
 import torch
 
@@ -121,7 +122,8 @@ def test_a_process_gives_its_seconds_memory_and_final_loss(text_file, tmp_path):
     argv = ["--path", str(text_file), "--steps", "2"]
     process = measure.run_script("benchmarks/reference_charlm.py", *argv)
     assert process.seconds > 0.5
-    assert 100 < process.peak_mb < 2000
+    ours = psutil.Process().memory_info().rss / 1e6  # the least that Linux reports
+    assert 100 < process.peak_mb < max(2000, 1.1 * ours)
     assert 5 < process.result()["loss"] < 6  # about ln 256
     process, loss = measure.run_training(
         str(tmp_path), f"--data.path={text_file}", "--data.tokenizer=bytes", "--trainer.max_steps=1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,11 @@ def test_the_pointer_shows_step_and_values_and_the_scheme_may_change(show, tmp_p
     assert tip.inner_text().split("\n") == ["step 100", "validation 4.400", "training 3.000"]
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size({"width": 390, "height": 800})
-    page.wait_for_function("document.querySelector('.main canvas').clientWidth < 390")
+    # Not wait_for_function: its polling evaluates text in the page, which the page forbids.
+    canvas = page.locator(".main canvas").first
+    deadline = time.monotonic() + 10
+    while canvas.evaluate("canvas => canvas.clientWidth") >= 390 and time.monotonic() < deadline:
+        page.wait_for_timeout(50)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert problems == []
 

@@ -133,20 +133,3 @@ def test_weights_and_biases_offline(places, tmp_path, monkeypatch):
     content = log.read_bytes()
     for name in (b"val/loss", b"val/bits_per_byte", b"tokens_per_second", b"samples", b"d_model"):
         assert name in content
-
-
-def test_the_python_of_the_readme_runs(places, text_file, tmp_path):
-    """Both blocks, one after the other, in a folder that holds only my.txt."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.partition("\n## From Python\n")[2].partition("\n## ")[0]
-    blocks = re.findall("```python\n(.*?)```", section, re.DOTALL)
-    assert len(blocks) == 2
-    code = "\n".join(blocks).replace("max_steps=200", "max_steps=20")
-    code = code.replace('"my.txt"', f'"my.txt", cache={str(places["data.cache"])!r}')
-    text_file.rename(tmp_path / "my.txt")
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1]
-    assert (tmp_path / "my.ckpt").exists()
