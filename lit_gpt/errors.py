@@ -17,7 +17,7 @@ class UserError(Exception):
 
     Args:
         problem: what is wrong, in one sentence without a full stop: "must be at least 1". Other
-            fields stand in backquotes: "must be divisible by `num_heads` (4)".
+            fields are in backquotes: "must be divisible by `num_heads` (4)".
         field: the setting at fault; None where no single one is.
         value: what that setting was given; None: not worth showing.
         hint: what to do next; fields in backquotes as above.

@@ -104,7 +104,7 @@ def is_equal(found: Any, whole: Any) -> bool:
         torch.testing.assert_close(found, whole, rtol=0, atol=0, equal_nan=True)
     except AssertionError:
         return False
-    return True
+    return torch.equal(found.signbit(), whole.signbit())  # 0.0 and -0.0 are not the same bits
 
 
 def compare_checkpoints(found: Path, whole: Path) -> str | None:

@@ -122,6 +122,7 @@ def test_a_record_of_more_than_the_uninterrupted_run_is_found():
         (torch.tensor([1.0]), torch.tensor([1.0]), True),
         (torch.tensor([math.nan]), torch.tensor([math.nan]), True),
         (torch.tensor([1.0]), torch.tensor([1.0000001]), False),
+        (torch.tensor([0.0]), torch.tensor([-0.0]), False),
         (torch.zeros(2), torch.zeros(2, dtype=torch.int32), False),
         (torch.zeros(2), torch.zeros(1, 2), False),
         (torch.zeros(1), 0.0, False),

@@ -68,7 +68,7 @@ async function write() {
       if (error) throw new Error(error.message);
       for (const choice of choices) {
         pending += choice.text;
-        timer ||= setTimeout(showPending, 40);  // there may be thousands of tokens a second
+        timer ||= setTimeout(showPending, 40);  // there may be thousands of tokens per second
         reason = choice.finish_reason || reason;
       }
       if (usage) {
