@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import json
 import re
 import shlex
 import signal
@@ -19,11 +20,22 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 import docstring_parser
 import jsonargparse
+import yaml
 
 from lit_gpt.errors import UserError
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "NoneType": "null"}
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
+
+
+def load_yaml(text: str) -> Any:
+    """Loads YAML, except a value that contains itself: jsonargparse would never finish with it."""
+    value = jsonargparse.get_loader("yaml")(text)
+    try:
+        json.dumps(value, default=str, skipkeys=True)
+    except (ValueError, RecursionError) as error:
+        raise yaml.YAMLError("a value contains itself or is nested too deeply") from error
+    return value
 
 
 class ShortHelp(jsonargparse.DefaultHelpFormatter):
@@ -43,6 +55,8 @@ class Parser(jsonargparse.ArgumentParser):
     """Has short help, and raises wrong options as a UserError."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        jsonargparse.set_loader("finite_yaml", load_yaml, exceptions=(yaml.YAMLError,))
+        kwargs["parser_mode"] = "finite_yaml"
         kwargs.setdefault("usage", "%(prog)s [options]")
         kwargs.setdefault("formatter_class", ShortHelp)
         program = Path(sys.argv[0]).name if is_script() else " ".join(["lit-gpt", *sys.argv[1:2]])

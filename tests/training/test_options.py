@@ -10,8 +10,9 @@ from lit_gpt.training.options import option_name
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"model: &a {d_model: *a}", "--model.d_model"),
-        (b"samples: {prompts: &a [*a]}", "--samples.prompts"),
+        (b"model: &a {d_model: *a}", "a value contains itself"),
+        (b"samples: {prompts: &a [*a]}", "a value contains itself"),
+        (b"trainer: {callbacks: &a {class_path: *a, b: [*a]}}", "a value contains itself"),
         (b"[" * 2000 + b"]" * 2000, "exceeded maximum nesting depth"),
         (b"model: {d_model: null}", "--model.d_model 'None': must be a whole number"),
         (b"trainer: {accumulate_grad_batches: null}", "--trainer.accumulate_grad_batches 'None'"),
