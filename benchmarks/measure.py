@@ -69,7 +69,7 @@ class Side:
 class Process:
     """What a process took: seconds, peak memory in MB (None: unknown), and what it printed.
 
-    On Linux the peak is at least what this process held when it started the other.
+    On Linux the peak is at least that of the process that started it.
     """
 
     seconds: float

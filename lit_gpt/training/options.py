@@ -111,9 +111,13 @@ class Parser(command.Parser, LightningArgumentParser):
             self.error("an option is nested too deeply, or part of itself")
         except (TypeError, LookupError, ValueError, AttributeError) as error:
             self.error(str(error))
+        defaults = self.get_defaults()
         for name in self.groups or {}:
-            if not isinstance(config.get(name), jsonargparse.Namespace):
-                self.error(f"--{name} is a group of options, so it can't be {config.get(name)}")
+            value = config.get(name)
+            if not isinstance(value, jsonargparse.Namespace):
+                self.error(f"--{name} is a group of options, so it can't be {value}")
+            if len(vars(value)) < len(vars(defaults[name])):  # null, but for what links set
+                self.error(f"--{name} is a group of options, so it can't be null")
         for name, value in config.items():
             check_values(f"--{name}", value)
         return config

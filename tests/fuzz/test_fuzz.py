@@ -234,9 +234,11 @@ values = st.recursive(
 @pytest.fixture
 def parse(monkeypatch):
     """`parse(*argv)`: the training command up to where it would make the model."""
-    from lit_gpt.training import train
+    from lit_gpt.training import lr_finder, train
 
     monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # of `--config -`
+    monkeypatch.setattr(lr_finder, "find_learning_rate", lambda options: None)
     monkeypatch.setattr(train, "build_run", lambda options: None)
     monkeypatch.setattr(train, "train", lambda run: 0)
 

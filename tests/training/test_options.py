@@ -16,6 +16,7 @@ from lit_gpt.training.options import option_name
         (b"[" * 2000 + b"]" * 2000, "exceeded maximum nesting depth"),
         (b"model: {d_model: null}", "--model.d_model 'None': must be a whole number"),
         (b"trainer: {accumulate_grad_batches: null}", "--trainer.accumulate_grad_batches 'None'"),
+        (b"model: null", "--model is a group of options, so it can't be null"),
         (b"trainer: null", "--trainer is a group of options, so it can't be None"),
         (b'data: {path: "a\\0b"}', r"'a\x00b' in --data.path is not valid Unicode text without"),
         (b'samples: {prompts: ["\\ud800"]}', "invalid Unicode character escape code"),
