@@ -130,6 +130,6 @@ class FinalEvaluation(Checkpoint):
 
     def _until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            yield batch  # at least one: there is no mean of none
+            yield batch  # at least one batch: the mean of none is undefined
             if self.stop.signal:
                 return

@@ -77,7 +77,7 @@ class ProgressBar(TQDMProgressBar):
         self.train_progress_bar = bar
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """The one epoch has no end, and is no unit of progress."""
+        """Does nothing: progress is counted in steps, and the one epoch never ends."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int

@@ -153,7 +153,7 @@ def read_jsonl(path: Path, form: Format, texts: Iterable[str]) -> Iterator[str]:
 
 
 def _checked(where: str, field: str, value: Any) -> str:
-    """A document's text; "" for null, which is no document."""
+    """A document's text; "" for null, which does not count as a document."""
     if value is None:
         return ""
     if not isinstance(value, str):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from lit_gpt.reports.html import charts_page
 from lit_gpt.reports.report import Run, comparison_page, run_page
 from tests.reports.test_report import HOSTILE, made_up
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 LIGHT = {"page": "f9f9f7", "validation": "2a78d6", "training": "eb6834"}
 DARK = {"page": "131312", "validation": "5b9ff0", "training": "f08a5d"}
 
@@ -45,15 +42,6 @@ def test_points_share_a_row_by_their_x_but_no_dot_hides_another():
         "dots from 5.000 at step 2 to 7.000 at step 4"
     )
     assert not Chart("Title", [Series("no points", [])])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as running:
-        yield running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
 
 @pytest.fixture

@@ -34,7 +34,6 @@ from lit_gpt.text.vocabularies import load_tokenizer
 from tests.conftest import ROOT
 from tests.generation.models import save_model, small_model
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 CONTEXT = 64
 LONG = 50_000  # tokens: a minute or more
 
@@ -539,15 +538,6 @@ def test_a_batch_that_fails_leaves_the_others_alone(checkpoint, capfd):
         batcher.stop()
         batcher.join()
     assert "no room" in capfd.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as running:
-        yield running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
 
 def until(page: Any, selector: str, text: Any) -> None:
