@@ -1,4 +1,4 @@
-"""Documents in .jsonl, .csv, .tsv and .parquet files, and unpacking of .gz and .zst files.
+"""Documents in .jsonl, .csv, .tsv and .parquet files.
 
 Memory holds one document, or one batch of rows, at a time. A damaged file, or one that is not what
 its name says, is a UserError that names the line.
@@ -9,20 +9,15 @@ from __future__ import annotations
 import csv
 import json
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from lit_gpt.errors import UserError
+from lit_gpt.text.compression import PACKERS, needs_package
 
 FIELD = "text"  # of .jsonl and .parquet files, unless `text_field` names another
-# Unpacking this much at a time yields at most 32 MB (zstd makes 128 KB out of 4 bytes), so memory
-# stays bounded whatever a file expands to.
-PACKED = 1 << 10  # bytes
-UNPACKED = 1 << 18  # bytes that are passed on together
-WINDOW = 1 << 31  # bytes of text that a .zst file may look back, as `zstd --long=31` makes them
 ROWS = 1 << 10  # of a .parquet file, read at a time
 BUFFER = 1 << 20  # bytes of a .parquet file, read at a time
 MAX_FIELD = 1 << 28  # characters of a .csv field: limits one whose quote is never closed
@@ -38,7 +33,7 @@ class Format:
 
     Args:
         kind: jsonl, csv, tsv or parquet; text for all others.
-        packed: gz, zst or "".
+        packed: one of PACKERS, or "".
         field: the one that holds the documents; "" if `kind` is text.
     """
 
@@ -57,61 +52,12 @@ def format_of(path: Path, text_field: str | None) -> Format:
     """The format of a file with this name; .csv and .tsv are plain text unless a field is named."""
     name = path.name.lower()
     packed = ""
-    if name.endswith((".gz", ".zst")):
+    if name.endswith(tuple(f".{packer}" for packer in PACKERS)):
         name, _, packed = name.rpartition(".")
     kind = name.rpartition(".")[2]
     if kind in ("jsonl", "parquet") or (kind in ("csv", "tsv") and text_field is not None):
         return Format(kind, packed, FIELD if text_field is None else text_field)
     return Format("text", packed, "")
-
-
-def unpack(path: Path, packed: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Unpacks a .gz or .zst file, of one stream or several in a row; in the end yields b""."""
-    new_decoder, failure = _decoder(path, packed)
-    decoder = None
-    parts: list[bytes] = []
-    size = 0
-    try:
-        for chunk in chunks:
-            for at in range(0, len(chunk), PACKED):
-                piece = chunk[at : at + PACKED]
-                while piece := piece if decoder else piece.lstrip(b"\0"):  # padding, as on tapes
-                    decoder = decoder or new_decoder()
-                    parts.append(decoder.decompress(piece))
-                    size += len(parts[-1])
-                    piece = decoder.unused_data
-                    decoder = None if decoder.eof else decoder
-                if size >= UNPACKED:
-                    yield b"".join(parts)
-                    parts = []
-                    size = 0
-    except failure as error:
-        raise UserError(
-            f"{path} is not a valid .{packed} file ({error}): it is damaged or in another format"
-        ) from error
-    if decoder:
-        raise UserError(f"{path} is truncated", hint="get the file again")
-    if size:
-        yield b"".join(parts)
-    yield b""
-
-
-def _decoder(path: Path, packed: str) -> tuple[Callable[[], Any], type[Exception]]:
-    """A maker of decoders, with `decompress`, `eof` and `unused_data`, and what these raise."""
-    if packed == "gz":
-        return lambda: zlib.decompressobj(wbits=31), zlib.error
-    try:
-        import zstandard
-    except ImportError as error:
-        raise _needs(path, "zstandard", "zstd") from error
-    unpacker = zstandard.ZstdDecompressor(max_window_size=WINDOW)
-    return unpacker.decompressobj, zstandard.ZstdError
-
-
-def _needs(path: Path, package: str, extra: str) -> UserError:
-    return UserError(
-        f"{path} needs the package {package}", hint=f'install it: pip install -e ".[{extra}]"'
-    )
 
 
 def _lines(texts: Iterable[str], line_end: re.Pattern[str]) -> Iterator[str]:
@@ -202,7 +148,7 @@ def read_parquet(path: Path, form: Format, source: Path | IO[bytes]) -> Iterator
         import pyarrow
         from pyarrow import parquet, types
     except ImportError as error:
-        raise _needs(path, "pyarrow", "parquet") from error
+        raise needs_package(path, "pyarrow", "parquet") from error
     number = 0
     try:
         # Without `pre_buffer`, which would read the whole column of a large row group ahead.

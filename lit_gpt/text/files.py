@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.documents import Format, format_of, read_csv, read_jsonl, read_parquet, unpack
+from lit_gpt.text.compression import unpack
+from lit_gpt.text.documents import Format, format_of, read_csv, read_jsonl, read_parquet
 
 SAMPLE = "data/订单商品名称.csv"  # the text to train on unless another is named
 CHUNK = 1 << 20  # bytes read at a time

@@ -1,15 +1,18 @@
 """Documents in the files that people have: kept exactly, told apart, or refused in one line."""
 
+import bz2
 import csv
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import random
 import re
 import subprocess
 import sys
 import tracemalloc
+import zlib
 from itertools import product
 from pathlib import Path
 
@@ -30,8 +33,8 @@ from lit_gpt.generation.sampling import Sampling, generate
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text import documents as formats_module
 from lit_gpt.text import files as files_module
+from lit_gpt.text.compression import unpack
 from lit_gpt.text.corpus import Corpus
-from lit_gpt.text.documents import unpack
 from lit_gpt.text.files import Reader, find_files
 from lit_gpt.text.overlap import SharedLines, shared_lines
 from tests.conftest import ROOT
@@ -46,7 +49,21 @@ DOCUMENTS = [
     " ",
     "last",
 ]  # fmt: skip
-PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+PACK = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}
+
+
+def xz_with_a_huge_window() -> bytes:
+    """A small .xz file whose header asks for a window of 3 GB."""
+    content = bytearray(lzma.compress(b"text"))
+    content[16] = 39  # of the block's header, which is bytes 12 to 24 and ends with its checksum
+    content[20:24] = zlib.crc32(content[12:20]).to_bytes(4, "little")
+    return bytes(content)
 
 
 def write_documents(path: Path, documents: list[str], field: str = "text") -> Path:
@@ -240,7 +257,7 @@ def test_plain_text_is_what_it_always_was(load, tmp_path):
     assert corpus.info.fingerprint == expected
 
 
-@pytest.mark.parametrize("packed", [".gz", ".zst"])
+@pytest.mark.parametrize("packed", [packed for packed in PACK if packed])
 def test_packed_plain_text(packed, load, tmp_path):
     text = "农夫\r\n山泉 " * 1000
     (tmp_path / f"x.txt{packed}").write_bytes(PACK[packed](text.encode()))
@@ -249,7 +266,7 @@ def test_packed_plain_text(packed, load, tmp_path):
     assert corpus.tokenizer.end_of_text is None
 
 
-@pytest.mark.parametrize("packed", [".gz", ".zst"])
+@pytest.mark.parametrize("packed", [packed for packed in PACK if packed])
 def test_streams_in_a_row_are_one(packed, load, tmp_path):
     parts = [b"one", b"", b"t\xe5", b"\x86\x9c"]
     content = b"".join(map(PACK[packed], parts))
@@ -415,6 +432,17 @@ LINES = {  # contents of a .jsonl or .csv file (text_field: text), and what is s
         (zstandard.compress(b"text")[:-1], "{} is truncated; get the file again"),
         (zstandard.compress(b"text") + b"more", "{} is not a valid .zst file ("),
     ],
+    "x.bz2": [
+        (b"plain", "{} is not a valid .bz2 file (Invalid data stream): it is damaged or in"),
+        (bz2.compress(b"text")[:-1], "{} is truncated; get the file again"),
+        (bz2.compress(b"text") + b"more", "{} is not a valid .bz2 file (Invalid data stream)"),
+    ],
+    "x.xz": [
+        (b"plain", "{} is not a valid .xz file (Input format not supported by decoder)"),
+        (lzma.compress(b"text")[:-1], "{} is truncated; get the file again"),
+        (lzma.compress(b"text") + b"more text", "{} is not a valid .xz file (Input format not"),
+        (xz_with_a_huge_window(), "{} is not a valid .xz file (Memory usage limit exceeded)"),
+    ],
 }  # fmt: skip
 CASES = [(name, *case) for name, cases in LINES.items() for case in cases]
 
@@ -442,7 +470,7 @@ def test_what_cannot_be_read_is_one_line_and_leaves_nothing(
     name, content, message, refusal, tmp_path
 ):
     (tmp_path / name).write_bytes(content)
-    options = {} if name in ("x.gz", "x.zst", "x.jsonl") else {"text_field": "text"}
+    options = {} if name[1:] in PACK or name == "x.jsonl" else {"text_field": "text"}
     said = refusal(tmp_path / name, tmp_path / "cache", **options)
     assert message.format(tmp_path / name) in said
 
@@ -549,7 +577,7 @@ def test_rows_are_read_piece_by_piece(tmp_path):
         assert most_arrow < 6e6
 
 
-@pytest.mark.parametrize("packed", ["gz", "zst"])
+@pytest.mark.parametrize("packed", ["gz", "bz2", "xz", "zst"])
 def test_a_bomb_is_unpacked_piece_by_piece(packed, tmp_path):
     bomb = PACK[f".{packed}"](b"a" * (1 << 28))
     assert len(bomb) < 1 << 19
