@@ -128,10 +128,9 @@ def test_attention_looks_at_all_before_and_then_at_what_matters(runs):
         assert row[: i + 1] == pytest.approx([1 / (i + 1)] * (i + 1), abs=0.03)
         assert row == pytest.approx(weights_of(stored["before-code"])[i], abs=0.001)
     names = re.findall(r"^ +\d+  (\S+)$", texts_of(runs[0])["tokens-code"], re.MULTILINE)
-    water, star, number = map(names.index, ("水", "*", "24"))
+    star = names.index("*")
     for weights in (after, weights_of(stored["after-code"])):  # as the text says
-        assert min(weights[star][water], weights[number][water]) > 0.8
-        assert [row.index(max(row)) for row in weights[water + 1 : water + 3]] == [water] * 2
+        assert min(row[star] for row in weights[star + 1 :]) > 0.8
 
 
 def test_the_curve_has_a_hundred_steps_between_the_lines_its_text_tells_of(runs):
@@ -139,15 +138,17 @@ def test_the_curve_has_a_hundred_steps_between_the_lines_its_text_tells_of(runs)
     lines = [line.get("points").split() for line in root.iter(f"{SVG}polyline")]
     assert max(map(len, lines)) == 100
     words = [element.text for element in root.iter(f"{SVG}text")]
-    assert {"training loss", "ln V = 7.13", "frequencies: 5.50"} <= set(words)
+    assert {"training loss", "ln V = 7.13", "frequencies: 5.57"} <= set(words)
 
 
 @pytest.mark.parametrize("which", ["run", "stored"])
 def test_what_it_writes_has_the_shape_of_the_corpus(runs, which):
     texts = texts_of(runs[0] if which == "run" else read())
-    soda, tissues = texts["next-code"].split("after ")[1:]
-    assert set(re.findall(r"%  (\S+)", soda)[:2]) == {r"\xe7", r"\xe7\xbd"}  # of 瓶 and 罐
-    assert re.findall(r"%  (\S+)", tissues)[0] == "包"
+    after = texts["next-code"].split("after ")[1:]
+    unit, number, container = (re.findall(r"%  (\S+)", words) for words in after)
+    assert unit[0] == "ml"
+    assert all(token.isdigit() for token in number)
+    assert set(container[:3]) == {r"\xe7", r"\xe7\x9b", r"\xe7\xbd"}  # of 瓶, 盒 and 罐
     written = texts["words-code"]
     assert "\ufffd" not in written
     parts = written.split("---\n")
