@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-from lit_gpt.callbacks.evaluation import FullSplitBatches
 from lit_gpt.data import read_windows
+from lit_gpt.evaluation.whole_text import WholeText
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import build_optimizer, learning_rate_factor
 
@@ -66,7 +66,7 @@ def train(path: str, steps: int) -> None:
         optimizer.zero_grad()
     evaluate(steps)
     with torch.no_grad():
-        batches = FullSplitBatches(ids[cut:], 64, context_length)
+        batches = WholeText(ids[cut:], 64, context_length)
         nats = sum(loss_of(x, y).item() * y.numel() for x, y in batches)
     loss = nats / (len(ids) - cut - 1)
     print(f"Final validation loss: {loss:.4f} nats/token")

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-from lit_gpt.callbacks.evaluation import FullSplitBatches
+from lit_gpt.evaluation.whole_text import WholeText
 from lit_gpt.text.vocabularies import load_tokenizer
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "订单商品名称.csv"
@@ -139,7 +139,7 @@ def main() -> None:
     evaluate(options.steps)
     model.eval()
     with torch.no_grad():
-        batches = list(FullSplitBatches(ids[cut:], 8, context_length))
+        batches = list(WholeText(ids[cut:], 8, context_length))
         nats = sum(loss_of(model, x, y).item() * y.numel() for x, y in batches)
     loss = nats / (len(ids) - cut - 1)
     print(f"Final validation loss: {loss:.4f} nats/token")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
-from torchmetrics import MeanMetric, SumMetric
+from torchmetrics import Metric
 
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
@@ -29,13 +29,24 @@ SPLITS = ("train", "val")  # the order of TextDataModule's evaluation loaders
 MAX_LOGITS = 1 << 28  # 1 GiB as float32; up to there, computing them all at once is faster
 
 
+def is_half(x: Tensor) -> bool:
+    return x.dtype in (torch.bfloat16, torch.float16)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if is_half(x) else x
+
+
 def next_token_loss(model: GPT, x: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy in nats/token of the targets y given the ids x, both (B, T)."""
+    """Mean cross-entropy in nats/token of the targets y given the ids x, both (B, T).
+
+    In float32, or float64 if the weights are, whatever the precision of the model.
+    """
     hidden_states = model.hidden_states(x).flatten(0, 1)  # (N, C)
     targets = y.flatten()  # (N,)
     vocab_size = len(model.head.weight)
     if len(targets) * vocab_size <= MAX_LOGITS:
-        return F.cross_entropy(model.head(hidden_states).float(), targets)
+        return F.cross_entropy(at_least_float32(model.head(hidden_states)), targets)
     rows = max(1, MAX_LOGITS // 4 // vocab_size)
     return cross_entropy_in_parts(hidden_states, model.head.weight, targets, rows)
 
@@ -51,17 +62,86 @@ def cross_entropy_in_parts(
         targets: (N,).
         rows: how many rows of logits, each V wide, and of their gradient fit into memory.
     """
-    if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
+    # Since torch 2.13; of weights in half precision it rounds the loss to their type.
+    if hasattr(F, "linear_cross_entropy") and not is_half(weight):
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
         return F.linear_cross_entropy(hidden_states, weight, targets, options=options)
 
     def summed_loss(part: Tensor, part_targets: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(part, weight).float(), part_targets, reduction="sum")
+        logits = at_least_float32(F.linear(part, weight))
+        return F.cross_entropy(logits, part_targets, reduction="sum")
 
-    total = torch.zeros((), device=hidden_states.device)
-    for part in zip(hidden_states.split(rows), targets.split(rows), strict=True):
-        total = total + recompute(summed_loss, *part, use_reentrant=False)
-    return total / len(targets)
+    parts = zip(hidden_states.split(rows), targets.split(rows), strict=True)
+    losses = [recompute(summed_loss, *part, use_reentrant=False) for part in parts]
+    return torch.stack(losses).sum() / len(targets)
+
+
+def check_precision(precision: str) -> None:
+    """Refuses weights in float16: AdamW's epsilon and small updates are zero there."""
+    if precision == "16-true":
+        raise UserError(
+            "weights in float16 do not train",
+            field="precision",
+            value=precision,
+            hint="use bf16-mixed or 16-mixed",
+        )
+
+
+class Totals(NamedTuple):
+    """Sums over the tokens of an evaluation, each a float64 scalar."""
+
+    nats: Tensor
+    tokens: Tensor
+    bytes: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """In nats/token."""
+        return self.nats / self.tokens
+
+    @property
+    def bits_per_byte(self) -> Tensor:
+        return self.nats / math.log(2) / self.bytes
+
+
+class LossTotals(Metric):
+    """Adds up the losses of batches of any sizes, of all processes; a NaN stays visible.
+
+    It holds float64 in every precision as long as it is not part of a module: Lightning would cast
+    it with the weights. Call `start` before each evaluation.
+    """
+
+    full_state_update = False
+    nats: Tensor
+    tokens: Tensor
+    bytes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in Totals._fields:
+            zero = torch.zeros((), dtype=torch.float64)
+            self.add_state(name, default=zero, dist_reduce_fx="sum")
+
+    def start(self, device: torch.device) -> None:
+        """Sets the sums to zero, on this device if it has float64."""
+        self.reset()
+        self.to("cpu" if device.type == "mps" else device)
+
+    def update(self, loss: Tensor, y: Tensor, token_lengths: Tensor | None) -> None:
+        """Adds a batch.
+
+        Args:
+            loss: in nats/token.
+            y: the targets, (B, T).
+            token_lengths: bytes of each token, (V,); None: unknown.
+        """
+        self.nats += loss.to(self.device).double() * y.numel()
+        self.tokens += y.numel()
+        if token_lengths is not None:
+            self.bytes += token_lengths.to(y.device)[y].sum().to(self.device)
+
+    def compute(self) -> Totals:
+        return Totals(self.nats, self.tokens, self.bytes)
 
 
 class LitGPT(pl.LightningModule):
@@ -91,7 +171,6 @@ class LitGPT(pl.LightningModule):
 
     hparams: Any  # the arguments of __init__, all of plain types: checkpoints hold them
     gpt: GPT
-    losses: Any  # nn.ModuleList of a MeanMetric for each of SPLITS
 
     def __init__(
         self,
@@ -115,10 +194,7 @@ class LitGPT(pl.LightningModule):
         if compile:
             for block in self.gpt.blocks:  # the method leaves the names of the weights unchanged
                 block.compile(mode=None if compile is True else compile)
-        # A NaN must stay visible in the mean.
-        self.losses = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in SPLITS)
-        self.val_tokens = SumMetric()
-        self.val_bytes = SumMetric()
+        self._totals = [LossTotals() for _ in SPLITS]  # in a list: no part of the module
         self.token_lengths: Tensor | None = None  # (V,) bytes of each token
         self.train_loss = torch.zeros(())  # of the current step, the mean of its batches so far
         self.curves: dict[str, float] = {}  # newest value of each
@@ -145,6 +221,7 @@ class LitGPT(pl.LightningModule):
             raise UserError(problem, field="min_learning_rate", value=value)
 
     def setup(self, stage: str) -> None:
+        check_precision(self.trainer.precision)
         if data := getattr(self.trainer, "datamodule", None):
             self.token_lengths = torch.from_numpy(data.tokenizer.token_lengths())
 
@@ -178,7 +255,12 @@ class LitGPT(pl.LightningModule):
         """
         if self._gradient_norm is None:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self._gradient_norm = nn.utils.get_total_norm(gradients)
+            # The norm of norms is the norm of all: those of half precision are taken in float32.
+            norms = [
+                torch.linalg.vector_norm(g, dtype=torch.float32) if is_half(g) else g
+                for g in gradients
+            ]
+            self._gradient_norm = nn.utils.get_total_norm(norms)
         return self._gradient_norm
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -201,31 +283,30 @@ class LitGPT(pl.LightningModule):
             logger.log_metrics(numbers, step)
             logger.save()
 
+    def on_validation_epoch_start(self) -> None:
+        for totals in self._totals:
+            totals.start(self.device)
+
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         x, y = batch
-        self.losses[dataloader_idx].update(next_token_loss(self.gpt, x, y), weight=y.numel())
-        if SPLITS[dataloader_idx] == "val" and self.token_lengths is not None:
-            self.val_tokens.update(y.numel())
-            self.val_bytes.update(self.token_lengths.to(y.device)[y].sum())
+        loss = next_token_loss(self.gpt, x, y)
+        self._totals[dataloader_idx].update(loss, y, self.token_lengths)
 
     def on_validation_epoch_end(self) -> None:
-        train_loss, val_loss = (metric.compute() for metric in self.losses)
-        if not torch.isfinite(train_loss + val_loss):
+        train, val = (totals.compute() for totals in self._totals)
+        if not torch.isfinite(train.loss + val.loss):
             raise UserError(
                 f"the loss is no longer finite at step {self.global_step}",
                 hint="lower `learning_rate`; checkpoints saved earlier are intact",
             )
         self.log("step", float(self.global_step))
-        self.log("train/eval_loss", train_loss)
-        self.log("val/loss", val_loss)
-        self.log("val/perplexity", val_loss.exp())
+        self.log("train/eval_loss", train.loss)
+        self.log("val/loss", val.loss)
+        self.log("val/perplexity", val.loss.exp())
         if self.token_lengths is not None:
-            bytes_per_token = self.val_bytes.compute() / self.val_tokens.compute()
-            self.log("val/bits_per_byte", val_loss / math.log(2) / bytes_per_token)
-        for metric in (*self.losses, self.val_bytes, self.val_tokens):
-            metric.reset()
+            self.log("val/bits_per_byte", val.bits_per_byte)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams

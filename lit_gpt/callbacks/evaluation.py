@@ -2,66 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
+from lit_gpt.callbacks.progress import ProgressBar
 from lit_gpt.callbacks.stopping import GracefulStop, agreed
-from lit_gpt.data import Batch, TextDataModule, read_windows
-from lit_gpt.module import LitGPT, next_token_loss
+from lit_gpt.data import Batch, TextDataModule
+from lit_gpt.errors import UserError
+from lit_gpt.evaluation.whole_text import WholeText, whole_loss
+from lit_gpt.module import LitGPT
 from lit_gpt.reports.history import FinalResult
-
-
-@dataclass(eq=False)
-class FullSplitBatches:
-    """Batches in which each token, except the first, is a target exactly once."""
-
-    tokens: np.ndarray
-    batch_size: int
-    context_length: int
-
-    def __post_init__(self) -> None:
-        self.windows, self.rest = divmod(len(self.tokens) - 1, self.context_length)
-
-    def __len__(self) -> int:
-        return -(-self.windows // self.batch_size) + (self.rest > 0)
-
-    def __iter__(self) -> Iterator[Batch]:
-        starts = np.arange(self.windows) * self.context_length
-        for i in range(0, self.windows, self.batch_size):
-            yield read_windows(self.tokens, starts[i : i + self.batch_size], self.context_length)
-        if self.rest:
-            start = len(self.tokens) - 1 - self.rest
-            yield read_windows(self.tokens, np.array([start]), self.rest)
-
-
-def whole_val_split(data: TextDataModule) -> FullSplitBatches:
-    """Every token of the validation split, for the final loss."""
-    h = data.hparams
-    return FullSplitBatches(data.val_tokens, max(h.batch_size, 8), h.context_length)
-
-
-@torch.inference_mode()
-def full_loss(trainer: pl.Trainer, model: LitGPT, batches: Iterable[Batch]) -> FinalResult:
-    """The loss over all of `batches`, split between the ranks, in the trainer's precision."""
-    assert model.token_lengths is not None, "full_loss needs the trainer's datamodule"
-    model.eval()
-    sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
-    for x, y in islice(batches, trainer.global_rank, None, trainer.world_size):
-        with trainer.precision_plugin.forward_context():
-            loss = next_token_loss(model.gpt, x.to(model.device), y.to(model.device)).item()
-        sums += torch.tensor([loss * y.numel(), y.numel(), model.token_lengths[y].sum()])
-    if trainer.world_size > 1:
-        sums = trainer.strategy.reduce(sums.to(model.device), reduce_op="sum")
-    nats, tokens, num_bytes = sums.tolist()
-    return FinalResult(nats / tokens, nats / math.log(2) / num_bytes, int(tokens))
 
 
 class EvaluationPrinter(Callback):
@@ -113,20 +67,45 @@ class FinalEvaluation(Checkpoint):
     """The loss over the whole validation split, at the end of a run that wasn't stopped.
 
     A Checkpoint only so that Lightning calls it after those that save the last step.
+
+    Args:
+        max_tokens: how many tokens of the split are predicted, in windows spread evenly over it;
+            None: all of them; 0: no final evaluation.
     """
 
     result: FinalResult | None = None
+    stop: GracefulStop  # the run's: `build_run` sets it
 
-    def __init__(self, stop: GracefulStop) -> None:
-        self.stop = stop
+    def __init__(self, max_tokens: int | None = None) -> None:
+        if max_tokens is not None and max_tokens < 0:
+            raise UserError("must be at least 0", field="max_tokens", value=max_tokens)
+        self.max_tokens = max_tokens
+
+    def batches(self, data: TextDataModule) -> WholeText:
+        h = data.hparams
+        return WholeText(data.val_tokens, max(h.batch_size, 8), h.context_length, self.max_tokens)
+
+    def measure(
+        self, trainer: pl.Trainer, model: LitGPT, batches: Iterable[Batch], num_targets: int
+    ) -> FinalResult:
+        """The loss over all of `batches`, split between the ranks, in the trainer's precision."""
+        assert model.token_lengths is not None, "the final evaluation needs a datamodule"
+        own = islice(batches, trainer.global_rank, None, trainer.world_size)
+        context = trainer.precision_plugin.forward_context
+        return whole_loss(model.gpt, own, model.token_lengths, num_targets, context)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = getattr(trainer, "datamodule", None)
-        if data is not None and not self.stop.reason:
-            assert isinstance(pl_module, LitGPT)
-            result = full_loss(trainer, pl_module, self._until_stopped(whole_val_split(data)))
-            self.stop.reason = agreed(trainer, self.stop.signal)
-            self.result = None if self.stop.reason else result
+        if data is None or self.stop.reason or self.max_tokens == 0:
+            return
+        assert isinstance(pl_module, LitGPT)
+        whole = self.batches(data)
+        batches = self._until_stopped(whole)
+        if isinstance(bar := trainer.progress_bar_callback, ProgressBar):
+            batches = bar.track(batches, len(whole), "Final evaluation")
+        result = self.measure(trainer, pl_module, batches, whole.num_targets)
+        self.stop.reason = agreed(trainer, self.stop.signal)
+        self.result = None if self.stop.reason else result
 
     def _until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import builtins
 import sys
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from lit_gpt.module import LitGPT
 
+Item = TypeVar("Item")
 REFRESH = 0.2  # seconds; reading the loss waits for the device
 
 
@@ -75,6 +77,17 @@ class ProgressBar(TQDMProgressBar):
         bar.initial = trainer.global_step  # of a resumed run
         bar.n = trainer.global_step
         self.train_progress_bar = bar
+
+    def track(self, items: Iterable[Item], total: int, name: str) -> Iterator[Item]:
+        """Yields the items, and shows how many of the total are done and when all will be."""
+        bar = self.init_train_tqdm()
+        bar.leave = False
+        bar.set_description(name)
+        bar.reset(total)
+        with bar:
+            for item in items:
+                yield item
+                bar.update()
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """Does nothing: progress is counted in steps, and the one epoch never ends."""

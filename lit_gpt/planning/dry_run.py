@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lit_gpt.callbacks.checkpoints import checkpoint_bytes, free_bytes
-from lit_gpt.callbacks.evaluation import full_loss, whole_val_split
 from lit_gpt.callbacks.stopping import agreed
 from lit_gpt.errors import UserError
 from lit_gpt.training.train import Run
@@ -126,14 +125,19 @@ class DryRun(Callback):
         if checkpoint_bytes(model) < free_bytes(self.folder) / 2:
             trainer.save_checkpoint(self.folder / "dry_run.ckpt", weights_only=False)
             self.save = synchronized_time(trainer) - sampled
-        batches = whole_val_split(self._run.data)
-        full_loss(trainer, model, islice(batches, trainer.world_size))  # the first takes longer
+        self.time_final(trainer)
+        self.overhead -= synchronized_time(trainer) - start
+
+    def time_final(self, trainer: pl.Trainer) -> None:
+        final = self._run.final
+        batches = final.batches(self._run.data)
+        if not batches:
+            return
         count = min(len(batches), 4 * trainer.world_size)
-        before = synchronized_time(trainer)
-        full_loss(trainer, model, islice(batches, count))
-        end = synchronized_time(trainer)
-        self.final_batch = (end - before) / count
-        self.overhead -= end - start
+        for number in (trainer.world_size, count):  # the first takes longer
+            before = synchronized_time(trainer)
+            final.measure(trainer, self._run.model, islice(batches, number), batches.num_targets)
+            self.final_batch = (synchronized_time(trainer) - before) / number
 
 
 def synchronized_time(trainer: pl.Trainer) -> float:

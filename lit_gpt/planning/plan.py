@@ -16,7 +16,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt.callbacks.checkpoints import file_bytes, free_bytes
-from lit_gpt.callbacks.evaluation import whole_val_split
 from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.callbacks.progress import Throughput
 from lit_gpt.callbacks.stopping import keep_signal_handlers
@@ -66,15 +65,8 @@ class Plan:
     start_up: float
 
     @property
-    def tokens_per_step(self) -> int:
-        hparams = self.run.data.hparams
-        trainer = self.run.trainer
-        windows = hparams.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-        return windows * hparams.context_length
-
-    @property
     def epochs_per_step(self) -> float:
-        return self.tokens_per_step / len(self.run.data.train_tokens)
+        return self.run.epoch.step_windows / self.run.epoch.windows
 
     @property
     def steps_to_do(self) -> int:
@@ -89,7 +81,7 @@ class Plan:
         dry_run = self.dry_run
         steps = self.steps_to_do
         has_evaluations = run.trainer.limit_val_batches != 0
-        interval = run.options.config.trainer.val_check_interval
+        interval = int(run.trainer.val_check_interval) // run.trainer.accumulate_grad_batches
         saved = -(-steps // interval) if has_evaluations else 0
         evaluations = saved + (has_evaluations and not run.checkpoint)  # one at step 0
         every_n_steps = run.step_checkpoints.every_n_steps
@@ -100,7 +92,7 @@ class Plan:
             f"{steps:,} steps": steps * dry_run.step,
             f"{evaluations:,} evaluations": evaluations * evaluation,
             f"{files:,} checkpoints": files * dry_run.save,
-            "final evaluation": len(whole_val_split(run.data)) * dry_run.final_batch,
+            "final evaluation": len(run.final.batches(run.data)) * dry_run.final_batch,
         }
 
 
@@ -126,7 +118,7 @@ def print_model(plan: Plan) -> None:
     if trainer.max_steps >= 0:
         print(
             f"Epochs: {trainer.max_steps * plan.epochs_per_step:.2f} ({trainer.max_steps:,} steps "
-            f"of {plan.tokens_per_step:,} tokens)"
+            f"of {plan.run.epoch.step_tokens:,} tokens)"
         )
     print(f"Device: {trainer.strategy.root_device.type}, precision {trainer.precision}")
 

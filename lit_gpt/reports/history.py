@@ -46,6 +46,17 @@ class FinalResult:
     loss: float  # nats/token
     bits_per_byte: float  # comparable between tokenizers
     num_tokens: int  # predicted
+    of_tokens: int | None = None  # that could have been; None: as many
+
+    @property
+    def is_whole(self) -> bool:
+        return self.of_tokens in (None, self.num_tokens)
+
+    @property
+    def extent(self) -> str:
+        """How many tokens were predicted, of how many."""
+        which = "all" if self.is_whole else f"{self.num_tokens:,} of"
+        return f"{which} {self.of_tokens or self.num_tokens:,} tokens"
 
     @property
     def perplexity(self) -> float:
@@ -190,9 +201,10 @@ def _from_json(content: Any) -> History:
         versions = {str(name): str(value) for name, value in session["versions"].items()}
         history.sessions.append(Session(step, clock, str(session["command"]), versions))
     if final := content["final"]:
-        history.final = FinalResult(
-            float(final["loss"]), float(final["bits_per_byte"]), int(final["num_tokens"])
-        )
+        num_tokens = int(final["num_tokens"])
+        of_tokens = int(final["of_tokens"]) if final.get("of_tokens") else None  # not in 0.1.0's
+        loss = float(final["loss"])
+        history.final = FinalResult(loss, float(final["bits_per_byte"]), num_tokens, of_tokens)
     return history
 
 

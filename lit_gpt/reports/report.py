@@ -127,9 +127,10 @@ def tiles(history: History) -> list[tuple[str, str, str]]:
     if best := history.best():
         numbers.append(("Best validation loss", f"{best[1]:.3f}", f"at step {best[0]:,}"))
     if final := history.final:
-        detail = f"whole split, perplexity {final.perplexity:.2f}"
+        part = "whole split" if final.is_whole else final.extent
+        detail = f"{part}, perplexity {final.perplexity:.2f}"
         numbers.append(("Final validation loss", f"{final.loss:.4f}", detail))
-        numbers.append(("Bits per byte", f"{final.bits_per_byte:.4f}", "whole validation split"))
+        numbers.append(("Bits per byte", f"{final.bits_per_byte:.4f}", part))
     elif newest := history.newest("val/bits_per_byte"):
         numbers.append(("Bits per byte", f"{newest[1]:.4f}", f"at step {newest[0]:,}"))
     if speed := history.speed():

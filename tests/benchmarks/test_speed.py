@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lit_gpt.callbacks.evaluation import whole_val_split
+from lit_gpt.callbacks.evaluation import FinalEvaluation
 from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.data import TextDataModule
 from lit_gpt.model import GPT, GPTConfig
@@ -38,7 +38,7 @@ def test_no_evaluation_batch_is_computed_twice(train, monkeypatch):
     monkeypatch.setattr(GPT, "hidden_states", counted)
     result = train()
     trained, evaluated = ([ids for mode, ids in passes if mode is m] for m in (True, False))
-    final = list(whole_val_split(result.run.data))
+    final = list(FinalEvaluation().batches(result.run.data))
     assert len(trained) == SMALL["trainer.max_steps"]
     assert len(evaluated) == 4 * 2 * 2 + len(final)
     assert evaluated[:4] == evaluated[4:8] == evaluated[12:16]

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lit_gpt.callbacks.evaluation import FullSplitBatches, whole_val_split
+from lit_gpt.callbacks.evaluation import FinalEvaluation
 from lit_gpt.data import EvalBatches, TextDataModule, TrainBatches, read_windows
 from lit_gpt.errors import UserError
+from lit_gpt.evaluation.whole_text import WholeText
 
 ROOT = Path(__file__).parents[2]
 ORDERS = ["random", "shuffled"]
@@ -53,7 +54,7 @@ def test_targets_are_the_inputs_one_token_later():
         TrainBatches(row(100), 4, 7, "random"),
         TrainBatches(row(100), 4, 7, "shuffled"),
         EvalBatches(row(100), 4, 7, max_windows=14),
-        FullSplitBatches(row(100), 4, 7),
+        WholeText(row(100), 4, 7),
     ],
     ids=["random", "shuffled", "evaluation", "every token"],
 )
@@ -248,7 +249,7 @@ def test_ranks_evaluate_equally_many_batches(max_windows):
 def test_every_token_but_the_first_is_a_target_once(
     num_tokens, context_length, batch_size, batches
 ):
-    every_token = FullSplitBatches(row(num_tokens), batch_size, context_length)
+    every_token = WholeText(row(num_tokens), batch_size, context_length)
     targets = [target for _, y in every_token for target in y.flatten().tolist()]
     assert targets == list(range(1, num_tokens))
     assert len(every_token) == len(list(every_token)) == batches
@@ -311,7 +312,7 @@ def test_windows_lie_inside_their_split(order, module):
     data = in_training(module("t" * 90 + "v" * 10, order=order))
     loaders = {
         "t": [islice(data.train_dataloader(), 200), data.val_dataloader()["train"]],
-        "v": [data.val_dataloader()["val"], whole_val_split(data)],
+        "v": [data.val_dataloader()["val"], FinalEvaluation().batches(data)],
     }
     for letter, batches in loaders.items():
         for x, y in (batch for loader in batches for batch in loader):

@@ -145,7 +145,7 @@ def test_the_page_has_the_numbers_that_the_run_printed(finished):
     assert f", best: {best:.3f} at step {2 * i};" in elements.attributes("aria-label")[0]
     final = re.search(r"loss: ([\d.]+) .*perplexity ([\d.]+), ([\d.]+) bits", finished.out)
     assert f"Final validation loss{final[1]}whole split, perplexity {final[2]}" in text
-    assert f"Bits per byte{final[3]}whole validation split" in text
+    assert f"Bits per byte{final[3]}whole split" in text
     rows = [": ".join(row) for row in elements.rows]
     card = finished.out.splitlines()[:8]
     assert rows[rows.index(card[0]) :][:8] == card
