@@ -95,6 +95,29 @@ def newest_checkpoint(root: str | Path, name: str) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
+def find_checkpoint(ckpt_path: str | None, logs: str) -> Path:
+    """The checkpoint that a command's options name.
+
+    Args:
+        ckpt_path: a file; `last`: the newest run's last.ckpt; None: see `find_newest`.
+        logs: folder of the runs.
+
+    Raises:
+        UserError: there is none.
+    """
+    if ckpt_path is None:
+        return find_newest(logs)
+    if ckpt_path != "last":
+        return Path(ckpt_path)
+    path = newest_checkpoint(logs, "last")
+    if path is None:
+        problem = f"no run below {logs!r} has a last.ckpt"
+        hint = "train a model first, or give the path of a checkpoint"
+        raise UserError(problem, field="ckpt_path", value="last", hint=hint)
+    print(f"Using {path}", file=sys.stderr)
+    return path
+
+
 def find_newest(logs: str) -> Path:
     """The newest run's best checkpoint below `logs`, or its last; prints which.
 
