@@ -14,7 +14,7 @@ from typing import Any
 from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.command import call, option
 from lit_gpt.errors import UserError
-from lit_gpt.generation.language_model import find_newest
+from lit_gpt.generation.language_model import find_checkpoint
 from lit_gpt.generation.sampling import Sampling
 from lit_gpt.huggingface.architectures import hf_weights, layout_of
 from lit_gpt.huggingface.config import hf_config
@@ -49,7 +49,7 @@ def load_text(
     tokenizer: Tokenizer,
     cache: Path,
     path: str | None,
-    given: dict[str, str | None],
+    given: dict[str, Any],
 ) -> Corpus:
     """Encodes the text at `path`, or else that of the checkpoint's run.
 
@@ -145,7 +145,7 @@ def export(
 
     Args:
         out: folder to create; it may exist if it is empty.
-        ckpt_path: checkpoint to export; default: the newest run's best.
+        ckpt_path: checkpoint, run's folder, best or last; default: the newest run's best.
         logs: where to look for the newest run.
         data_path: text to compare the export on; default: the run's own.
         encoding: of that text; default: utf-8, or for the run's own text as in the run.
@@ -157,7 +157,7 @@ def export(
     import_transformers()
     target = Path(os.path.expanduser(out))
     check_is_free(target)
-    checkpoint = Checkpoint.read(ckpt_path or find_newest(logs))
+    checkpoint = Checkpoint.read(find_checkpoint(ckpt_path, logs))
     model, tokenizer = checkpoint.build()
     label = layout_of(model.config).label
     given = {"encoding": encoding, "text_field": text_field}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +16,14 @@ import torch
 from lit_gpt.errors import UserError
 from lit_gpt.huggingface.architectures import LAYOUTS, gpt_weights, logit_difference
 from lit_gpt.huggingface.config import gpt_config
+from lit_gpt.huggingface.folder import (
+    MAX_CONFIG,
+    check_shapes,
+    read_config,
+    read_json,
+    read_weights,
+    weight_shapes,
+)
 from lit_gpt.huggingface.tokenizer import (
     from_hf,
     import_transformers,
@@ -30,7 +37,6 @@ from lit_gpt.text.corpus import Corpus
 CONTEXT = 1024  # tokens: the default for a model whose own context is longer
 WINDOW = 64  # tokens whose logits are compared
 PART = 1 << 20  # characters whose ids are compared at a time
-NOT_WEIGHTS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")  # in old files
 
 
 def is_folder(source: str) -> bool:
@@ -43,8 +49,8 @@ def unusable(folder: Path, problem: str) -> UserError:
     return UserError(problem, field="init_from", value=str(folder), hint="use another model")
 
 
-def folder_fields(folder: Path) -> dict[str, Any]:
-    """The fields of GPTConfig for the model of a folder, all but dropout.
+def read_model_config(folder: Path) -> tuple[Any, GPTConfig]:
+    """The config of a folder's model, in transformers and as ours.
 
     Raises:
         UserError: config.json is missing or damaged, or describes a model that ours can't be;
@@ -54,18 +60,46 @@ def folder_fields(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise unusable(folder, "the folder has no config.json")
     transformers = import_transformers()
+    config = None
     try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        if theirs.get("model_type") in list(LAYOUTS):
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-            theirs = config.to_dict()  # with the defaults of missing fields
-        fields = asdict(GPTConfig(**gpt_config(theirs)))
+        fields = read_json(path, MAX_CONFIG)
+        kind = fields.get("model_type")
+        if kind in list(LAYOUTS):  # as a list, because it may be unhashable
+            architecture = getattr(transformers, LAYOUTS[kind].architecture)
+            config = read_config(fields, architecture.config_class)
+            fields |= config.to_dict()
+        return config, GPTConfig(**gpt_config(fields))
     except UserError as error:
         raise unusable(folder, f"config.json: {error}") from error
     except Exception as error:  # whatever transformers raises for values it rejects
         raise unusable(folder, f"config.json can't be read ({in_one_line(error)})") from error
+
+
+def folder_fields(folder: Path) -> dict[str, Any]:
+    """The fields of GPTConfig for the model of a folder, all but dropout.
+
+    Raises:
+        UserError: as for `read_model_config`, or the model is larger than the weights.
+    """
+    config, ours = read_model_config(folder)
+    if (folder / "adapter_config.json").exists():
+        raise unusable(folder, "it holds an adapter (adapter_config.json), which is not supported")
+    try:
+        check_shapes(config, architecture_of(config), weight_shapes(folder))
+    except Exception as error:  # a stranger's file can raise anything
+        raise no_weights(folder, error) from error
+    fields = asdict(ours)
     del fields["dropout"]  # a choice for training, not part of the model
     return fields
+
+
+def architecture_of(config: Any) -> Any:
+    """The class of the model in transformers."""
+    return getattr(import_transformers(), LAYOUTS[config.model_type].architecture)
+
+
+def no_weights(folder: Path, error: Exception) -> UserError:
+    return unusable(folder, f"the weights can't be loaded ({in_one_line(error)})")
 
 
 def load_folder(source: str, context_length: int) -> GPT:
@@ -106,31 +140,21 @@ def load_hf_model(folder: Path) -> Any:
     """The folder's model in transformers, as float32, in eval mode.
 
     Raises:
-        UserError: weights are missing or damaged.
+        UserError: weights are damaged, or do not match config.json.
     """
-    transformers = import_transformers()
+    config, _ = read_model_config(folder)
     try:
-        theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
+        theirs, info = architecture_of(config).from_pretrained(
+            None,  # so that nothing but these weights is read
+            config=config,
+            state_dict=read_weights(folder),
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below
         )
+        if info["missing_keys"]:  # transformers draws these at random
+            raise ValueError(f"no {min(info['missing_keys'])}")
     except Exception as error:  # a stranger's file can raise anything
-        raise unusable(folder, f"the weights can't be loaded ({in_one_line(error)})") from error
-    unexpected = {name for name in info["unexpected_keys"] if not NOT_WEIGHTS.search(name)}
-    for what, names in {  # transformers would draw these at random, or ignore them
-        "is missing": info["missing_keys"],
-        "has another shape": {name for name, *_ in info["mismatched_keys"]},
-        "is unexpected": unexpected,
-    }.items():
-        if names:
-            raise unusable(
-                folder,
-                f"the weights do not match config.json: {min(names)} {what} "
-                f"({len(names)} in total)",
-            )
+        raise no_weights(folder, error) from error
     return theirs.eval()
 
 
@@ -187,9 +211,15 @@ def check_ids(folder: str | Path, tokens: np.ndarray, texts: Iterable[str | None
     tokenizer, rows = from_hf(folder)
     from tokenizers import Tokenizer as Theirs
 
-    unused = dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
+    spec = read_spec(folder)
+    model = {"type": "BPE", "ignore_merges": spec["model"].get("ignore_merges", False)}
+    checked = {  # what `from_hf` has checked, and nothing else
+        "version": spec.get("version", "1.0"),
+        "pre_tokenizer": spec["pre_tokenizer"],
+        "model": model | {name: spec["model"][name] for name in ("vocab", "merges")},
+    }
     try:
-        theirs = Theirs.from_str(json.dumps(read_spec(folder) | unused | {"added_tokens": []}))
+        theirs = Theirs.from_str(json.dumps(checked))
     except Exception as error:  # tokenizers raises nothing more specific
         raise unreadable(folder, error) from error
     start = 0

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.errors import UserError
+from lit_gpt.huggingface.folder import MAX_JSON, read_json
+from lit_gpt.text import patterns
+from lit_gpt.text.patterns import CHARACTERS, GPT2, KNOWN, QWEN2, check_in_child, check_pattern
 from lit_gpt.text.tokenizer import Tokenizer
-from lit_gpt.text.vocabularies import OFFLINE
 
 SPECIAL = "<|endoftext|>"  # what our end-of-text token is called, as in GPT-2 and Qwen3
 NAME = "of a Hugging Face folder"
-# What ByteLevel(use_regex=True) splits by.
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# How the text of a vocab.json with a merges.txt is split, by the model_type of its config.json.
+SPLIT_BY = {"gpt2": GPT2, "qwen2": QWEN2, "qwen3": QWEN2}
 
 
 def import_transformers() -> Any:
@@ -60,6 +62,8 @@ def to_hf(tokenizer: Tokenizer) -> Any:
     converter: Any = TikTokenConverter(pattern=pattern)
     converter.load_tiktoken_bpe = lambda _: ranks  # instead of reading them from a file
     try:
+        if not (only_bytes or tokenizer.pattern in KNOWN):
+            check_in_child(__name__, try_oniguruma.__name__, pattern)
         converted = converter.converted()
     except Exception as error:  # tokenizers raises nothing more specific
         what = f"the tokenizer's split pattern {tokenizer.pattern!r}"
@@ -94,11 +98,27 @@ def onig_pattern(pattern: str) -> str:
     In the patterns we know, a possessive `{1,3}+` ends an alternative, so a plain one matches the
     same text.
     """
+    if pattern == CHARACTERS:
+        return "(?m:.)"
     return re.sub(r"(\{\d+,\d+\})\+", r"\1", pattern).replace(r"\s++$", r"\s++\z")
 
 
-def from_hf(folder: str | Path) -> tuple[Tokenizer, np.ndarray]:
-    """The tokenizer of a folder, and the row of its embedding for each of our ids, (V,) int64.
+def try_oniguruma(pattern: str) -> None:
+    """In a child: tries a pattern as the package tokenizers uses it."""
+    patterns.limit_resources()
+    from tokenizers import Regex, pre_tokenizers
+
+    try:
+        splitter = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
+    except Exception as error:  # tokenizers raises nothing more specific
+        patterns.refuse(f"is invalid here ({in_one_line(error)})")
+    patterns.try_pattern(
+        pattern, lambda text: "".join(part for part, _ in splitter.pre_tokenize_str(text))
+    )
+
+
+def from_hf(source: str | Path) -> tuple[Tokenizer, np.ndarray]:
+    """The tokenizer of a folder or of a tokenizer.json, and their id of each of ours, (V,) int64.
 
     Our ids count the 256 bytes, then the merges in their order, and last the end-of-text token:
     SPECIAL, or else the folder's eos token. Other special tokens and unused rows are left out.
@@ -108,43 +128,77 @@ def from_hf(folder: str | Path) -> tuple[Tokenizer, np.ndarray]:
         UserError: not a byte-level BPE, or one that works differently from ours; transformers is
             not installed.
     """
-    spec = read_spec(folder)
+    spec = read_spec(source)
     try:
         pattern = _pattern(spec)
         ids = _ordinary_ids(spec)
         tokenizer = _build(pattern, list(ids))
         rows = list(ids.values())
-        end = _end_of_text(spec, Path(folder).expanduser() / "tokenizer_config.json", ids)
+        end = _end_of_text(spec, folder_of(source) / "tokenizer_config.json", ids)
     except Unsupported as error:
         raise UserError(
-            f"the tokenizer of {folder} is not supported: {error}",
+            f"the tokenizer of {source} is not supported: {error}",
             hint="use one with byte-level BPE like that of GPT-2 or Qwen3",
         ) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise unreadable(folder, error) from error
+    except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise unreadable(source, error) from error
     if end is not None:
         tokenizer = tokenizer.with_end_of_text()
         rows.append(end)
     return tokenizer, np.array(rows, dtype=np.int64)
 
 
-def read_spec(folder: str | Path) -> dict[str, Any]:
+def folder_of(source: str | Path) -> Path:
+    """Of a folder, or of a file in it."""
+    path = Path(source).expanduser()
+    return path.parent if path.is_file() else path
+
+
+def read_spec(source: str | Path) -> dict[str, Any]:
     """The content of tokenizer.json, or its equivalent for a vocab.json with a merges.txt."""
-    transformers = import_transformers()
-    folder = Path(folder).expanduser()
-    path = folder / "tokenizer.json"
+    import_transformers()
+    path, folder = Path(source).expanduser(), folder_of(source)
+    path = path if path.is_file() else folder / "tokenizer.json"
     has_merges = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    if str(source).endswith(".json") and not path.is_file():
+        raise UserError("no such file", field="tokenizer", value=str(source))
     if not (path.is_file() or has_merges):
-        raise UserError(f"{folder} has no tokenizer.json, nor a vocab.json with a merges.txt")
+        raise UserError(f"{source} has no tokenizer.json, nor a vocab.json with a merges.txt")
     try:
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-        else:
-            auto = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            text = auto.backend_tokenizer.to_str()
-        return json.loads(text)
+        return read_json(path) if path.is_file() else _old_spec(folder)
     except Exception as error:  # a stranger's file can raise anything
-        raise unreadable(folder, error) from error
+        raise unreadable(source, error) from error
+
+
+def _old_spec(folder: Path) -> dict[str, Any]:
+    """What tokenizer.json would hold, for a vocab.json with a merges.txt."""
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in list(SPLIT_BY):
+        raise ValueError(f"without tokenizer.json, its model_type must be {' or '.join(SPLIT_BY)}")
+    with (folder / "merges.txt").open(encoding="utf-8", newline="\n") as file:
+        lines = file.read(MAX_JSON).split("\n")
+    added: dict[str, Any] = {}
+    for name in ("added_tokens.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            content = read_json(folder / name)
+            decoder = content.get("added_tokens_decoder", {})
+            added |= {token["content"]: int(i) for i, token in decoder.items()}
+            added |= content if name == "added_tokens.json" else {}
+    split = {"type": "Split", "pattern": {"Regex": SPLIT_BY[kind]}, "behavior": "Isolated"}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {
+        "version": "1.0",
+        "added_tokens": [{"content": text, "id": i} for text, i in added.items()],
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [split | {"invert": False}, byte_level | {"use_regex": False}],
+        },
+        "model": {
+            "type": "BPE",
+            "vocab": read_json(folder / "vocab.json"),
+            "merges": [line for line in lines if line and not line.startswith("#version")],
+        },
+    }
 
 
 def in_one_line(error: Exception) -> str:
@@ -176,17 +230,22 @@ def _pattern(spec: dict[str, Any]) -> str:
     if byte_level.get("use_regex", True):
         if splits:
             raise Unsupported("it splits text by two patterns")
-        return GPT2_PATTERN
+        return GPT2
     if not splits:
         if spec["model"]["merges"]:
             raise Unsupported("it does not split text")
-        return r"(?s:.)"
+        return CHARACTERS
     (split,) = splits
     behavior = (split["behavior"], split.get("invert", False))
     if behavior not in (("Isolated", False), ("Removed", True)) or "Regex" not in split["pattern"]:
         raise Unsupported(f"it splits text by {split}")
     regex = split["pattern"]["Regex"]
-    ours = {onig_pattern(known.pattern): known.pattern for known in OFFLINE.values()}
+    ours = {onig_pattern(known): known for known in KNOWN}
+    if regex not in ours:
+        try:
+            check_in_child(__name__, try_oniguruma.__name__, regex)
+        except ValueError as error:
+            raise Unsupported(str(error)) from error
     return ours.get(regex, regex)
 
 
@@ -205,6 +264,8 @@ def _ordinary_ids(spec: dict[str, Any]) -> dict[bytes, int]:
     if missing := sorted(byte for char, byte in bytes_of.items() if vocab.get(char) is None):
         count = f"{len(missing)} of the 256 bytes (the first is 0x{missing[0]:02x})"
         raise Unsupported(f"it has no token for {count}")
+    if not all(type(i) is int and i >= 0 for i in vocab.values()):
+        raise Unsupported("it has ids that are no whole numbers")
     singles = sorted(bytes_of, key=vocab.__getitem__)
     ids: dict[bytes, int] = {bytes([bytes_of[char]]): vocab[char] for char in singles}
     for merge in model["merges"]:
@@ -223,16 +284,14 @@ def _ordinary_ids(spec: dict[str, Any]) -> dict[bytes, int]:
 
 
 def _build(pattern: str, tokens: list[bytes]) -> Tokenizer:
-    """Our tokenizer, if tiktoken's engine accepts the pattern and it keeps all of a text."""
-    sample = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x11000)]))
+    """Our tokenizer, if the pattern keeps all of a text."""
+    if b"" in tokens:
+        raise Unsupported("it has an empty token")
     try:
-        tokenizer = Tokenizer(NAME, pattern, tokens)
-        kept = tokenizer.decode(tokenizer.encode(sample)) == sample
-    except ValueError as error:  # from tiktoken, about the pattern
-        raise Unsupported(f"its split pattern is invalid here ({in_one_line(error)})") from error
-    if not kept:
-        raise Unsupported(f"its split pattern drops text ({pattern})")
-    return tokenizer
+        check_pattern(pattern)
+    except ValueError as error:
+        raise Unsupported(str(error)) from error
+    return Tokenizer(NAME, pattern, tokens)
 
 
 def _end_of_text(spec: dict[str, Any], config: Path, ordinary: dict[bytes, int]) -> int | None:
@@ -240,7 +299,7 @@ def _end_of_text(spec: dict[str, Any], config: Path, ordinary: dict[bytes, int])
     ids = spec["model"]["vocab"] | {t["content"]: t["id"] for t in spec.get("added_tokens", [])}
     names = [SPECIAL]
     if config.is_file():
-        eos = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+        eos = read_json(config).get("eos_token")
         names.append(eos["content"] if isinstance(eos, dict) else eos)
     used = set(ordinary.values())
     return next((ids[name] for name in names if name in ids and ids[name] not in used), None)

@@ -123,7 +123,7 @@ def try_tiktoken(pattern: str) -> None:
     try:
         encoding = tiktoken.Encoding("", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     except ValueError as error:
-        refuse(f"is invalid here: {' '.join(str(error).split())[:200]}")
+        refuse(f"is invalid here ({' '.join(str(error).split())[:200]})")
     try_pattern(pattern, split)
 
 

@@ -1,6 +1,7 @@
 """Our GPT and transformers' GPT-2 and Qwen3: configs and weights, both ways."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, Qwen3Conf
 from lit_gpt.errors import UserError
 from lit_gpt.huggingface.architectures import LAYOUTS, gpt_weights, hf_weights, layout_of
 from lit_gpt.huggingface.config import gpt_config, hf_config
-from lit_gpt.huggingface.importing import folder_fields
+from lit_gpt.huggingface.importing import read_model_config
 from lit_gpt.model import GPT, GPTConfig
 
 SIZES = {"vocab_size": 50, "context_length": 16, "d_model": 24, "num_blocks": 2, "num_heads": 4}
@@ -170,7 +171,7 @@ def test_required_values_are_the_defaults_of_transformers(kind):
 def fields_of(folder, config: dict) -> dict:
     """The GPTConfig of a folder with that config.json."""
     (folder / "config.json").write_text(json.dumps(config))
-    return folder_fields(folder)
+    return asdict(read_model_config(folder)[1])
 
 
 @pytest.mark.parametrize(

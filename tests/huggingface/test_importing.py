@@ -354,7 +354,10 @@ WRONG = {
         lambda f: (f / "config.json").write_text("{}"),
         "model_type None is not supported, only gpt2",
     ),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "can't be loaded (OSError: "),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        "can't be loaded (ValueError: the folder has no model.s",
+    ),
     "half of the weights": (cut_weights, "can't be loaded (SafetensorError: "),
     "a weight is missing": (drop_weight, "weight is missing (1 in total)"),
     "a weight of another shape": (

@@ -31,7 +31,7 @@ LINES = STATE["vocabulary"].splitlines(keepends=True)
         (r"(?:xy+)+(?!q)$|(?s:.)", "takes"),
         (r"(?s:.)(?=(?s:.*)é)|(?s:.)", "takes"),
         (r"(?s:.*?Z)|(?s:.)", "takes"),  # without look-around: by another engine
-        ("(", "is invalid here: Parsing error at position 1"),
+        ("(", "is invalid here (Parsing error at position 1"),
         (r"((?:\p{L}{500}){500}(?!x)){50}|(?s:.)", "is invalid here"),  # gigabytes
         ("a|" * 6000 + "(?s:.)", "is longer than 10,000 characters"),
     ],
