@@ -332,5 +332,6 @@ class LitGPT(pl.LightningModule):
         if data := getattr(self.trainer, "datamodule", None):
             checkpoint["tokenizer"] = data.tokenizer.to_dict()
             checkpoint["corpus"] = asdict(data.corpus.info)
-        names = ("accumulate_grad_batches", "gradient_clip_val", "precision")
+        names = ["accumulate_grad_batches", "gradient_clip_val", "precision"]
+        names += ["max_steps", "world_size"]
         checkpoint["trainer"] = {name: getattr(self.trainer, name) for name in names}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def whole_loss(
     batches: Iterable[Batch],
     token_lengths: torch.Tensor,
     num_targets: int,
-    context: Callable[[], AbstractContextManager[None]] = nullcontext,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> FinalResult:
     """The loss over all of `batches`, those of all processes together.
 

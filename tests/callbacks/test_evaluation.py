@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,9 @@ import torch
 
 from lit_gpt.callbacks.evaluation import EvaluationPrinter
 from lit_gpt.checkpoint import read_checkpoint
+from tests.callbacks.test_progress import Terminal
 from tests.conftest import ROOT
+from tests.recompute import nats_of, whole_nats
 
 NOTICE = "The model is overfitting"
 
@@ -109,6 +112,51 @@ def test_without_evaluation_the_last_step_is_still_saved(train):
     assert result.steps == []
     last = Path(result.run.trainer.log_dir) / "checkpoints" / "last.ckpt"
     assert read_checkpoint(last)["global_step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "windows"), [(100, 6), (1, 1), (16, 1), (10_000, None), (None, None)]
+)
+def test_the_final_loss_is_over_as_many_tokens_as_asked(train, max_tokens, windows):
+    options = {} if max_tokens is None else {"final.max_tokens": max_tokens}
+    result = train(**options, **{"trainer.max_steps": 2})
+    tokens = result.run.data.val_tokens
+    model = result.run.model.gpt
+    if windows is None:
+        nats = whole_nats(model, tokens, 16)
+        extent = f"all {len(tokens) - 1:,} tokens"
+    else:
+        all_windows = (len(tokens) - 1) // 16
+        starts = [16 * ((all_windows - 1) * i // max(windows - 1, 1)) for i in range(windows)]
+        nats = nats_of(model, tokens, starts, 16)
+        extent = f"{16 * windows} of {len(tokens) - 1:,} tokens"
+    (line,) = (line for line in result.out.splitlines() if line.startswith("Final"))
+    loss = sum(nats) / len(nats)
+    assert line.startswith(f"Final validation loss: {loss:.4f} nats/token over {extent}, ")
+    page = (Path(result.run.trainer.log_dir) / "report.html").read_text(encoding="utf-8")
+    assert ("whole split, perplexity" in page) == (windows is None)
+    assert (f"{extent}, perplexity" in page) == (windows is not None)
+
+
+def test_a_final_evaluation_of_no_token_is_left_out(train):
+    result = train(**{"final.max_tokens": 0})
+    assert (result.status, result.err) == (0, "")
+    assert "Final validation loss" not in result.out
+    assert "Last checkpoint" in result.out
+    refused = train(**{"final.max_tokens": -1})
+    assert refused.status == 2
+    assert refused.err == "error: --final.max_tokens -1: must be at least 0\n"
+
+
+def test_the_final_evaluation_has_a_bar_with_an_estimate(train):
+    screen = Terminal()
+    with redirect_stdout(screen):
+        result = train(**{"trainer.max_steps": 2})
+    batches = -(-(len(result.run.data.val_tokens) - 1) // 16 // 8) + 1
+    shape = r"Final evaluation: +\d+%\|.*?\| \d+/(\d+) \[[\d:]+<[\d:?]+"
+    bars = re.findall(shape, screen.getvalue())
+    assert set(bars) == {str(batches)}
+    assert "Final evaluation" not in train(**{"trainer.max_steps": 2}).out  # without a terminal
 
 
 @pytest.mark.parametrize("module", ["numpy", "torch", "splintr"])

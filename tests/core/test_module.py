@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from lit_gpt import module
 from lit_gpt.checkpoint import read_checkpoint
 from lit_gpt.data import EvalBatches
+from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.module import LitGPT, cross_entropy_in_parts, next_token_loss
+from lit_gpt.module import LitGPT, LossTotals, cross_entropy_in_parts, next_token_loss
+from tests import small_run
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -41,6 +43,48 @@ def test_loss_is_the_mean_negative_log_probability():
 def test_loss_is_computed_in_float32_from_half_precision_logits():
     x = torch.zeros(2, 3, dtype=torch.long)
     assert next_token_loss(small_gpt().bfloat16(), x, x).dtype == torch.float32
+
+
+def test_loss_of_double_precision_weights_is_computed_in_it():
+    x = torch.zeros(2, 3, dtype=torch.long)
+    assert next_token_loss(small_gpt().double(), x, x).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_loss_in_parts_of_half_precision_weights_is_in_float32(dtype):
+    torch.manual_seed(0)
+    hidden_states = torch.randn(18, 8).to(dtype)
+    weight = torch.randn(11, 8).to(dtype)
+    targets = torch.randint(11, (18,))
+    loss = cross_entropy_in_parts(hidden_states, weight, targets, 5)
+    whole = F.cross_entropy(F.linear(hidden_states, weight).float(), targets)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_totals_weigh_losses_by_tokens_and_keep_a_nan():
+    totals, cpu = LossTotals(), torch.device("cpu")
+    lengths = torch.tensor([1, 3])
+    totals.start(cpu)
+    totals.update(torch.tensor(2.0), torch.tensor([[0, 1, 1]]), lengths)
+    totals.update(torch.tensor(8.0), torch.tensor([[1]]), lengths)
+    found = totals.compute()
+    assert found.loss.item() == (3 * 2.0 + 8.0) / 4
+    assert found.bits_per_byte.item() == pytest.approx((3 * 2.0 + 8.0) / math.log(2) / 10)
+    many = torch.zeros(1, 1, dtype=torch.long).expand(1, 10)
+    for _ in range(3000):  # in bfloat16 the sum would stop at 256
+        totals.update(torch.tensor(0.1), many, None)
+    assert totals.compute().loss.item() == pytest.approx((14 + 3000.0) / 30_004, rel=1e-7)
+    totals.update(torch.tensor(math.nan), many, None)
+    assert math.isnan(totals.compute().loss)
+    totals.start(cpu)
+    totals.update(torch.tensor(2.0), many, None)
+    assert totals.compute().loss.item() == 2.0
+
+
+def test_a_plain_trainer_refuses_float16_weights(text_file, tmp_path):
+    with pytest.raises(UserError, match="use bf16-mixed or 16-mixed"):
+        small_run.fit(text_file, tmp_path, [], {"precision": "16-true"})
 
 
 @pytest.mark.parametrize("bf16", [False, True])
