@@ -1,22 +1,19 @@
 """Checkpoint files: what they hold, and how one becomes a GPT and its tokenizer.
 
-A file may come from a stranger: nothing in it is run, nothing in it can take more memory than the
-file has bytes, and the archive's own CRC-32 of each part, which PyTorch writes and never checks,
-reveals flipped bits.
+A file may come from a stranger: checkpoint_file.py reads it without running anything in it.
 """
 
 from __future__ import annotations
 
 import os
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-import torch
 from torch import Tensor
 
+from lit_gpt.checkpoint_file import check_parts, read_file
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text.tokenizer import Tokenizer
@@ -32,7 +29,8 @@ Contents = TypedDict(  # the keys of a file; everything in it is of plain types
         "hyper_parameters": dict[str, Any],  # arguments of LitGPT
         "datamodule_hyper_parameters": dict[str, Any],  # arguments of TextDataModule
         "corpus": dict[str, Any],  # fields of text.corpus.CorpusInfo, the text's fingerprint too
-        "trainer": dict[str, Any],  # accumulate_grad_batches, gradient_clip_val, precision
+        "trainer": dict[str, Any],  # what the Trainer made of its options, and of the machine
+        "options": dict[str, Any],  # the training command's, by group; absent without it
         # How far the run got.
         "global_step": int,  # optimizer steps done, skipped ones included
         "skipped_steps": int,  # by the NonFiniteGuard; absent without one
@@ -58,7 +56,8 @@ RESUME_KEYS: dict[str, type] = {
     "pytorch-lightning_version": str,
 }
 STATE_KEYS = ("BestCheckpoint", "LastCheckpoint")  # 0.1.0 had their arguments after the name
-MAX_TABLE = 1 << 30  # bytes of a table of positions, whose size no weights confirm
+MAX_TABLE = 1 << 28  # bytes of a table of positions, whose size no weights confirm
+WEIGHTS_OF_BLOCK = 6  # at least: four matrices and two norms
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,11 @@ class Checkpoint:
         return self._dict("trainer")
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The training command's options, by group."""
+        return self._dict("options")
+
+    @property
     def corpus_info(self) -> dict[str, Any]:
         """The fields of CorpusInfo."""
         return self._dict("corpus")
@@ -132,6 +136,25 @@ class Checkpoint:
         best = self._dict("callbacks").get("StepLines")
         best = best.get("best") if isinstance(best, dict) else None
         return best if isinstance(best, dict) else {}
+
+    @property
+    def callback_states(self) -> dict[str, Any]:
+        """The state of each callback by its state_key."""
+        return self._dict("callbacks")
+
+    @property
+    def fit_loop_state(self) -> Any:
+        """Lightning's counters."""
+        return self._dict("loops").get("fit_loop")
+
+    @property
+    def optimizer_steps(self) -> Any:
+        """Which of these counters Lightning continues `global_step` from; None: it is not there."""
+        try:
+            optimization = self.fit_loop_state["epoch_loop.automatic_optimization.optim_progress"]
+            return optimization["optimizer"]["step"]["total"]["completed"]
+        except (LookupError, TypeError):
+            return None
 
     def _dict(self, key: str) -> dict[str, Any]:
         part = self.contents.get(key)
@@ -156,7 +179,7 @@ class Checkpoint:
             config = self.gpt_config
             tokenizer = self.tokenizer
             weights = self.weights
-            if config.num_blocks > len(weights):
+            if WEIGHTS_OF_BLOCK * config.num_blocks > len(weights):
                 raise ValueError(f"{config.num_blocks} blocks, {len(weights)} weights")
             if config.vocab_size != tokenizer.vocab_size:
                 raise ValueError(f"{config.vocab_size} rows, {tokenizer.vocab_size} tokens")
@@ -167,7 +190,7 @@ class Checkpoint:
             model = GPT(config)
             model.load_state_dict(weights)
         except Exception as error:
-            reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
+            reason = " ".join(str(error).split("\n")[:2])[:300] or type(error).__name__
             raise UserError(f"the parts of {self.path} do not fit together: {reason}") from error
         return model.eval(), tokenizer
 
@@ -176,8 +199,31 @@ def skipped_steps(contents: Mapping[str, Any]) -> int:
     return contents.get("skipped_steps", 0)
 
 
+def write_options(contents: dict[str, Any], options: dict[str, Any]) -> None:
+    contents["options"] = options
+
+
 def write_skipped_steps(contents: dict[str, Any], number: int) -> None:
     contents["skipped_steps"] = number
+
+
+def check_plain(contents: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint can be read again, which that of a user's own callback may not.
+
+    Raises:
+        UserError: what holds more than plain values and tensors.
+    """
+    parts = {key: part for key, part in contents.items() if key != "callbacks"}
+    for key, state in contents.get("callbacks", {}).items():
+        parts[f"callback {key}"] = state
+    for name, part in parts.items():
+        try:
+            check_parts(part)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"the state of {name} can't be saved: it has {error}",
+                hint="save numbers, text, lists, dicts and tensors only",
+            ) from error
 
 
 def read_checkpoint(path: str | Path, needed: Mapping[str, type] = INFERENCE_KEYS) -> Contents:
@@ -194,9 +240,7 @@ def read_checkpoint(path: str | Path, needed: Mapping[str, type] = INFERENCE_KEY
         raise UserError(f"no checkpoint at {str(path)!r}", hint="give the path of a .ckpt file")
     another = "use another checkpoint"
     try:
-        _check_archive(path)
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-        _check_tensors(contents)
+        contents = read_file(path)
     except Exception as error:  # whatever a malicious file can raise
         raise UserError(
             f"{path} is not a checkpoint that can be loaded (truncated, damaged or not from "
@@ -223,38 +267,6 @@ def read_checkpoint(path: str | Path, needed: Mapping[str, type] = INFERENCE_KEY
 def _state_key(key: Any) -> Any:
     """A callback's key in the present version."""
     return next((ours for ours in STATE_KEYS if str(key).startswith(f"{ours}{{")), key)
-
-
-def _check_archive(path: Path) -> None:
-    """Checks that the parts are together no larger than the file, and checks their CRCs.
-
-    torch.load would unpack a zip bomb, and reads flipped bits as weights.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
-            raise ValueError("parts that are compressed or overlap")
-        if damaged := archive.testzip():
-            raise ValueError(f"{damaged} is damaged")
-
-
-def _check_tensors(contents: Any) -> None:
-    """Checks that the file holds as many numbers of each tensor as its shape says."""
-    for tensor in _tensors(contents):
-        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-            raise ValueError("a tensor larger than its data")
-
-
-def _tensors(contents: Any) -> Iterator[Tensor]:
-    todo = [contents]
-    seen = set()
-    while todo:
-        part = todo.pop()
-        if isinstance(part, Tensor):
-            yield part
-        elif isinstance(part, dict | list | tuple | set) and id(part) not in seen:
-            seen.add(id(part))  # a part may hold itself
-            todo += [*part, *part.values()] if isinstance(part, dict) else part
 
 
 def load_checkpoint(path: str | Path) -> tuple[GPT, Tokenizer]:

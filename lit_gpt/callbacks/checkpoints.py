@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from lit_gpt.callbacks.stopping import GracefulStop, agreed
-from lit_gpt.checkpoint import read_checkpoint
+from lit_gpt.checkpoint import check_plain, read_checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
@@ -62,6 +62,14 @@ class StepCheckpoints(ModelCheckpoint):
         # Lightning's "step" is that of the last evaluation, which LitGPT logs for the curves:
         # 2.6.6, docs/lightning-notes.md#private-apis.
         return {"step": torch.tensor(trainer.global_step)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Ranks anew, as `keep` may be lower now; Lightning would look for the worst of none."""
+        super().load_state_dict(state_dict)
+        oldest_first = sorted(self.best_k_models, key=lambda path: self.best_k_models[path])
+        kept = oldest_first if self.keep < 0 else oldest_first[-self.keep :]
+        self.best_k_models = {path: self.best_k_models[path] for path in kept}
+        self.kth_best_model_path = kept[0] if kept else ""
 
     def most_files(self, max_steps: int) -> int:
         """How many files there will be at most."""
@@ -128,17 +136,33 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 class CheckpointIO(TorchCheckpointIO):
-    """Writes whole files and reads checked ones; Lightning's can leave half a file behind."""
+    """Writes whole files, reads checked ones and removes none but its own.
+
+    Lightning's can leave half a file behind.
+    """
 
     def __init__(self, stop: GracefulStop) -> None:
         super().__init__()
         self.stop = stop
+        self.folders: set[Path] = set()  # that checkpoints were saved in
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         self.stop.unfinished = unfinished(path)
+        check_plain(checkpoint)
         save_atomically(checkpoint, path)
+        self.folders.add(Path(path).resolve().parent)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes a file beside those that were saved.
+
+        A continued run has the paths from its checkpoint, which may be a stranger's, and Lightning
+        would remove any folder.
+        """
+        path = Path(path)
+        if path.resolve().parent in self.folders and path.is_file():
+            path.unlink()
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return dict(read_checkpoint(path))

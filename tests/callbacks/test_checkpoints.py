@@ -150,3 +150,16 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path, monkeypatch):
         save_atomically({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(("before", "steps"), [(5, 3), (3, 4)])
+def test_a_continued_run_may_keep_fewer(train, before, steps):
+    """Those that were kept before stay, and only the newest two are counted."""
+    options = {"checkpoints.every_n_steps": 1, "trainer.max_steps": steps}
+    folder = checkpoints_of(train(**options | {"checkpoints.keep": before}))
+    result = train("--ckpt_path=last", **options | {"checkpoints.keep": 2, "trainer.max_steps": 6})
+    assert result.status == 0, result.err
+    names = {path.name for path in folder.glob("step_*")}
+    assert {"step_5.ckpt", "step_6.ckpt"} <= names
+    assert f"step_{steps}.ckpt" not in names
+    assert len(names) <= before

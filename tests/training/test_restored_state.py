@@ -1,0 +1,155 @@
+"""What Lightning restores from a stranger's checkpoint: refused in one line, or harmless."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lit_gpt.callbacks.checkpoints import save_atomically
+from lit_gpt.checkpoint import read_checkpoint
+from tests.conftest import ROOT, SMALL, command_line, write_text
+
+COUNTERS = ("loops", "fit_loop")
+OPTIMIZER_STEPS = (
+    *COUNTERS,
+    "epoch_loop.automatic_optimization.optim_progress",
+    "optimizer",
+    "step",
+    "total",
+    "completed",
+)
+LAST = ("callbacks", "LastCheckpoint")
+BEST = ("callbacks", "BestCheckpoint")
+
+
+@pytest.fixture(scope="module")
+def last(tmp_path_factory) -> Path:
+    """The checkpoint of a run of four steps."""
+    folder = tmp_path_factory.mktemp("run")
+    options = SMALL | {"trainer.max_steps": 4, "trainer.default_root_dir": folder / "logs"}
+    options |= {"data.path": write_text(folder / "text.txt"), "data.cache": folder / "cache"}
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *command_line(options)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "logs" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture
+def stranger(last, tmp_path):
+    """`stranger(("epoch",), 3)`: that checkpoint with another value there."""
+
+    def make(place: tuple[str, ...], value: Any) -> Path:
+        contents: Any = read_checkpoint(last)
+        part = contents
+        for key in place[:-1]:
+            part = part[key]
+        assert place[-1] in part
+        part[place[-1]] = value
+        save_atomically(contents, tmp_path / "stranger.ckpt")
+        return tmp_path / "stranger.ckpt"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "name"),
+    [
+        ((*COUNTERS, "epoch_progress", "current", "processed"), {}, "current.processed"),
+        (
+            (*COUNTERS, "epoch_progress", "total", "completed"),
+            "x",
+            "epoch_progress.total.completed",
+        ),
+        ((*COUNTERS, "epoch_progress", "total", "ready"), -1, "loops.epoch_progress.total.ready"),
+        ((*COUNTERS, "epoch_progress", "total"), {}, "loops.epoch_progress.total.ready"),
+        (COUNTERS, 3, "loops"),
+        (OPTIMIZER_STEPS, 1e300, "optim_progress.optimizer.step.total.completed"),
+        (OPTIMIZER_STEPS, 10**12, "global_step"),
+        ((*LAST, "best_model_path"), -1, "callbacks.LastCheckpoint.best_model_path"),
+        ((*LAST, "kth_value"), "x", "callbacks.LastCheckpoint.kth_value"),
+        ((*BEST, "best_k_models"), {"x": "y"}, "callbacks.BestCheckpoint"),
+        ((*BEST, "kth_best_model_path"), "elsewhere", "callbacks.BestCheckpoint"),
+        (BEST, [], "callbacks.BestCheckpoint"),
+        (("callbacks", "StepLines", "best"), {"val": 1.0}, "callbacks.StepLines.best.train"),
+        (("callbacks", "StepLines", "worse"), None, "callbacks.StepLines.worse"),
+    ],
+    ids=str,
+)
+def test_state_of_another_kind_is_refused(train, stranger, place, value, name):
+    path = stranger(place, value)
+    result = train(ckpt_path=path)
+    assert result.status == 2, result.out
+    assert result.err.startswith(f"error: {path} can't be continued: its ")
+    assert f"{name} is not what a run saves; start a new run" in " ".join(result.err.split())
+    assert len(result.err.splitlines()) == 1
+    assert result.steps == []
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("optimizer_states",), [3]),
+        (("lr_schedulers",), [{"last_epoch": "x"}]),
+        (("loops",), {}),
+        (("pytorch-lightning_version",), "x"),
+        (("callbacks", "GracefulStop"), None),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_restored_is_one_line(train, stranger, place, value):
+    result = train(ckpt_path=stranger(place, value))
+    assert result.status in (0, 2)
+    if result.status == 2:
+        assert len(result.err.splitlines()) == 1, result.err
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_continued_run_removes_no_file_but_its_own(train, stranger, tmp_path, is_folder):
+    """Lightning removes the checkpoint before the last, with all that is below such a path."""
+    precious = tmp_path / "precious"
+    if is_folder:
+        precious.mkdir()
+    thesis = precious / "thesis.txt" if is_folder else precious
+    thesis.write_text("Chapter 1")
+    own = tmp_path / "logs" / "version_0" / "checkpoints"
+    path = stranger((*LAST, "best_model_path"), f"{own}/../../../precious")
+    result = train(ckpt_path=path)
+    assert result.status == 0, result.err
+    assert (own / "last.ckpt").is_file()
+    assert thesis.read_text() == "Chapter 1"
+
+
+class Seen(Callback):
+    """Has a state of the user's own."""
+
+    state_key = "Seen"
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+
+def test_what_could_not_be_read_again_is_not_saved(train):
+    result = train(callbacks=[Seen({"words": {"a", "b"}})])
+    assert result.status == 2
+    assert result.err == (
+        "error: the state of callback Seen can't be saved: it has a set; save numbers, text, "
+        "lists, dicts and tensors only\n"
+    )
+
+
+def test_a_callback_of_ones_own_is_saved(train):
+    state = {"words": ["a", "b"], "weights": torch.ones(3, dtype=torch.bfloat16)}
+    result = train(callbacks=[Seen(state)])
+    assert result.status == 0, result.err
+    folder = Path(result.run.trainer.log_dir) / "checkpoints"
+    saved = read_checkpoint(folder / "last.ckpt")["callbacks"]["Seen"]
+    assert saved["words"] == ["a", "b"]
+    assert torch.equal(saved["weights"], state["weights"])
