@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import json
+import os
 import re
 import shlex
 import signal
@@ -25,6 +26,9 @@ import yaml
 from lit_gpt.errors import UserError
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "NoneType": "null"}
+KINDS |= {"list": "a list", "collections.abc.Iterable": "a list"}
+KINDS |= {"dot import path string": "the name of a class"}
+WITH_EXPONENT = re.compile(r"(?:^|(?<==))\d+(\.\d+)?[eE]\+?\d\d?$")
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 
 
@@ -63,6 +67,19 @@ class Parser(jsonargparse.ArgumentParser):
         kwargs.setdefault("prog", program)
         super().__init__(*args, **kwargs)
 
+    def parse_args(  # type: ignore[override]
+        self, args: Any = None, *others: Any, **kwargs: Any
+    ) -> jsonargparse.Namespace:
+        """Takes 1e5 for a whole number too, where an option needs one."""
+        words = list(args)
+        for i, word in enumerate(words):
+            name = word.partition("=")[0] if "=" in word else words[i - 1]
+            kind = getattr(self._option_string_actions.get(name), "_typehint", None)
+            number = WITH_EXPONENT.search(word)
+            if number and int in (kind, *get_args(kind)) and float(number[0]).is_integer():
+                words[i] = word[: number.start()] + f"{float(number[0]):.0f}"
+        return super().parse_args(words, *others, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         hint = "--help lists all options"
         if required := re.match("(the following arguments are required: )(.+)", message):
@@ -73,15 +90,25 @@ class Parser(jsonargparse.ArgumentParser):
         if key is None:
             raise UserError(message, hint=hint)
         problem = message[key.end() :]
-        expected = re.findall(r"Expected an? <class '(\w+)'>", problem)
+        if wrong := re.match(r"\s*Expected a typing.Literal\[(.+)\]\.\s+Got value: (.+)", problem):
+            choices = wrong[1].replace("'", "")
+            raise UserError(f"must be one of {choices}", field=key[1], value=wrong[2])
+        found = re.findall(r"Expected an? (?:<class '([\w.]+)'>|(dot import path string))", problem)
+        expected = list(dict.fromkeys(KINDS.get("".join(pair), "") for pair in found))
         value = re.search(r"(?:Given|Got) value: (.+)", problem)
-        if not expected or not value or not set(expected) <= set(KINDS):
+        if not all(expected) or not expected or not value:
             raise UserError(problem, field=key[1], hint=hint)
-        problem = f"must be {' or '.join(KINDS[name] for name in expected)}"
+        problem = f"must be {' or '.join(expected)}"
         raise UserError(problem, field=key[1], value=value[1], hint=hint)
 
 
-def call(function: Callable[..., Any], argv: list[str], *settings: type, **kwargs: Any) -> Any:
+def call(
+    function: Callable[..., Any],
+    argv: list[str],
+    *settings: type,
+    groups: Collection[type] = (),
+    **kwargs: Any,
+) -> Any:
     """Calls a function with the options on a command line.
 
     The options are its parameters: their types, defaults, and descriptions in the docstring.
@@ -93,6 +120,7 @@ def call(function: Callable[..., Any], argv: list[str], *settings: type, **kwarg
         argv: the command line.
         settings: dataclasses. The fields of a parameter annotated with one are options too, except
             those that the function has a parameter for.
+        groups: dataclasses too, but a field `path` of a parameter `data` is `--data.path`.
         kwargs: of the `Parser`, such as `prog`.
 
     Raises:
@@ -102,12 +130,18 @@ def call(function: Callable[..., Any], argv: list[str], *settings: type, **kwarg
     parser = Parser(description=description, **kwargs)
     if "config" not in signature(function).parameters:  # else that is for other commands' options
         parser.add_argument("--config", action="config", metavar="FILE", help="YAML of options")
-    _add_options(parser, function, settings)
-    return _apply(function, vars(parser.parse_args(argv)), settings)
+    settings = (*settings, *groups)
+    _add_options(parser, function, settings, groups)
+    return _apply(function, vars(parser.parse_args(argv)), settings, groups)
 
 
 def _add_options(
-    parser: Parser, source: Callable[..., Any], settings: Collection[type], skip: Iterable[str] = ()
+    parser: Parser,
+    source: Callable[..., Any],
+    settings: Collection[type],
+    groups: Collection[type] = (),
+    skip: Iterable[str] = (),
+    prefix: str = "",
 ) -> None:
     docs = {p.arg_name: p.description for p in docstring_parser.parse(source.__doc__ or "").params}
     hints = get_type_hints(source)
@@ -115,7 +149,8 @@ def _add_options(
     for name, parameter in parameters.items():
         hint = hints[name]
         if hint in settings:
-            _add_options(parser, hint, settings, {*skip, *parameters})
+            within = f"{name}." if hint in groups else ""
+            _add_options(parser, hint, settings, groups, {*skip, *parameters}, within)
             continue
         if name in skip:
             continue
@@ -129,7 +164,7 @@ def _add_options(
             details["required"] = True
         else:
             details["default"] = parameter.default
-        if hint is bool and parameter.default is False:
+        if hint is bool and parameter.default is False and not prefix:
             details["action"] = "store_true"
         elif hint == tuple[str, ...]:
             details["default"] = list(parameter.default)
@@ -137,7 +172,7 @@ def _add_options(
         else:
             kinds = {hint, *get_args(hint)} & set(METAVARS)
             details |= {"type": hint, "metavar": METAVARS[kinds.pop()] if kinds else None}
-        parser.add_argument(f"--{name}", **details)
+        parser.add_argument(f"--{prefix}{name}", **details)
 
 
 def _texts(value: str | list[str]) -> list[str]:
@@ -145,13 +180,20 @@ def _texts(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else [str(text) for text in value]
 
 
-def _apply(source: Callable[..., Any], options: dict[str, Any], settings: Collection[type]) -> Any:
+def _apply(
+    source: Callable[..., Any],
+    options: dict[str, Any],
+    settings: Collection[type],
+    groups: Collection[type] = (),
+) -> Any:
     """Calls `source` with the options it has parameters for, taking these out of `options`."""
     hints = get_type_hints(source)
     arguments = {name: options.pop(name) for name in hints if name in options}
     for name, hint in hints.items():
-        if hint in settings:
-            arguments[name] = _apply(hint, options, settings)
+        if hint in groups:
+            arguments[name] = _apply(hint, vars(arguments[name]), settings, groups)
+        elif hint in settings:
+            arguments[name] = _apply(hint, options, settings, groups)
         elif hint == tuple[str, ...] and name in arguments:
             arguments[name] = tuple(arguments[name])
     return source(**arguments)
@@ -197,10 +239,37 @@ def as_user_error(error: BaseException) -> UserError | None:
     return error if isinstance(error, UserError) else resource_error(error)
 
 
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is, or was raised while handling, a Ctrl-C: libraries wrap it in theirs."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _thread_hook(error: threading.ExceptHookArgs) -> None:
-    """Hides a shortage in another thread, such as TensorBoard's writer: `run` reports it."""
-    if error.exc_value is None or resource_error(error.exc_value) is None:
+    """Hides what TensorBoard's writer can't write: the thread that wrote it is told, too."""
+    if not isinstance(error.exc_value, OSError):
         threading.__excepthook__(error)
+
+
+def _unraisable_hook(error: sys.UnraisableHookArgs) -> None:
+    """Ends the process at a Ctrl-C inside a finalizer, where Python would drop it."""
+    if isinstance(error.exc_value, KeyboardInterrupt):
+        os._exit(130)
+    sys.__unraisablehook__(error)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Raises a KeyboardInterrupt, but ends the process at once in the middle of an import.
+
+    There an exception becomes a traceback or, in the C code of a package, an ImportError, and
+    there is nothing to clean up.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
@@ -227,9 +296,12 @@ def run(main: Callable[[], int | None], name_of: Callable[[str], str] = option) 
     """
     # An exception, as for Ctrl-C, removes temporary files; training handles the signal later.
     signal.signal(signal.SIGTERM, _exit)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # in the background of some shells
+        signal.signal(signal.SIGINT, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # "?" where the terminal lacks a character
     threading.excepthook = _thread_hook
+    sys.unraisablehook = _unraisable_hook
     try:
         return main() or 0
     except KeyboardInterrupt:
@@ -238,6 +310,8 @@ def run(main: Callable[[], int | None], name_of: Callable[[str], str] = option) 
         sys.stderr.close()
         return 141
     except Exception as error:
+        if is_interrupt(error):
+            return 130
         user_error = as_user_error(error)
         if user_error is None:
             raise

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,18 @@ from lightning.pytorch.callbacks import Checkpoint
 import lit_gpt
 from lit_gpt.callbacks.evaluation import FinalEvaluation
 from lit_gpt.callbacks.samples import Samples
-from lit_gpt.command import resource_error
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.reports import report
-from lit_gpt.reports.history import EVALUATED, LOGGED, History, Session, read_history
+from lit_gpt.reports.history import (
+    EVALUATED,
+    HISTORY,
+    LOGGED,
+    History,
+    Session,
+    read_history,
+    read_run,
+)
 from lit_gpt.storage import atomic_write_text
 
 
@@ -44,14 +52,15 @@ class ReportWriter(Checkpoint):
 
     @contextmanager
     def warn_only(self, pl_module: pl.LightningModule) -> Iterator[None]:
-        """A failed report must not end the run, unless the disk is full: saving would fail too."""
+        """A failed report must not end the run: if the disk is full, saving says so soon enough."""
         try:
             yield
         except Exception as error:
-            if resource_error(error):
-                raise
             if not self.has_warned:
-                pl_module.print(f"Could not write the report: {type(error).__name__}: {error}")
+                reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+                path = getattr(error, "filename2", None) or getattr(error, "filename", None)
+                where = f" in {self.folder}" if path is None else f" to {path}"
+                pl_module.print(f"Could not write the report{where}, training goes on: {reason}")
             self.has_warned = True
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> History:
@@ -61,8 +70,8 @@ class ReportWriter(Checkpoint):
             history = read_history(self.folder)
         except FileNotFoundError:
             pass
-        except UserError as error:
-            pl_module.print(f"Starting a new history for this run: {error}")
+        except UserError:
+            history = self.without_damaged_file(pl_module)
         self.options = report.read_options(self.folder)
         versions = {"python": platform.python_version()}
         versions |= {name: version(name) for name in ("torch", "lightning", "tiktoken")}
@@ -70,6 +79,23 @@ class ReportWriter(Checkpoint):
         versions["system"] = f"{platform.system()} {platform.machine()}"
         history.begin(Session(trainer.global_step, time.time(), self.command, versions))
         history.card = self.card
+        return history
+
+    def without_damaged_file(self, pl_module: pl.LightningModule) -> History:
+        """What the TensorBoard events still have of the run; the damaged history is kept aside."""
+        damaged = self.folder / HISTORY
+        aside = next(
+            path
+            for n in itertools.count()
+            if not (path := self.folder / f"{HISTORY}.damaged{n or ''}").exists()
+        )
+        damaged.rename(aside)
+        history = History()
+        lost = "the curves and samples so far are lost"
+        with suppress(UserError):
+            history = read_run(self.folder)
+            lost = "the curves are read from TensorBoard's events, earlier samples are lost"
+        pl_module.print(f"{damaged} is damaged and now called {aside.name}: in the report, {lost}")
         return history
 
     def is_recording(self, trainer: pl.Trainer) -> bool:

@@ -16,7 +16,7 @@ from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.command import call
 from lit_gpt.errors import UserError
 from lit_gpt.generation.completion import CompletionChunk, Request, complete
-from lit_gpt.generation.language_model import find_newest
+from lit_gpt.generation.language_model import find_checkpoint
 from lit_gpt.generation.sampling import Sampling
 from lit_gpt.generation.trace import as_dict, as_table
 from lit_gpt.model import GPT
@@ -41,7 +41,7 @@ def print_completions(
     r"""Write text with a trained model.
 
     Args:
-        ckpt_path: checkpoint to use; default: the newest run's best.
+        ckpt_path: checkpoint, run's folder, best or last; default: the newest run's best.
         logs: where to look for the newest run.
         prompt: text to continue, may be repeated; default: a new document or line.
         prompt_file: a text file with a prompt in each line.
@@ -64,11 +64,11 @@ def print_completions(
             raise UserError(problem, field="interactive", hint=hint)
         from lit_gpt.generation.interactive import Session  # which imports this module
 
-        Session(*load_checkpoint(ckpt_path or find_newest(logs)), request).run()
+        Session(*load_checkpoint(find_checkpoint(ckpt_path, logs)), request).run()
         return
     prompts = read_prompts(prompt, prompt_file)
     replace(request, seed=request.seed + num_samples - 1)  # checks the last seed
-    model, tokenizer = load_checkpoint(ckpt_path or find_newest(logs))
+    model, tokenizer = load_checkpoint(find_checkpoint(ckpt_path, logs))
     requests = (
         replace(request, prompt=text, seed=request.seed + sample)
         for text in prompts

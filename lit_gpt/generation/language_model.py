@@ -96,10 +96,10 @@ def newest_checkpoint(root: str | Path, name: str) -> Path | None:
 
 
 def find_checkpoint(ckpt_path: str | None, logs: str) -> Path:
-    """The checkpoint that a command's options name.
+    """The checkpoint that a command's options name; prints which, unless it is named itself.
 
     Args:
-        ckpt_path: a file; `last`: the newest run's last.ckpt; None: see `find_newest`.
+        ckpt_path: see `named_checkpoint`; None: see `find_newest`.
         logs: folder of the runs.
 
     Raises:
@@ -107,14 +107,35 @@ def find_checkpoint(ckpt_path: str | None, logs: str) -> Path:
     """
     if ckpt_path is None:
         return find_newest(logs)
-    if ckpt_path != "last":
+    path = named_checkpoint(ckpt_path, logs)
+    if str(path) != ckpt_path:
+        print(f"Using {path}", file=sys.stderr)
+    return path
+
+
+def named_checkpoint(ckpt_path: str, logs: str, of_run: tuple[str, ...] = ("best", "last")) -> Path:
+    """The checkpoint that a text names, the same in every command.
+
+    Args:
+        ckpt_path: a file; `last` or `best`: the newest of all runs; or the folder of a run.
+        logs: folder of the runs.
+        of_run: which checkpoints of a run's folder will do, in this order.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = of_run
+    root = os.path.expanduser(ckpt_path)
+    if ckpt_path in ("last", "best"):
+        names = (ckpt_path,)
+        root = logs
+    elif not os.path.isdir(root):
         return Path(ckpt_path)
-    path = newest_checkpoint(logs, "last")
+    path = next(filter(None, (newest_checkpoint(root, name) for name in names)), None)
     if path is None:
-        problem = f"no run below {logs!r} has a last.ckpt"
-        hint = "train a model first, or give the path of a checkpoint"
-        raise UserError(problem, field="ckpt_path", value="last", hint=hint)
-    print(f"Using {path}", file=sys.stderr)
+        problem = f"no run below {root!r} has a {' or '.join(f'{name}.ckpt' for name in names)}"
+        hint = "leave it out, or give the path of a checkpoint"
+        raise UserError(problem, field="ckpt_path", value=ckpt_path, hint=hint)
     return path
 
 

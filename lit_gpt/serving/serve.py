@@ -11,7 +11,7 @@ from pathlib import Path
 from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.command import call
 from lit_gpt.errors import UserError
-from lit_gpt.generation.language_model import find_newest
+from lit_gpt.generation.language_model import find_checkpoint
 from lit_gpt.serving.batching import Batcher
 from lit_gpt.serving.page import serve_page
 
@@ -29,7 +29,7 @@ def serve(
     """Serve an OpenAI-compatible completions API and a page for trying prompts.
 
     Args:
-        ckpt_path: checkpoint to serve; default: the newest run's best.
+        ckpt_path: checkpoint, run's folder, best or last; default: the newest run's best.
         logs: where to look for the newest run.
         host: address to listen on; 0.0.0.0 allows other machines to connect.
         port: 0: any free port.
@@ -57,7 +57,7 @@ def serve(
         hint = 'install it with pip install -e ".[serve]"'
         raise UserError(f"serving needs {package}", hint=hint) from error
     with listen(host, port) as listener:
-        path = Path(ckpt_path or find_newest(logs))
+        path = find_checkpoint(ckpt_path, logs)
         model, tokenizer = load_checkpoint(path)
         context = model.config.context_length
         facts = (

@@ -38,8 +38,12 @@ class SlurmJobMarker(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         folder = trainer.log_dir  # all ranks ask for it together
         if trainer.is_global_zero and folder and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / NOTE).write_text(self.note, encoding="utf-8")
+            try:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                (Path(folder) / NOTE).write_text(self.note, encoding="utf-8")
+            except OSError as error:
+                reason = f"a requeued job will not find this run: {error.strerror}"
+                print(f"Could not write {Path(folder) / NOTE}, so {reason}")
 
 
 def checkpoint_of_job(root: str | Path, args: list[str]) -> Path | None:

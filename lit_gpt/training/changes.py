@@ -1,0 +1,152 @@
+"""How a resumed run's options differ from those of the run that saved the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lit_gpt.checkpoint import Checkpoint
+from lit_gpt.model import GPTConfig
+from lit_gpt.optim import learning_rate_factor
+
+if TYPE_CHECKING:
+    from lit_gpt.training.train import Run
+
+NO_EFFECT = (  # on the weights and losses: options, and groups of them
+    *("config", "ckpt_path", "find_lr", "samples", "checkpoints", "overfit", "early_stopping"),
+    *("data.cache", "trainer.default_root_dir", "trainer.logger", "trainer.log_every_n_steps"),
+    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.profiler"),
+    *("trainer.enable_checkpointing", "trainer.fast_dev_run", "trainer.detect_anomaly"),
+    *("trainer.num_sanity_val_steps", "trainer.inference_mode", "trainer.barebones"),
+    # Only how long it trains; a schedule that depends on max_steps is reported by itself.
+    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time"),
+    *("trainer.min_steps", "trainer.min_epochs"),
+)
+BY_EFFECT = (  # compared by what they lead to
+    *(f"model.{field.name}" for field in fields(GPTConfig) if field.name != "dropout"),
+    *("model.style", "model.init_from", "data.path", "data.tokenizer"),
+    *("trainer.precision", "trainer.devices", "trainer.num_nodes"),
+    *("model.seed", "data.seed", "data.context_length"),  # given as another option
+)
+GROUPS = ("trainer.", "model.", "data.")  # in whose options no name comes twice
+
+
+def changed_options(run: Run) -> list[str]:
+    """What differs and may change the results, one text for each."""
+    checkpoint = run.checkpoint
+    if checkpoint is None:
+        return []
+    given = by_name(run.options.plain())
+    saved = saved_options(checkpoint)
+    if checkpoint.options or config_of(checkpoint.path):  # an option that is absent did not exist
+        saved = by_name(run.options.plain(run.options.parser.get_defaults())) | saved
+    saved["precision"] = checkpoint.trainer_settings.get("precision", run.trainer.precision)
+    given["precision"] = run.trainer.precision
+    changes = [
+        f"{short_name(name)} {shown(saved[name])} -> {shown(value)}"
+        for name, value in given.items()
+        if name in saved and saved[name] != value and not is_ignored(name)
+    ]
+    return [*changes, *changed_schedule(run, checkpoint, saved)]
+
+
+def is_ignored(name: str) -> bool:
+    return name in BY_EFFECT or any(name == n or name.startswith(f"{n}.") for n in NO_EFFECT)
+
+
+def short_name(name: str) -> str:
+    return next((name[len(group) :] for group in GROUPS if name.startswith(group)), name)
+
+
+def saved_options(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What is known of the options that the checkpoint's run had, by their full names.
+
+    Older checkpoints have a part of them; the rest is in the config.yaml of their run.
+    """
+    saved = by_name(checkpoint.options or config_of(checkpoint.path))
+    saved |= {f"model.{name}": value for name, value in checkpoint.hyperparameters.items()}
+    saved |= {f"data.{name}": value for name, value in checkpoint.data_hyperparameters.items()}
+    saved |= {f"trainer.{name}": value for name, value in checkpoint.trainer_settings.items()}
+    saved.setdefault("seed_everything", checkpoint.hyperparameters.get("seed"))
+    return {name: plain(value) for name, value in saved.items()}
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """The config.yaml of the run that a checkpoint lies in; empty if there is none to read."""
+    try:
+        config = yaml.safe_load((path.parent.parent / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def by_name(options: dict[str, Any]) -> dict[str, Any]:
+    """{"model": {"dropout": 0.1}} as {"model.dropout": 0.1}: values of options may be dicts."""
+    return dict(_names_and_values(options))
+
+
+def _names_and_values(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for group, value in options.items():
+        if isinstance(value, dict):
+            yield from ((f"{group}.{name}", part) for name, part in value.items())
+        else:
+            yield group, value
+
+
+def plain(value: Any) -> Any:
+    """The value as YAML has it, where a tuple is a list."""
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def shown(value: Any) -> str:
+    """The value in a line of text: of an object no more than its class."""
+    if isinstance(value, dict) and "class_path" in value:
+        return str(value["class_path"]).rpartition(".")[2]
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    return str(value)
+
+
+def changed_schedule(run: Run, checkpoint: Checkpoint, saved: dict[str, Any]) -> list[str]:
+    """Whether the schedule now ends at another step, and what that does to the learning rate."""
+    before = saved.get("trainer.max_steps")
+    now = run.trainer.max_steps
+    if run.model.hparams.schedule == "constant" or before == now or not isinstance(before, int):
+        return []
+    rates = schedule_jump(run, checkpoint.global_step or 0, before, now)
+    return [f"max_steps {before} -> {now}, so the learning rate jumps {rates}"]
+
+
+def schedule_jump(run: Run, step: int, before: int, now: int) -> str:
+    """The learning rate at a step on the schedule to one last step and on that to another."""
+    h = run.model.hparams
+    final_share = h.min_learning_rate / h.learning_rate
+    old, new = (
+        h.learning_rate * learning_rate_factor(step, end, h.warmup_steps, h.schedule, final_share)
+        for end in (before, now)
+    )
+    return f"from {old:.3g} to {new:.3g} at step {step}"
+
+
+def changed_devices(run: Run) -> str | None:
+    """A resume on another number of devices, in a sentence: the place in the text is lost."""
+    if run.checkpoint is None:
+        return None
+    saved = saved_options(run.checkpoint)
+    before = saved.get("trainer.world_size")
+    if before is None:  # before 0.2.0
+        counts = (saved.get("trainer.devices"), saved.get("trainer.num_nodes", 1))
+        if not all(isinstance(count, int) and count > 0 for count in counts):
+            return None
+        before = counts[0] * counts[1]
+    now = run.trainer.world_size
+    if before == now:
+        return None
+    effect = "some windows are read twice" if now < before else "some windows are skipped"
+    if run.data.hparams.order == "random":
+        effect = "other windows are drawn from here on"
+    return f"Resumed on another number of devices ({before} -> {now}): {effect}"
