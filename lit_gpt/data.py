@@ -37,6 +37,12 @@ def read_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> Batch:
     return x, y
 
 
+def epoch_windows(num_tokens: int, context_length: int) -> int:
+    """How many windows make an epoch: those without overlap, wherever the first one starts."""
+    max_offset = min(context_length - 1, num_tokens - context_length - 1)
+    return (num_tokens - 1 - max_offset) // context_length
+
+
 @dataclass(eq=False)
 class TrainBatches:
     """Endless batches from batch `start` on; batch i is a pure function of (seed, i, rank).
@@ -46,6 +52,7 @@ class TrainBatches:
     Args:
         order: random (each window starts anywhere) or shuffled (each epoch goes through windows
             that do not overlap, in a new order and from a new offset).
+        limit: how many batches there are, which come round again and again; None: no limit.
     """
 
     tokens: np.ndarray
@@ -56,6 +63,7 @@ class TrainBatches:
     rank: int = 0
     world_size: int = 1
     start: int = 0
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         orders = {"random": self._random_starts, "shuffled": self._shuffled_starts}
@@ -63,14 +71,15 @@ class TrainBatches:
         self.last_start = len(self.tokens) - self.context_length - 1
         assert self.last_start >= 0
         self.max_offset = min(self.context_length - 1, self.last_start)
-        self.epoch_windows = (len(self.tokens) - 1 - self.max_offset) // self.context_length
+        self.epoch_windows = epoch_windows(len(self.tokens), self.context_length)
         self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[i] for i in count(self.start))
 
     def __getitem__(self, i: int) -> Batch:
-        return read_windows(self.tokens, self.starts(i), self.context_length)
+        place = i if self.limit is None else i % self.limit
+        return read_windows(self.tokens, self.starts(place), self.context_length)
 
     def _random_starts(self, i: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, i, self.rank))
@@ -114,10 +123,19 @@ class EvalBatches:
         self.num_batches = -(-most // batch_of_all)
         limit = self.limit
         batches = limit if isinstance(limit, int) else int(limit * self.num_batches)
+        if limit and not batches:
+            problem = f"is less than one of {self.num_batches:,} batches"
+            hint = "give a number of batches"
+            raise UserError(problem, field="limit_val_batches", value=limit, hint=hint)
         windows = min(batches * batch_of_all, most)
         last_start = len(self.tokens) - self.context_length - 1
         starts = np.linspace(0, last_start, windows).astype(np.int64)
         self.starts = starts[self.rank :: self.world_size]
+
+    def use(self, batches: TrainBatches) -> None:
+        """Takes the windows of `batches` instead, which must have a limit."""
+        self.num_batches = batches.limit or 0
+        self.starts = np.concatenate([batches.starts(i) for i in range(self.num_batches)])
 
     def __len__(self) -> int:
         return self.num_batches
@@ -133,7 +151,7 @@ class TextDataModule(pl.LightningDataModule):
 
     Args:
         path: a text file, a folder of them, a glob ("texts/**/*.txt"), or a list of such. Files
-            may be compressed (.gz, .zst). .jsonl and .parquet files have documents, and so have
+            may be compressed. .json, .jsonl, .ndjson and .parquet files have documents, and so have
             .csv and .tsv files where `text_field` is given: an end-of-text token follows each.
             All others are plain text.
         tokenizer: the name of any tiktoken encoding; `bytes` for raw UTF-8 bytes; bpe:4096 for
@@ -144,8 +162,10 @@ class TextDataModule(pl.LightningDataModule):
         compact_vocab: whether to leave tokens that the corpus never uses out of the vocabulary;
             does not apply to bpe:N, which has N, nor to a model's own tokenizer.
         encoding: encoding of the files, as a Python codec name.
-        text_field: the field or column that holds the documents; None: `text` of .jsonl and
-            .parquet files, while .csv and .tsv files are plain text.
+        text_field: the field or column that holds the documents ("data.text" for the field `text`
+            of the field `data`), or a list of them, joined with line ends; a field may also hold
+            chat messages. None: `text`, while .csv and .tsv files are plain text.
+        tsv_quotes: whether fields of .tsv files may be in double quotes, as those of .csv files.
         train_fraction: share of the tokens, from the front, that trains; the rest validates.
         batch_size: windows per step and device.
         context_length: tokens per window.
@@ -157,6 +177,9 @@ class TextDataModule(pl.LightningDataModule):
     Attributes:
         given_tokenizer: a model's own tokenizer, used unchanged instead of `tokenizer`'s; set it
             before the corpus is first used.
+        train_batches: how many training batches there are, which come round again and again; None:
+            no limit. The training command sets it to `limit_train_batches` or `overfit_batches`.
+        overfit: whether the evaluation of the training split uses these very batches.
 
     Raises:
         UserError: a text or values that can't be used.
@@ -170,7 +193,8 @@ class TextDataModule(pl.LightningDataModule):
         tokenizer: str = "cl100k_base",
         compact_vocab: bool = True,
         encoding: str = "utf-8",
-        text_field: str | None = None,
+        text_field: str | list[str] | None = None,
+        tsv_quotes: bool = False,
         train_fraction: float = 0.9,
         batch_size: int = 2,
         context_length: int = 128,
@@ -181,6 +205,8 @@ class TextDataModule(pl.LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         self.given_tokenizer: Tokenizer | None = None
+        self.train_batches: int | None = None
+        self.overfit = False
         for name in ("batch_size", "context_length"):
             if self.hparams[name] < 1:
                 raise UserError("must be at least 1", field=name, value=self.hparams[name])
@@ -205,6 +231,7 @@ class TextDataModule(pl.LightningDataModule):
             h.cache,
             h.train_fraction,
             h.text_field,
+            h.tsv_quotes,
         )
         cut = self._cut(corpus.tokens)
         sizes = {"training": cut, "validation": corpus.info.num_tokens - cut}
@@ -256,10 +283,14 @@ class TextDataModule(pl.LightningDataModule):
         sizes = (h.batch_size, h.context_length)
         ranks = (trainer.global_rank, trainer.world_size)
         start = trainer.global_step * trainer.accumulate_grad_batches
-        return TrainBatches(self.train_tokens, *sizes, h.order, h.seed, *ranks, start)
+        order = (h.order, h.seed)
+        return TrainBatches(self.train_tokens, *sizes, *order, *ranks, start, self.train_batches)
 
     def val_dataloader(self) -> dict[str, EvalBatches]:
-        """Equally many windows of both splits, in the order of `module.SPLITS`."""
+        """Equally many windows of both splits, in the order of `module.SPLITS`.
+
+        To overfit, the training split's are the batches that it trains on.
+        """
         h = self.hparams
         trainer = self.trainer
         assert trainer is not None
@@ -267,10 +298,13 @@ class TextDataModule(pl.LightningDataModule):
         ranks = (trainer.global_rank, trainer.world_size)
         splits = {"train": self.train_tokens, "val": self.val_tokens}
         max_windows = (min(map(len, splits.values())) - 1) // h.context_length  # without overlap
-        return {
+        loaders = {
             name: EvalBatches(tokens, *sizes, max_windows, trainer.limit_val_batches, *ranks)
             for name, tokens in splits.items()
         }
+        if self.overfit:
+            loaders["train"].use(self.train_dataloader())
+        return loaders
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         if device.type != "cuda":

@@ -41,6 +41,8 @@ class GracefulStop(Callback):
     def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
         try:
             self.timer = Timer(max_time)
+            if (self.timer.time_remaining() or 0) < 0:
+                raise MisconfigurationException("a negative time")
         except (MisconfigurationException, TypeError) as error:
             raise UserError(
                 "must be DD:HH:MM:SS (days, hours, minutes, seconds), such as 00:01:30:00",

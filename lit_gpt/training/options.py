@@ -6,23 +6,31 @@ import argparse
 import inspect
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
 import lightning.pytorch as pl
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lit_gpt import command
 from lit_gpt.callbacks.checkpoints import StepCheckpoints
-from lit_gpt.callbacks.evaluation import EvaluationPrinter
+from lit_gpt.callbacks.early_stopping import EarlyStop
+from lit_gpt.callbacks.evaluation import EvaluationPrinter, FinalEvaluation
 from lit_gpt.callbacks.samples import Samples
+from lit_gpt.checkpoint import write_options
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
+from lit_gpt.storage import atomic_write_text
+from lit_gpt.training.epochs import prefer_epochs
 from lit_gpt.training.init_from import build_data
+from lit_gpt.training.loggers import continue_loggers
 from lit_gpt.training.resume import resolve_checkpoint
+from lit_gpt.training.trainer_options import check_trainer, not_a_choice
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_steps": 500,
@@ -66,10 +74,12 @@ GROUPS: dict[str, tuple[str, tuple[type, ...]]] = {  # titles in --help, and who
     "samples": ("sample texts", (Samples,)),
     "checkpoints": ("checkpoints every N steps", (StepCheckpoints,)),
     "overfit": ("overfitting", (EvaluationPrinter,)),
+    "early_stopping": ("early stopping", (EarlyStop,)),
+    "final": ("final evaluation", (FinalEvaluation,)),
     "trainer": ("training", (pl.Trainer,)),
 }
 NAMES = {"seed": "--seed_everything", "context_length": "--data.context_length"}  # in two groups
-PROBE = 1  # a context length that nobody trains with
+PROBE = 1 << 62  # a number that nobody gives
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # in no file name, and can't be saved
 
 
@@ -91,6 +101,10 @@ class Parser(command.Parser, LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if "Unexpected config" in message:  # the message holds the whole file
             raise UserError("a --config file maps option names to values: `model: {d_model: 64}`")
+        if group := re.match(r'.?Key "(\w+)\.\w+" not found in namespace', message):  # from a link
+            message = f"--{group[1]} is a group of options, so it can't be null"
+        if value := re.search(r'"trainer.precision"(?s:.+)Given value: (.+)', message):
+            raise not_a_choice("precision", value[1])
         super().error(message, ex)
 
     def parse_args(  # type: ignore[override]
@@ -161,19 +175,52 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
+def problem_of_class(message: str) -> str:
+    """Why a class can't be made with these options, out of all that jsonargparse says."""
+    errors = re.split(r"\n  - ", message.partition("\nErrors:")[2].partition("\nGiven value")[0])
+    others = ("Expected a ", "Not a valid subclass", "Import path")
+    return "; ".join(e for e in errors if e.strip() and not e.startswith(others)).replace("`", "'")
+
+
 class SaveConfig(SaveConfigCallback):
-    """config.yaml in the run's folder, without what was asked of this command only."""
+    """The options of a run in its config.yaml and its checkpoints.
+
+    Without what was asked of this command only.
+    """
 
     def __init__(self, parser: LightningArgumentParser, config: jsonargparse.Namespace) -> None:
         config = config.clone()
         config["ckpt_path"] = None
         config["find_lr"] = False
-        super().__init__(parser, config, overwrite=True)  # only a resumed run finds one
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.folder: Path | None = None
+        self.path: Path | None = None  # once it is written
+
+    @cached_property
+    def text(self) -> str:
+        return self.parser.dump(self.config, skip_none=False)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, *_: Any) -> None:
+        assert self.folder is not None
+        self.save_to(self.folder)
 
     def save_to(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / self.config_filename
-        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+        """Writes config.yaml; a folder that can't be written to must not end the run."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(folder / self.config_filename, self.text)
+            self.path = folder / self.config_filename
+        except OSError as error:
+            print(f"Could not write {folder / self.config_filename}: {error.strerror}")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        write_options(checkpoint, yaml.safe_load(self.text))
 
 
 class TrainOptions(LightningCLI):
@@ -214,6 +261,8 @@ class TrainOptions(LightningCLI):
         )
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(EvaluationPrinter, "overfit")
+        parser.add_lightning_class_args(EarlyStop, "early_stopping")
+        parser.add_lightning_class_args(FinalEvaluation, "final")
         parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
         parser.add_instantiator(build_data, TextDataModule, subclasses=False)
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
@@ -226,18 +275,8 @@ class TrainOptions(LightningCLI):
         seed = self.config.seed_everything
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UserError("must be at least 0 and below 2**32", field="seed", value=seed)
-        trainer = self.config.trainer
-        if trainer.accumulate_grad_batches < 1:
-            value = trainer.accumulate_grad_batches
-            raise UserError("must be at least 1", field="accumulate_grad_batches", value=value)
-        interval = trainer.val_check_interval
-        if not isinstance(interval, int) or interval < 1:
-            raise UserError(
-                "must be a number of steps, at least 1",
-                field="val_check_interval",
-                value=interval,
-                hint="to evaluate only at the end, give it the value of `max_steps`",
-            )
+        prefer_epochs(self.config.trainer, self.given)
+        check_trainer(self.config.trainer)
 
     def instantiate_classes(self) -> None:
         """Opens the checkpoint; `build_run` makes the objects, once a command wants them."""
@@ -247,14 +286,23 @@ class TrainOptions(LightningCLI):
         """Whether the user set an option, even to its default, on the command line or in a file."""
         return self.parser.parse_args([f"--{name}={PROBE}", *self.argv])[name] != PROBE
 
+    def plain(self, config: jsonargparse.Namespace | None = None) -> dict[str, Any]:
+        """The options, or others like them, by group, in the plain types of YAML."""
+        text = self.parser.dump(config or self.config, skip_none=False, skip_validation=True)
+        return dict(yaml.safe_load(text))
+
     def instantiate(self) -> jsonargparse.Namespace:
         """Model, data module and callbacks, by the names of their options."""
+        config = self.config.clone()  # so that the ids of its loggers stay out of config.yaml
+        continue_loggers(config.trainer, config.ckpt_path)
         try:
-            return self.parser.instantiate_classes(self.config)
+            return self.parser.instantiate_classes(config)
         except ValueError as error:
             cause: BaseException | None = error
             while cause:
                 if isinstance(cause, ModuleNotFoundError):  # an optional package, such as wandb
                     raise UserError(str(cause)) from error
                 cause = cause.__cause__
+            if problem := problem_of_class(str(error)):
+                raise UserError(problem) from error
             raise

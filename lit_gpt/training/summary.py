@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -16,6 +18,7 @@ from lit_gpt.command import command_line
 from lit_gpt.data import TextDataModule
 from lit_gpt.text.ngrams import frequency_baselines
 from lit_gpt.text.overlap import SharedLines, copied_tokens, shared_lines
+from lit_gpt.training.changes import changed_devices, changed_options, schedule_jump
 
 if TYPE_CHECKING:
     from lit_gpt.training.train import Run
@@ -33,6 +36,8 @@ def print_start(run: Run) -> list[tuple[str, str]]:
         print(f"Weights, model and tokenizer: {run.model.hparams.init_from}")
     if changes := changed_options(run):
         print(f"Resumed with different options, so results may differ: {', '.join(changes)}")
+    if sentence := changed_devices(run):
+        print(sentence)
     print(parameters)
     return card
 
@@ -43,6 +48,8 @@ def text_card(data: TextDataModule) -> list[tuple[str, str]]:
     counts = [
         ("Documents", info.num_documents),
         ("Empty documents skipped", info.empty_documents),
+        ("Blank lines skipped", info.blank_lines),
+        ("Quoted fields over lines that look like rows", info.row_like_fields),
         ("Byte-order marks removed", info.removed_boms),
         ("Line breaks added between files", info.added_line_ends),
     ]
@@ -72,9 +79,24 @@ def data_card(run: Run) -> list[tuple[str, str]]:
     parameters = f"{outer + blocks:,} (embedding and output {outer:,}, blocks {blocks:,})"
     return [
         *text_card(run.data),
+        ("Steps", steps(run)),
         ("Device", f"{device.type}{name}, precision {run.trainer.precision}"),
         ("Parameters", parameters),
     ]
+
+
+def steps(run: Run) -> str:
+    """How many there are, also in epochs: `500 of 256 tokens, 1.6 epochs`."""
+    trainer = run.trainer
+    if trainer.max_steps < 0:
+        epoch = run.epoch
+        text = f"until stopped, of {epoch.step_tokens:,} tokens, an epoch each {epoch.steps(1):,}"
+    else:
+        text = run.epoch.count(trainer.max_steps)
+    if isinstance(run.options.config.trainer.val_check_interval, int):
+        return text
+    interval = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
+    return f"{text}, evaluated every {interval:,} steps"
 
 
 def find_shared_lines(data: TextDataModule) -> SharedLines:
@@ -86,25 +108,6 @@ def find_shared_lines(data: TextDataModule) -> SharedLines:
         f"shared-lines-{len(train)}", lambda: astuple(shared_lines(train, val, tokens))
     )
     return SharedLines(*found)
-
-
-def changed_options(run: Run) -> list[str]:
-    """How a resumed run differs from the one that saved the checkpoint."""
-    if run.checkpoint is None:
-        return []
-    trainer = vars(run.trainer) | {"precision": run.trainer.precision}
-    pairs = (
-        (run.checkpoint.hyperparameters, run.model.hparams),
-        (run.checkpoint.data_hyperparameters, run.data.hparams),
-        (run.checkpoint.trainer_settings, trainer),
-    )
-    checked = ("path", "cache", "tokenizer", "init_from", "style")  # by what they lead to
-    return [
-        f"{name} {saved} -> {given[name]}"
-        for then, given in pairs
-        for name, saved in then.items()
-        if name not in checked and name in given and given[name] != saved
-    ]
 
 
 @rank_zero_only
@@ -119,14 +122,12 @@ def print_end(run: Run) -> None:
     trainer = run.trainer
     for text in run.samples.texts:
         print("Sample: " + " / ".join(text.splitlines()))
-    if name := run.stop.name:
-        name = f"--trainer.{name}" if name == "max_time" else name
-        print(f"Stopped by {name} after step {trainer.global_step}")
+    print_stop(run)
     if result := run.final.result:
         print_copies(run.samples.new_ids, run.data)
         print(
-            f"Final validation loss: {result.loss:.4f} nats/token over all {result.num_tokens:,} "
-            f"tokens, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
+            f"Final validation loss: {result.loss:.4f} nats/token over {result.extent}, "
+            f"perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
         )
         print_baselines(run.data)
     if skipped := run.guard.skipped:
@@ -172,12 +173,61 @@ def print_commands(run: Run, best: str, last: str) -> None:
         print(f"See the curves:  {shlex.join(['tensorboard', '--logdir', logs])}")
     prompt = run.data.tokenizer.decode(line_starts(run.data, 1)[0]).strip("\n\ufffd")
     print(f"Generate text:   {command_line('generate', '--ckpt_path', best, '--prompt', prompt)}")
-    config = str(Path(last).parent.parent / "config.yaml")
-    argv = ["--config", config, "--ckpt_path", last]
-    step = trainer.global_step
-    if 0 <= trainer.max_steps <= step:
-        argv.append(f"--trainer.max_steps={max(1, 2 * step)}")
+    config = run.config.path  # None: it could not be written
+    argv = ["--config", shorten(config)] if config else run.options.argv
+    argv = [*argv, "--ckpt_path", last, *more_training(run)]
     print(f"Continue:        {command_line('train', *argv)}")
+    step = trainer.global_step
+    schedule = run.model.hparams.schedule
+    if schedule != "constant" and 0 <= trainer.max_steps <= step:
+        jump = schedule_jump(run, step, trainer.max_steps, 2 * step)
+        print(f"(its {schedule} schedule would end later: the learning rate jumps {jump})")
+
+
+def more_training(run: Run) -> list[str]:
+    """The options without which a resumed run would end where this one did."""
+    options = run.options.config.trainer
+    step = run.trainer.global_step
+    argv = []
+    if 0 <= run.trainer.max_steps <= step:
+        if options.max_epochs and options.max_epochs > 0:
+            argv.append(f"--trainer.max_epochs={2 * options.max_epochs}")
+        if options.max_steps >= 0:
+            argv.append(f"--trainer.max_steps={max(1, 2 * step)}")
+    if run.early.is_exhausted:
+        argv.append(f"--early_stopping.patience={2 * run.early.wait_count}")
+    if reason_of_callbacks(run):  # which would end it again
+        given = options.callbacks if isinstance(options.callbacks, list) else [options.callbacks]
+        others = [c.as_dict() for c in given if "EarlyStopping" not in c.class_path]
+        argv.append(f"--trainer.callbacks={json.dumps(others or None)}")
+    return argv
+
+
+def print_stop(run: Run) -> None:
+    """Why the run ended before its last step."""
+    step = run.trainer.global_step
+    if name := run.stop.name:
+        name = f"--trainer.{name}" if name == "max_time" else name
+        print(f"Stopped by {name} after step {step}")
+    elif run.early.is_exhausted and run.early.stopping_reason_message:
+        print(
+            f"Stopped early after step {step}: no lower validation loss in "
+            f"{run.early.wait_count} evaluations, the lowest was {run.early.best_score:.3f} at "
+            f"step {run.early.best_step}"
+        )
+    elif step < run.trainer.max_steps or run.trainer.max_steps < 0:
+        reason = reason_of_callbacks(run) or "a callback asked for it"
+        print(f"Stopped early after step {step}: {reason}")
+
+
+def reason_of_callbacks(run: Run) -> str | None:
+    """Why an EarlyStopping of the user's own ended the run; None: none did."""
+    if run.stop.reason or 0 <= run.trainer.max_steps <= run.trainer.global_step:
+        return None
+    callbacks = run.trainer.callbacks  # type: ignore[attr-defined]
+    own = (c for c in callbacks if isinstance(c, EarlyStopping) and c is not run.early)
+    messages = (c.stopping_reason_message for c in own if c.stopping_reason_message)
+    return next((m.removesuffix(" Signaling Trainer to stop.") for m in messages), None)
 
 
 def shorten(path: str | Path) -> str:

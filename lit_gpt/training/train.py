@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -25,6 +24,7 @@ from lit_gpt.callbacks.checkpoints import (
     StepCheckpoints,
     check_space,
 )
+from lit_gpt.callbacks.early_stopping import EarlyStop
 from lit_gpt.callbacks.evaluation import EvaluationPrinter, FinalEvaluation
 from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.callbacks.progress import ProgressBar, Throughput
@@ -32,15 +32,19 @@ from lit_gpt.callbacks.report_writer import ReportWriter
 from lit_gpt.callbacks.samples import Samples
 from lit_gpt.callbacks.stopping import GracefulStop
 from lit_gpt.checkpoint import Checkpoint
-from lit_gpt.command import command_line
+from lit_gpt.command import as_user_error, command_line
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.training import slurm, summary
+from lit_gpt.training.epochs import Epoch, check_epochs_left, epoch_of
 from lit_gpt.training.init_from import load_weights
+from lit_gpt.training.loggers import start_loggers
 from lit_gpt.training.options import SaveConfig, TrainOptions, option_name
-from lit_gpt.training.resume import check_fit
+from lit_gpt.training.restored_state import check_restored_state
+from lit_gpt.training.resume import check_fit, check_patience
 from lit_gpt.training.run_folder import as_list, lock_run_folder, run_folder_arguments
+from lit_gpt.training.trainer_options import build_trainer
 
 __all__ = ["Run", "build_run", "main", "option_name", "train"]
 
@@ -54,11 +58,13 @@ class Run:
     model: LitGPT
     data: TextDataModule
     checkpoint: Checkpoint | None  # the one it continues
+    config: SaveConfig
     guard: NonFiniteGuard
     throughput: Throughput
     stop: GracefulStop
     samples: Samples
     printer: EvaluationPrinter
+    early: EarlyStop
     report: ReportWriter
     best: BestCheckpoint
     last: LastCheckpoint
@@ -68,6 +74,11 @@ class Run:
     @property
     def folder(self) -> Path:
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    @property
+    def epoch(self) -> Epoch:
+        """One pass over what the run trains on."""
+        return epoch_of(self.trainer, self.data)
 
     def check_space(self, folder: Path) -> None:
         """Checks that the disk has room for the run's checkpoints in `folder`."""
@@ -95,7 +106,8 @@ def build_run(
     model: LitGPT = objects.model
     data: TextDataModule = objects.data
     stop = GracefulStop(objects.trainer.max_time)
-    final = FinalEvaluation(stop)
+    final: FinalEvaluation = objects.final
+    final.stop = stop
     # Lightning moves checkpoint callbacks to the end and keeps their order: the report comes first,
     # as checkpoints continue what it has, and the best before the last, which keeps its score.
     ours: dict[str, Any] = {
@@ -104,6 +116,7 @@ def build_run(
         "stop": stop,
         "samples": objects.samples,
         "printer": objects.overfit,
+        "early": objects.early_stopping,
         "report": ReportWriter(command_line("train", *options.argv), objects.samples, final),
         "best": BestCheckpoint(),
         "last": LastCheckpoint(stop),
@@ -115,8 +128,9 @@ def build_run(
         more.append(ProgressBar(ours["throughput"]))
     if slurm.job_id():
         more.append(slurm.SlurmJobMarker(options.argv))
+    config = SaveConfig(options.parser, options.config)
     if not objects.trainer.fast_dev_run:
-        more.append(SaveConfig(options.parser, options.config))
+        more.append(config)
     if scratch is None:
         arguments = run_folder_arguments(objects.trainer, options.config.ckpt_path)
         arguments["callbacks"] = [
@@ -135,33 +149,16 @@ def build_run(
             "enable_checkpointing": False,
         }
     arguments["plugins"] = [*as_list(objects.trainer.plugins), CheckpointIO(stop)]
-    trainer = build_trainer(vars(objects.trainer) | arguments)
+    trainer = build_trainer(vars(objects.trainer) | arguments, data)
     if checkpoint:
+        epochs = options.config.trainer.max_epochs
+        check_epochs_left(epochs, epoch_of(trainer, data), checkpoint, options.config.ckpt_path)
         check_fit(options.config.ckpt_path, checkpoint, trainer.max_steps, model, data)
+        check_patience(options.config.ckpt_path, checkpoint, objects.early_stopping.patience)
+        check_restored_state(options.config.ckpt_path, checkpoint, trainer)
     elif model.hparams.init_from:
         load_weights(model.gpt, model.hparams.init_from)
-    return Run(options, trainer, model, data, checkpoint, **ours)
-
-
-def build_trainer(arguments: dict[str, Any]) -> pl.Trainer:
-    """The Trainer, with our meaning of its arguments, and a UserError where it can't use them."""
-    # Lightning's interval counts batches; ours counts steps, like everything else here.
-    arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
-    arguments["max_time"] = None  # Lightning's own would stop inside a step: see GracefulStop
-    if arguments["precision"] is None:
-        arguments["precision"] = default_precision(arguments["accelerator"])
-    try:
-        return pl.Trainer(**arguments)
-    except (ValueError, TypeError, MisconfigurationException) as error:
-        raise UserError(str(error).replace("`", "'")) from error  # they don't mark our fields
-
-
-def default_precision(accelerator: str) -> str:
-    """bf16-mixed on an NVIDIA GPU that computes in bfloat16, else 32-true, there with TF32."""
-    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
-        return "32-true"
-    torch.set_float32_matmul_precision("high")
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return Run(options, trainer, model, data, checkpoint, config, **ours)
 
 
 def train(run: Run) -> int:
@@ -171,10 +168,12 @@ def train(run: Run) -> int:
         run.check_space(run.folder / "checkpoints")
     run.report.card = summary.print_start(run) or []  # None on the other ranks
     run.stop.signals += slurm.requeue_signals(trainer)
-    with lock_run_folder(run.folder), run.stop:
-        if not run.checkpoint and trainer.limit_val_batches != 0:
-            trainer.validate(run.model, datamodule=run.data, verbose=False)  # at step 0
-        fit(run)
+    with lock_run_folder(run.folder):
+        start_loggers(run)  # here, where Ctrl-C ends the process
+        with run.stop:
+            if not run.checkpoint and trainer.limit_val_batches != 0:
+                trainer.validate(run.model, datamodule=run.data, verbose=False)  # at step 0
+            fit(run)
     summary.print_end(run)
     is_unfinished = trainer.global_step < trainer.max_steps or trainer.max_steps < 0
     if run.stop.reason in slurm.requeue_signals(trainer) and is_unfinished:
@@ -187,7 +186,7 @@ def fit(run: Run) -> None:
     try:
         run.trainer.fit(run.model, datamodule=run.data, ckpt_path=path, weights_only=True)
     except Exception as error:
-        if not run.checkpoint or isinstance(error, UserError):
+        if not run.checkpoint or isinstance(error, OSError) or as_user_error(error):
             raise
         if run.trainer.global_step - (run.checkpoint.global_step or 0) > 1:
             raise

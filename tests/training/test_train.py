@@ -13,7 +13,7 @@ import yaml
 from lit_gpt.command import run
 from lit_gpt.text.ngrams import frequency_baselines
 from lit_gpt.training.run_folder import claim_run
-from lit_gpt.training.train import default_precision
+from lit_gpt.training.trainer_options import default_precision
 from tests.conftest import ROOT
 
 DEFAULTS = {  # the table of the README
@@ -149,10 +149,12 @@ def test_what_a_run_prints(train, text_file):
     assert lines[3].startswith("Validation lines also in the training text")
     assert lines[4] == f"Vocabulary: {data.vocab_size:,} tokens (cl100k_base, compact)"
     assert lines[5] == f"Bytes per token: {len(text.encode()) / num_tokens:.2f}"
-    assert lines[6] == "Device: cpu, precision 32-true"
+    windows = (train_tokens - 16) // 16  # without overlap, whichever of 16 places comes first
+    assert lines[6] == f"Steps: 6 of 32 tokens, {6 * 2 / windows:.2g} epochs"
+    assert lines[7] == "Device: cpu, precision 32-true"
     total = sum(p.numel() for p in result.run.model.gpt.parameters())
     outer = 2 * data.vocab_size * 16
-    assert lines[7] == (
+    assert lines[8] == (
         f"Parameters: {total:,} (embedding and output {outer:,}, blocks {total - outer:,})"
     )
     number = r"\d+\.\d{3}"
@@ -355,7 +357,7 @@ MISTAKES = {
     "too short": ({"data.context_length": 5000}, "its training split has"),
     "tokenizer": ({"data.tokenizer": "gpt9"}, "'gpt9': unknown tokenizer"),
     "a type": ({"model.d_model": "wide"}, "--model.d_model 'wide': must be a whole number"),
-    "a choice": ({"model.style": "baroque"}, "--model.style: Expected"),
+    "a choice": ({"model.style": "baroque"}, "--model.style 'baroque': must be one of classic, modern"),
     "an option": ({"model.size": 3}, "unrecognized arguments: --model.size=3"),
     "a config": ({"config": "nowhere.yaml"}, "File does not exist"),
     "no last": ({"ckpt_path": "last"}, "--ckpt_path 'last': no run below"),
@@ -371,8 +373,8 @@ MISTAKES = {
     "an empty path": ({"ckpt_path": ""}, "no checkpoint at"),
     "a folder": ({"trainer.default_root_dir": "/proc/x"}, "cannot make a folder for the run in"),
     "interval": ({"trainer.val_check_interval": 0}, "val_check_interval 0: must be a number"),
-    "accelerator": ({"trainer.accelerator": "abacus"}, "'accelerator='abacus''"),
-    "steps": ({"trainer.max_steps": "1e2"}, "--trainer.max_steps '100.0': must be a whole number"),
+    "accelerator": ({"trainer.accelerator": "abacus"}, "accelerator 'abacus': must be one of auto"),
+    "steps": ({"trainer.max_steps": "1.5"}, "--trainer.max_steps '1.5': must be a whole number"),
 }
 
 
