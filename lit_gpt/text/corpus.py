@@ -22,7 +22,7 @@ from lit_gpt.text.overlap import chunks
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
-CACHE_VERSION = 3  # part of every cache's key: raise it when what is stored changes
+CACHE_VERSION = 4  # part of every cache's key: raise it when what is stored changes
 CHUNK = 1 << 20  # ids renumbered at a time
 SHORT = 1000  # characters: encoding a shorter part costs little more than the call
 CAREFUL = 0.98  # share of the training split, estimated in bytes, that bpe:N is trained on at first
@@ -44,6 +44,8 @@ class CorpusInfo:
     added_line_ends: int  # between files, if one ended without: the only text that is added
     num_documents: int  # each followed by an end-of-text token; 0 if there is only plain text
     empty_documents: int  # skipped: null or without a character
+    blank_lines: int = 0  # skipped, between the rows of .jsonl, .ndjson, .csv and .tsv files
+    row_like_fields: int = 0  # of .csv files: over lines that look like rows
 
 
 @dataclass(frozen=True)
@@ -205,14 +207,15 @@ def load_corpus(
     encoding: str,
     cache: str | None,
     train_fraction: float = 1.0,
-    text_field: str | None = None,
+    text_field: str | list[str] | None = None,
+    tsv_quotes: bool = False,
 ) -> Corpus:
     """The tokens of text files, encoded now or taken from the cache.
 
     Args:
         path: see `find_files`.
         tokenizer, compact: see `Vocabulary`.
-        encoding, text_field: see `Reader`.
+        encoding, text_field, tsv_quotes: see `Reader`.
         cache: see `cache_folder`.
         train_fraction: share of the text, from the front, that bpe:N is trained on.
 
@@ -221,7 +224,7 @@ def load_corpus(
     """
     vocabulary = Vocabulary(tokenizer, compact)
     key = vocabulary.key(train_fraction)
-    reader = Reader(find_files(path), encoding, text_field)
+    reader = Reader(find_files(path), encoding, text_field, tsv_quotes)
     options = [CACHE_VERSION, reader.fingerprint, key, vocabulary.is_compact, encoding]
     name = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:24]
     folder = storage.cache_folder(cache) / name

@@ -12,14 +12,25 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.text.compression import unpack
-from lit_gpt.text.documents import Format, format_of, read_csv, read_jsonl, read_parquet
+from lit_gpt.text.documents import Format, format_of, read_rows
+from lit_gpt.text.fields import text_of
+from lit_gpt.text.parquet_rows import read_parquet
+from lit_gpt.text.windows import Store
 
 SAMPLE = "data/订单商品名称.csv"  # the text to train on unless another is named
 CHUNK = 1 << 20  # bytes read at a time
-COUNTED = ("removed_boms", "added_line_ends", "num_documents", "empty_documents")
+COUNTED = (
+    "removed_boms",
+    "added_line_ends",
+    "num_documents",
+    "empty_documents",
+    "blank_lines",
+    "row_like_fields",
+)
 BOMS = {  # removed from the start of a file by Python's own decoders
     "utf-8-sig": (codecs.BOM_UTF8,),
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
@@ -119,7 +130,8 @@ class Reader:
     Args:
         files: as `find_files` returns them; hashed at once, so that later changes are noticed.
         encoding: of the files, as a Python codec name.
-        text_field: the field or column that holds the documents, see `format_of`.
+        text_field: the field or column that holds the documents, or several, see `text_of`.
+        tsv_quotes: whether fields of .tsv files may be in double quotes.
 
     Attributes:
         fingerprint: sha256 of the files' bytes and lengths, and of formats other than plain text.
@@ -130,13 +142,21 @@ class Reader:
             another encoding, NUL bytes, files that can't be read or have changed.
     """
 
-    def __init__(self, files: list[Path], encoding: str, text_field: str | None = None) -> None:
-        self.files = [(path, format_of(path, text_field)) for path in files]
+    def __init__(
+        self,
+        files: list[Path],
+        encoding: str,
+        text_field: str | list[str] | None = None,
+        tsv_quotes: bool = False,
+    ) -> None:
+        if text_field == []:
+            raise UserError("names no field", field="text_field", value=text_field)
+        self.files = [(path, format_of(path, text_field, tsv_quotes)) for path in files]
         self.encoding = encoding
         self.has_documents = any(form.kind != "text" for _, form in self.files)
         if text_field is not None and not self.has_documents:
             raise UserError(
-                f"is for .jsonl, .csv, .tsv and .parquet files, and {self._place()} has none",
+                f"is for .json(l), .csv, .tsv and .parquet files, and {self._place()} has none",
                 field="text_field",
                 value=text_field,
                 hint="leave it out, or check what `path` names",
@@ -192,20 +212,22 @@ class Reader:
 
     def _documents(self, path: Path, form: Format) -> Iterator[str | None]:
         if form.kind == "parquet":
-            documents = self._read_parquet(path, form)
+            rows = self._read_parquet(path, form)
         else:
-            read = read_jsonl if form.kind == "jsonl" else read_csv
-            documents = read(path, form, self._read(path, form))
-        for document in documents:
-            self.counts["num_documents" if document else "empty_documents"] += 1
-            if document:
-                yield document
+            rows = read_rows(path, form, self._read(path, form), self.counts)
+        for where, row, store in rows:
+            is_empty = True
+            for piece in text_of(row, form.fields, where, store):
+                is_empty = False
+                yield piece
+            self.counts["empty_documents" if is_empty else "num_documents"] += 1
+            if not is_empty:
                 yield None
 
-    def _read_parquet(self, path: Path, form: Format) -> Iterator[str]:
+    def _read_parquet(self, path: Path, form: Format) -> Iterator[tuple[str, Any, Store]]:
         """Arrow reads the end first: a packed file is unpacked to disk, any other hashed later."""
         if not form.packed:
-            yield from read_parquet(path, form, path)
+            yield from read_parquet(path, form.fields, path)
             for _ in self._read_bytes(path, form):
                 pass
             return
@@ -216,7 +238,7 @@ class Reader:
             except OSError as error:
                 where = f"{path} in {tempfile.gettempdir()}"
                 raise UserError(f"cannot unpack {where}: {error.strerror}") from error
-            yield from read_parquet(path, form, file)
+            yield from read_parquet(path, form.fields, file)
 
     def _read(self, path: Path, form: Format) -> Iterator[str]:
         """The text of one file, in non-empty parts, without its byte-order mark."""

@@ -27,13 +27,18 @@ def cache_folder(tmp_path) -> Path:
 @pytest.fixture
 def load(cache_folder):
     def load(
-        path, tokenizer="bytes", compact=True, encoding="utf-8", fraction=1.0, text_field=None
+        path,
+        tokenizer="bytes",
+        compact=True,
+        encoding="utf-8",
+        fraction=1.0,
+        text_field=None,
+        tsv_quotes=False,
     ) -> Corpus:
         path = path if isinstance(path, list) else str(path)
         tokenizer = str(tokenizer) if isinstance(tokenizer, Path) else tokenizer
-        return load_corpus(
-            path, tokenizer, compact, encoding, str(cache_folder), fraction, text_field
-        )
+        fields = (text_field, tsv_quotes)
+        return load_corpus(path, tokenizer, compact, encoding, str(cache_folder), fraction, *fields)
 
     return load
 
