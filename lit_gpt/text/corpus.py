@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -17,6 +17,7 @@ import numpy as np
 from lit_gpt import storage
 from lit_gpt.errors import UserError
 from lit_gpt.text import bpe
+from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.files import Reader, find_files
 from lit_gpt.text.overlap import chunks
 from lit_gpt.text.tokenizer import Tokenizer
@@ -26,10 +27,6 @@ CACHE_VERSION = 4  # part of every cache's key: raise it when what is stored cha
 CHUNK = 1 << 20  # ids renumbered at a time
 SHORT = 1000  # characters: encoding a shorter part costs little more than the call
 CAREFUL = 0.98  # share of the training split, estimated in bytes, that bpe:N is trained on at first
-
-# Matches up to the last place where text may be cut: no split pattern of tiktoken's joins a letter
-# or digit to white space or punctuation after it (except for the apostrophe of "it's").
-SAFE_CUT = re.compile(r".*[^\W_](?=[\s,.;:!?()，。、；：！？（）“”《》])", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class CorpusInfo:
     added_line_ends: int  # between files, if one ended without: the only text that is added
     num_documents: int  # each followed by an end-of-text token; 0 if there is only plain text
     empty_documents: int  # skipped: null or without a character
+    cut_words: int = 0  # places where a word of more than cutting.LONGEST characters was cut
     blank_lines: int = 0  # skipped, between the rows of .jsonl, .ndjson, .csv and .tsv files
     row_like_fields: int = 0  # of .csv files: over lines that look like rows
 
@@ -58,7 +56,7 @@ class Corpus:
 
     def parts(self) -> Iterator[str | None]:
         """The text, read again, in parts that encode one by one; None ends a document."""
-        return cut_safely(self.reader)
+        return cut_safely(self.reader, self.tokenizer.pattern)
 
     def remember(self, name: str, compute: Callable[[], Any]) -> Any:
         """The result of `compute`, plain JSON, kept beside the tokens for the next time."""
@@ -69,23 +67,6 @@ class Corpus:
         with suppress(OSError):
             storage.atomic_write_text(path, json.dumps(value))
         return value
-
-
-def cut_safely(texts: Iterable[str | None]) -> Iterator[str | None]:
-    """Cuts text into parts that encode to the tokens of the whole; None ends a document."""
-    rest = ""
-    for text in texts:
-        rest += text or ""
-        if text is None:
-            if rest:
-                yield rest
-            yield None
-            rest = ""
-        elif cut := SAFE_CUT.match(rest):
-            yield cut.group()
-            rest = rest[cut.end() :]
-    if rest:
-        yield rest
 
 
 def _batches(parts: Iterable[str | None]) -> Iterator[list[str | None]]:
@@ -107,9 +88,10 @@ def _encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> Non
     """Writes tokens.bin and meta.json: first full ids, renumbered once the used ones are known."""
     counts = np.zeros(full.vocab_size, dtype=np.int64)  # of each token
     num_characters = 0
+    cuts: Counter[str] = Counter()
     full_ids = folder / "ids.bin"
     with full_ids.open("wb") as file:
-        for texts in _batches(cut_safely(reader)):
+        for texts in _batches(cut_safely(reader, full.pattern, cuts)):
             ids = full.encode_parts(texts)
             file.write(ids.tobytes())
             np.add.at(counts, ids, 1)
@@ -129,6 +111,7 @@ def _encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> Non
         num_characters=num_characters,
         num_bytes=int(counts @ full.token_lengths()),
         num_tokens=int(counts.sum()),
+        cut_words=cuts["words"],
         **reader.counts,
     )
     meta = {"info": asdict(info), "dtype": dtype.name, "tokenizer": tokenizer.to_dict()}
@@ -150,7 +133,7 @@ def _train_and_encode(folder: Path, reader: Reader, train: bpe.Train, fraction: 
     if fraction < 1:
         num_bytes = int(num_bytes * fraction * CAREFUL)
     while True:
-        tokenizer = train(bpe.training_text(cut_safely(reader), num_bytes))
+        tokenizer = train(bpe.training_text(cut_safely(reader, bpe.PATTERN), num_bytes))
         if reader.has_documents:
             tokenizer = tokenizer.with_end_of_text()
         _encode(folder, reader, tokenizer, compact=False)
@@ -217,7 +200,7 @@ def load_corpus(
         tokenizer, compact: see `Vocabulary`.
         encoding, text_field, tsv_quotes: see `Reader`.
         cache: see `cache_folder`.
-        train_fraction: share of the text, from the front, that bpe:N is trained on.
+        train_fraction: share of the text, from the front, that bpe:N and chars are made from.
 
     Raises:
         UserError: the path, the text or the tokenizer can't be used.
@@ -235,7 +218,7 @@ def load_corpus(
         with _new_folder(folder, reader) as new:
             _train_and_encode(new, reader, train, train_fraction)
     else:
-        full = vocabulary.load()
+        full = vocabulary.load(reader, train_fraction)
         if reader.has_documents and full.end_of_text is None:
             if full is tokenizer:
                 raise UserError(

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lit_gpt.command import run
 from lit_gpt.errors import UserError
 from lit_gpt.text import vocabularies
-from lit_gpt.text.corpus import cut_safely, load_corpus
+from lit_gpt.text.corpus import load_corpus
 from lit_gpt.text.tokenizer import Tokenizer
 from tests.text.conftest import entries, load_once, text_of, unix, write
 
@@ -119,36 +117,6 @@ def test_array_is_as_narrow_as_the_vocabulary_allows(
 
 
 # Piece by piece
-
-
-@pytest.mark.parametrize(
-    ("texts", "parts"),
-    [
-        (["hello world, again"], ["hello world", ", again"]),
-        (["hel", "lo wor", "ld."], ["hello", " world", "."]),
-        (["it's"], ["it's"]),
-        (["a_b c-d"], ["a_b", " c-d"]),
-        (["农夫，山泉。"], ["农夫，山泉", "。"]),
-        (["...", "  ", "\n"], ["...  \n"]),
-        ([], []),
-    ],
-)
-def test_text_is_cut_after_a_letter_or_digit(texts, parts):
-    assert list(cut_safely(texts)) == parts
-
-
-CHARACTERS = "ab S1٣é农夫.,'’!，\r\n\t\x1c\u3000\u0301_ªⅧ²👩\u200d"
-WORDS = ["it", "'s", "'LL", "don", "'t", " the", "农夫", "1234", ", ", ". ", "  ", "\r\n", "\ufeff"]
-
-
-@pytest.mark.parametrize("name", ["cl100k_base", "o200k_base"])
-@given(texts=st.lists(st.text() | st.text(alphabet=CHARACTERS) | st.sampled_from(WORDS)))
-@settings(max_examples=200, deadline=None)
-def test_parts_encode_to_the_tokens_of_the_whole(name, texts):
-    tokenizer, parts = load_once(name), list(cut_safely(texts))
-    assert "".join(parts) == "".join(texts)
-    piecewise = [i for part in parts for i in tokenizer.encode(part)]
-    assert piecewise == tokenizer.encode("".join(texts)).tolist()
 
 
 @pytest.mark.parametrize("compact", [True, False])
