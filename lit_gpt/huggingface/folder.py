@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from inspect import signature
-from math import prod
 from pathlib import Path
 from typing import Any
 

@@ -5,7 +5,6 @@ transformers, and with it the package tokenizers, is imported only where it is u
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -300,6 +299,6 @@ def _end_of_text(spec: dict[str, Any], config: Path, ordinary: dict[bytes, int])
     names = [SPECIAL]
     if config.is_file():
         eos = read_json(config).get("eos_token")
-        names.append(eos["content"] if isinstance(eos, dict) else eos)
+        names.append(str(eos["content"] if isinstance(eos, dict) else eos))
     used = set(ordinary.values())
     return next((ids[name] for name in names if name in ids and ids[name] not in used), None)

@@ -152,6 +152,10 @@ class Tokenizer:
             parts[at : at + 2] = [self.tokens[best]]
         return parts
 
+    def is_merged(self, rank: int) -> bool:
+        """Whether merges lead to the token; if not, only a whole piece becomes it."""
+        return len(self._last_merge(rank)) < 3
+
     def to_dict(self) -> dict[str, str]:
         """Plain strings for `from_dict`; the vocabulary is in tiktoken's file format."""
         tokens = self.tokens[: self.end_of_text]

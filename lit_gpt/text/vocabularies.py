@@ -1,4 +1,4 @@
-"""What the setting `tokenizer` means: a name of tiktoken's, bytes, bpe:N, a file, a model's own.
+"""What the setting `tokenizer` means: a name, bpe:N, chars, a file, or a model's own.
 
 Every function here raises a UserError for a setting that can't be used.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,10 @@ from typing import Any, NamedTuple
 import tiktoken
 
 from lit_gpt.errors import UserError
+from lit_gpt.text.characters import CHARS, character_tokenizer
 from lit_gpt.text.patterns import CHARACTERS, CL100K, O200K
+from lit_gpt.text.sentencepiece import SUFFIX as SENTENCEPIECE
+from lit_gpt.text.sentencepiece import parse_sentencepiece
 from lit_gpt.text.tokenizer import BYTES, SINGLE_BYTES, Tokenizer
 
 SUFFIX = ".tiktoken"
@@ -58,8 +62,9 @@ def load_tokenizer(name: str) -> Tokenizer:
             field="tokenizer",
             value=name,
             hint=f"use one of {', '.join(sorted(known))} ({', '.join(OFFLINE)} and {BYTES} need no "
-            "network), bpe:4096 to train one, a .tiktoken file, or a .ckpt file or a folder with "
-            "tokenizer.json for the tokenizer of a model",
+            f"network), {CHARS} for a token for each character, bpe:4096 to train a vocabulary, a "
+            ".tiktoken, tokenizer.json or SentencePiece .model file, or a .ckpt file or a folder "
+            "for the tokenizer of a model",
         )
     try:
         encoding = tiktoken.get_encoding(name)
@@ -137,22 +142,24 @@ class Vocabulary:
     """A vocabulary as the settings name it; loaded when it is needed.
 
     Args:
-        tokenizer: a name for `load_tokenizer`; bpe:N, for a vocabulary that is trained on the text;
-            a .tiktoken file, whose text is split as by cl100k_base; or a model's own tokenizer.
+        tokenizer: a name for `load_tokenizer`; bpe:N or chars, for a vocabulary that is made from
+            the text; a .tiktoken file, whose text is split as by cl100k_base; a SentencePiece
+            .model file; or a model's own tokenizer.
         compact: whether to leave out tokens that the text doesn't use. Applies neither to bpe:N,
-            which has N, nor to a model's own tokenizer, which must stay as it is.
+            which has N, nor to chars, nor to a model's own tokenizer, which must stay as it is.
     """
 
     def __init__(self, tokenizer: str | Tokenizer, compact: bool = False) -> None:
         self.tokenizer = tokenizer
         self.trained_size = bpe_size(tokenizer) if isinstance(tokenizer, str) else None
-        self.is_compact = compact and isinstance(tokenizer, str) and self.trained_size is None
+        is_made = tokenizer == CHARS or self.trained_size is not None
+        self.is_compact = compact and isinstance(tokenizer, str) and not is_made
 
     @cached_property
     def _file(self) -> bytes | None:
-        """The content of a .tiktoken file; None if the vocabulary is something else."""
+        """The content of the file; None if the vocabulary is something else."""
         name = self.tokenizer
-        if isinstance(name, Tokenizer) or not name.endswith(SUFFIX):
+        if isinstance(name, Tokenizer) or not name.endswith((SUFFIX, SENTENCEPIECE)):
             return None
         try:
             return Path(name).expanduser().read_bytes()
@@ -166,17 +173,23 @@ class Vocabulary:
             return self.tokenizer.to_dict()
         if self.trained_size:
             return ["bpe", self.trained_size, train_fraction]
+        if self.tokenizer == CHARS:
+            return [CHARS, train_fraction]
         if self._file is not None:
-            return [SUFFIX, hashlib.sha256(self._file).hexdigest()]
+            return [Path(self.tokenizer).suffix, hashlib.sha256(self._file).hexdigest()]
         return self.tokenizer
 
-    def load(self) -> Tokenizer:
-        """The full vocabulary; bpe:N must be trained instead."""
+    def load(self, texts: Iterable[str | None] = (), train_fraction: float = 1.0) -> Tokenizer:
+        """The full vocabulary; bpe:N must be trained instead. Only chars reads the text."""
         assert self.trained_size is None
+        if self.tokenizer == CHARS:
+            return character_tokenizer(texts, train_fraction)
         if isinstance(self.tokenizer, Tokenizer):
             return self.tokenizer
         if self._file is not None:
-            return parse_vocabulary(self._file, self.tokenizer)
+            is_ours = self.tokenizer.endswith(SUFFIX)
+            parse = parse_vocabulary if is_ours else parse_sentencepiece
+            return parse(self._file, self.tokenizer)
         return load_tokenizer(self.tokenizer)
 
     def full_size(self) -> int:

@@ -31,7 +31,7 @@ def build_data(data_class: type[TextDataModule], **options: Any) -> TextDataModu
     """
     data = data_class(**options)
     source = data.hparams.tokenizer
-    if is_folder(source):
+    if is_folder(source) or source.endswith(".json"):
         data.given_tokenizer = from_hf(source)[0]
         check_same_ids(source, data.corpus)
     elif source.endswith(".ckpt"):
