@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -9,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import platformdirs
 from filelock import FileLock, Timeout
@@ -36,7 +38,8 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     """
     temporary = unfinished(path)
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # in a stranger's folder it may link to another file
+        with temporary.open("xb") as file:
             yield file
             flush(file)
         temporary.replace(path)
@@ -52,6 +55,26 @@ def atomic_write_text(path: Path, text: str) -> None:
     """Writes UTF-8 with `atomic_open`; what can't be encoded becomes a question mark."""
     with atomic_open(path) as file:
         file.write(text.encode("utf-8", errors="replace"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes plain data and its checksum with `atomic_open`, for `read_json`."""
+    atomic_write_text(path, json.dumps({"sha256": _digest(value), "value": value}))
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; an OSError if it can't be read, a ValueError if it was changed."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    if not isinstance(content, dict) or content.get("sha256") != _digest(content.get("value")):
+        raise ValueError(f"{path} does not match its checksum")
+    return content["value"]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def flush(file: IO[bytes]) -> None:

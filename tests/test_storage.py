@@ -16,6 +16,7 @@ from lit_gpt.storage import (
     locked,
     remove_unfinished,
     temporary_folder,
+    unfinished,
 )
 
 
@@ -144,3 +145,14 @@ def test_a_cache_that_is_not_a_name(name):
     with pytest.raises(UserError) as error:
         cache_folder(name)
     assert str(error.value) == f"cache {name!r}: not a valid folder name"
+
+
+def test_a_link_at_the_temporary_name_is_not_followed(tmp_path):
+    """In a stranger's folder it could lead to any file."""
+    precious = tmp_path / "precious"
+    precious.write_text("Chapter 1", encoding="utf-8")
+    unfinished(tmp_path / "report.html").symlink_to(precious)
+    atomic_write_text(tmp_path / "report.html", "page")
+    assert precious.read_text(encoding="utf-8") == "Chapter 1"
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "page"
+    assert not (tmp_path / "report.html").is_symlink()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_gpt.errors import UserError
+from lit_gpt.reports.run_files import EVENTS, read_curves, read_limited
 from lit_gpt.storage import atomic_write_text
 
 Value = TypeVar("Value")
@@ -21,6 +22,7 @@ EVALUATED = ("train/eval_loss", "val/loss", "val/bits_per_byte")  # kept of ever
 LOGGED = ("train/loss", "learning_rate", "gradient_norm", "tokens_per_second")  # thinned
 MAX_POINTS = 1000  # that thinning leaves of a logged curve
 MAX_SAMPLES = 40
+MAX_HISTORY = 1 << 25  # bytes: a run of 100,000 steps has 300,000
 MAX_STEP = 1e15  # no run gets there: a larger one is damage
 MAX_TIME = 1e11  # seconds since 1970
 
@@ -170,7 +172,7 @@ def read_history(folder: Path) -> History:
     """
     path = folder / HISTORY
     try:
-        return _from_json(json.loads(path.read_text(encoding="utf-8")))
+        return _from_json(json.loads(read_limited(path, MAX_HISTORY)))
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise
@@ -201,8 +203,9 @@ def _from_json(content: Any) -> History:
         versions = {str(name): str(value) for name, value in session["versions"].items()}
         history.sessions.append(Session(step, clock, str(session["command"]), versions))
     if final := content["final"]:
-        num_tokens = int(final["num_tokens"])
-        of_tokens = int(final["of_tokens"]) if final.get("of_tokens") else None  # not in 0.1.0's
+        num_tokens = _checked(int(final["num_tokens"]), MAX_STEP)
+        of_tokens = final.get("of_tokens")  # not in 0.1.0's
+        of_tokens = _checked(int(of_tokens), MAX_STEP) if of_tokens else None
         loss = float(final["loss"])
         history.final = FinalResult(loss, float(final["bits_per_byte"]), num_tokens, of_tokens)
     return history
@@ -224,14 +227,11 @@ def read_run(folder: Path) -> History:
     with suppress(FileNotFoundError):
         return read_history(folder)
     history = History()
-    if any(folder.glob("events.out.tfevents.*")):
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-        for name in {*EVALUATED, *LOGGED} & set(events.Tags()["scalars"]):
-            points = {event.step: event.value for event in events.Scalars(name)}
-            history.curves[name] = sorted(points.items())
-    if not history.curves:
+    if any(folder.glob(EVENTS)):
+        for name, values in read_curves(folder, {*EVALUATED, *LOGGED}).items():
+            points = sorted(values.items())
+            history.curves[name] = [point for point in points if 0 <= point[0] < MAX_STEP]
+    if not any(history.curves.values()):
         raise UserError(
             f"{folder} has no {HISTORY} and no curves in TensorBoard events",
             hint="choose the folder of a run that has been evaluated at least once",

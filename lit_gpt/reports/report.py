@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import time
@@ -14,8 +13,9 @@ from typing import Any
 from lit_gpt.command import call
 from lit_gpt.errors import UserError
 from lit_gpt.reports.charts import Chart, Series
-from lit_gpt.reports.history import History, perplexity, read_run
+from lit_gpt.reports.history import HISTORY, History, perplexity, read_run
 from lit_gpt.reports.html import charts_page
+from lit_gpt.reports.run_files import MAX_OPTIONS, load_options, read_limited
 from lit_gpt.storage import atomic_write_text
 
 REPORT = "report.html"
@@ -55,24 +55,12 @@ def read_options(folder: Path) -> dict[str, str]:
     path = folder / "config.yaml"
     damage = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
     try:
-        return flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        return load_options(read_limited(path, MAX_OPTIONS))
     except FileNotFoundError:
         return {}
     except (OSError, yaml.YAMLError, *damage) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"cannot read {path} ({reason})", hint="repair or delete it") from error
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"model": {"d_model": 80}} to {"model.d_model": "80"}, with values as typed in a shell."""
-    options: dict[str, str] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            options |= flatten(value, f"{prefix}{name}.")
-        else:
-            text = json.dumps(value, ensure_ascii=False, default=str)
-            options[f"{prefix}{name}"] = value if isinstance(value, str) else text
-    return options
 
 
 def run_page(run: Run) -> str:
@@ -113,7 +101,8 @@ def progress(run: Run) -> str:
     history = run.history
     step = max((points[-1][0] for points in history.curves.values() if points), default=0)
     planned = run.options.get("trainer.max_steps", "")
-    parts = [f"Step {step:,} of {int(planned):,}" if planned.isdecimal() else f"Step {step:,}"]
+    is_known = planned.isdecimal() and len(planned) < 20
+    parts = [f"Step {step:,} of {int(planned):,}" if is_known else f"Step {step:,}"]
     if newest := history.newest("time"):
         parts.append(time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(newest[1])))
     if (resumed := len(history.sessions) - 1) > 0:
@@ -232,7 +221,9 @@ def results(run: Run) -> tuple[str, ...]:
 
 
 def find_run(name: str, logs: Path) -> Path:
-    """The folder that a path, `version_3` or `3` stands for."""
+    """The folder that a path, `version_3`, `3` or, for the newest run, `last` stands for."""
+    if name == "last" and (found := [*logs.rglob(HISTORY)]):
+        return max(found, key=lambda path: path.stat().st_mtime).parent
     places = [Path(name), logs / name, logs / f"version_{name}"]
     for place in places[::-1] if name.isdecimal() else places:
         if place.is_dir():
@@ -248,7 +239,7 @@ def write_report(runs: list[str], logs: str = "logs", out: str | None = None) ->
     """Write a page about one run, or one that compares several.
 
     Args:
-        runs: a run's folder, or its number below --logs.
+        runs: a run's folder, or its number below --logs; last: the newest.
         logs: where numbered runs are.
         out: the page to write; default: report.html in the run's folder, or in --logs.
 
