@@ -222,6 +222,8 @@ class LitGPT(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_precision(self.trainer.precision)
+        if self.trainer.precision == "64-true":
+            self.double()  # Lightning restores weights before it does so, rounded to float32
         if data := getattr(self.trainer, "datamodule", None):
             self.token_lengths = torch.from_numpy(data.tokenizer.token_lengths())
 

@@ -73,6 +73,17 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     assert same_run == run
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_so_it_does_in_every_precision(record, precision):
+    """float64 weights were once rounded to float32 on the way."""
+    options = {"trainer.precision": precision}
+    whole, whole_weights, _ = record(**options)
+    first, _, run = record(3, **options)
+    second, weights, _ = record(**options, ckpt_path=run / "checkpoints" / "last.ckpt")
+    assert first.batches + second.batches == whole.batches
+    assert same(weights, whole_weights)
+
+
 def test_a_finished_run_can_be_made_longer(record):
     whole, whole_weights, _ = record(**{"trainer.max_steps": 9})
     _, _, run = record(**{"trainer.max_steps": 5})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-pty = pytest.importorskip("pty", reason="needs a terminal")
+resource = pytest.importorskip("resource", reason="needs Unix")
 MEMORY = 8 << 30  # bytes
 SECONDS = 120
 # A server that has imported the slow packages forks each child: clean, in a tenth of a second.
@@ -52,13 +51,15 @@ def run(*argv: str, signal_at: tuple[int, int] | None = None, ends: float | None
         ends: seconds after which a server is stopped with Ctrl-C.
     """
     master, slave = os.openpty()
-    with tempfile.NamedTemporaryFile() as err:
-        arguments = (argv, os.ttyname(slave), err.name, signal_at, ends)
+    with tempfile.TemporaryDirectory() as folder:
+        err = Path(folder, "err")
+        err.touch()
+        arguments = (argv, os.ttyname(slave), str(err), signal_at, ends)
         process = context.Process(target=_main, args=arguments)
         process.start()
         out = _read(master, slave, process)
         process.join()
-        text = Path(err.name).read_text(encoding="utf-8", errors="replace")
+        text = err.read_text(encoding="utf-8", errors="replace")
     return Ended(process.exitcode or 0, out.decode(errors="replace"), text)
 
 
@@ -88,12 +89,12 @@ def _main(
     ends: float | None,
 ) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    os.chdir(Path(err).parent)  # for what has a relative path
     for number, name in enumerate((terminal, terminal, err)):
         file = os.open(name, os.O_RDWR)
         os.dup2(file, number)
         os.close(file)
-    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", 1, "utf-8", closefd=False) for n in (1, 2))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     sys.argv = [str(ROOT / "scripts" / f"{argv[0]}.py"), *argv[1:]]

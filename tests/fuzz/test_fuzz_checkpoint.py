@@ -1,10 +1,17 @@
-"""Odd checkpoints: loaded as they are, or refused in one line. More with `pytest -m fuzz`."""
+"""Odd checkpoints and run folders: read as they are, or refused in one line, in bounded memory.
+
+More with `pytest -m fuzz`.
+"""
 
 from __future__ import annotations
 
+import pickletools
 import random
+import struct
 import subprocess
 import sys
+import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +23,11 @@ from hypothesis import strategies as st
 from lit_gpt.checkpoint import load_checkpoint, read_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.training.resume import open_checkpoint
-from tests.conftest import ROOT, SMALL, command_line, write_text
+from tests.conftest import ROOT, SMALL, command_line, limited_memory, write_text
+from tests.core.test_checkpoint import equal
 from tests.fuzz.examples import examples, numbers
+
+MORE = 500_000_000  # bytes that reading a checkpoint of 200 KB may take
 
 plain = st.recursive(
     st.none()
@@ -112,3 +122,65 @@ def test_bytes_may_be_anything(whole, tmp_path, number):
         except UserError:
             continue
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def opcodes_of(pickled: bytes) -> list[bytes]:
+    """A pickle in its opcodes, each with its argument."""
+    starts = [start for _, _, start in pickletools.genops(pickled)]
+    return [pickled[start:end] for start, end in pairwise([*starts, len(pickled)])]
+
+
+def odd_opcode(rng: random.Random, opcodes: list[bytes]) -> bytes:
+    """An opcode of that pickle, of any pickle, or one that asks for much."""
+    large = struct.pack("<I", rng.choice([0, 1, 2**16, 2**31 - 1, 2**32 - 1]))
+    names = ["builtins\nbytearray", "torch\nTensor", "_codecs\nencode", "os\nsystem", "torch\nSize"]
+    names += ["collections\nOrderedDict", "torch._utils\n_rebuild_tensor_v2", "torch\nLongStorage"]
+    return rng.choice(
+        [
+            rng.choice(opcodes),
+            rng.choice(pickletools.opcodes).code.encode("latin-1"),
+            rng.choice([b"J", b"j", b"r", b"X", b"B", b"\x8b"]) + large,
+            rng.choice([b"h", b"q", b"K"]) + rng.randbytes(1),
+            b"\x96" + struct.pack("<Q", 10**9),
+            b"c" + rng.choice(names).encode() + b"\n",
+            b"c" + rng.choice(names).encode() + b"\n" + b"J" + large + b"\x85R",
+        ]
+    )
+
+
+def with_odd_opcodes(pickled: bytes, rng: random.Random) -> bytes:
+    """A pickle with opcodes replaced, added, left out, repeated or exchanged."""
+    opcodes = opcodes_of(pickled)
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        at = rng.randrange(len(opcodes))
+        length = rng.choice([1, 1, 2, 10])
+        part = opcodes[at : at + length]
+        odd = [odd_opcode(rng, opcodes) for _ in part]
+        opcodes[at : at + length] = rng.choice([odd, odd + part, [], part * 50, part[::-1]])
+    return b"".join(opcodes)
+
+
+@numbers(150, 5000)
+def test_opcodes_may_be_anything(whole, tmp_path, number):
+    """What is read is what PyTorch reads, where it reads anything."""
+    path = tmp_path / "odd.ckpt"
+    with zipfile.ZipFile(whole) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    (name,) = (name for name in members if name.endswith("/data.pkl"))
+    num_read = 0
+    for seed in range(number):
+        odd = with_odd_opcodes(members[name], random.Random(seed))
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, content in members.items():
+                archive.writestr(member, odd if member == name else content)
+        with limited_memory(MORE):
+            check(path)
+            try:
+                contents = read_checkpoint(path)
+            except UserError as error:
+                assert not isinstance(error.__cause__, MemoryError)  # noqa: PT017
+                continue
+        num_read += 1
+        expected = torch.load(path, weights_only=True)
+        assert equal(contents["state_dict"], expected["state_dict"])
+    assert num_read > number / 50

@@ -51,10 +51,8 @@ VALUES: dict[str, list[Any]] = {
     "trainer.strategy": ["auto", "ddp", "fsdp", "dp", "deepspeed", "single_device", "x"],
     "trainer.devices": [1, 0, -1, "auto", "0", "[0]", "[]", "x", 1.5],
     "trainer.num_nodes": [1, 0, -1],
-    "trainer.precision": ["32-true", 32, "64-true", "bf16-mixed", "bf16-true", "16-mixed"]
-    + ["16-true", "transformer-engine", "x"],
-    "trainer.logger": [*FLAGS, "CSVLogger", "[CSVLogger, TensorBoardLogger]", "MLFlowLogger"]
-    + ["WandbLogger", "Nothing"],
+    "trainer.precision": ["32-true", 32, "64-true", "bf16-mixed", "bf16-true", "16-true", "x"],
+    "trainer.logger": [*FLAGS, "CSVLogger", "[CSVLogger, TensorBoardLogger]", "Nothing"],
     "trainer.callbacks": CALLBACKS,
     "trainer.fast_dev_run": [*FLAGS, 0, 1, 3, -1],
     "trainer.max_epochs": [0, 1, 2, -1, 1000],
@@ -104,7 +102,7 @@ VALUES: dict[str, list[Any]] = {
     "data.encoding": ["utf-8", "gbk", "x"],
     "data.text_field": ["text"],
     "data.train_fraction": [0.5, 0.9, 0.999, 0, 1, 1.5],
-    "data.batch_size": [1, 3, 47, 0, -1, 100_000],
+    "data.batch_size": [1, 3, 47, 0, -1, 1000],
     "data.context_length": [16, 1, 2, 500, 0, 100_000],
     "data.order": ["random", "shuffled", "x"],
     "ckpt_path": ["last", "nowhere", "null"],
@@ -120,8 +118,7 @@ PLACES = {"data.path", "data.cache", "trainer.default_root_dir", "config"}
 EXACT = {  # what a stopped and continued run must not be changed by
     name: VALUES[name]
     for name in VALUES
-    if name
-    not in ("trainer.max_steps", "trainer.max_time", "ckpt_path", "trainer.fast_dev_run")
+    if name not in ("trainer.max_steps", "trainer.max_time", "ckpt_path", "trainer.fast_dev_run")
 }
 
 
@@ -174,9 +171,9 @@ def steps(ended: child.Ended) -> list[str]:
 
 @numbers(3, 150)
 def test_a_stopped_run_continues_exactly_or_not_at_all(number, base, names, tmp_path):
-    """By Ctrl-C after any step, or by SIGKILL after the second evaluation."""
+    """By Ctrl-C with two steps to go at least, or by SIGKILL after the second evaluation."""
     folders = (tmp_path / str(n) for n in count())
-    moments = st.tuples(st.just(signal.SIGINT), st.integers(1, 6))
+    moments = st.tuples(st.just(signal.SIGINT), st.integers(1, 4))
     moments |= st.tuples(st.just(signal.SIGKILL), st.integers(3, 6))
 
     @examples(number)
