@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-import resource
 import struct
-import sys
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from lit_gpt.checkpoint_file import read_file
+from tests.conftest import limited_memory
 
 MORE = 300_000_000  # bytes that a reader may take for any of these small files
 
@@ -61,18 +58,6 @@ def in_file(pickled: bytes, path: Path, **members: bytes) -> Path:
         for name, content in (contents | members).items():
             archive.writestr(f"archive/{name}", content)
     return path
-
-
-@contextmanager
-def limited_memory(more: int) -> Iterator[None]:
-    """Lets this process take this many bytes more, whether it uses them or not."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    old = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, old)
 
 
 GLOBAL = "a call that is not of a checkpoint"
@@ -123,7 +108,6 @@ HOSTILE = {
 }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux counts it")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_pickle_is_refused(tmp_path, name):
     """The reason is exact: running out of memory would be another."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import struct
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.reports.history import History, read_run
 from lit_gpt.reports.report import read_options, write_report
 from lit_gpt.reports.run_files import load_options
+from tests.conftest import limited_memory
 
 LAUGHS = "a0: &a0 [x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 20)
@@ -40,18 +39,11 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def bounded(monkeypatch):
-    """Half a gigabyte more than now, and a few seconds."""
+def bounded():
+    """Half a gigabyte more than now, and half a minute."""
     start = time.perf_counter()
-    if sys.platform != "linux":
+    with limited_memory(500_000_000):
         yield
-        return
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    old = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + 500_000_000
-    resource.setrlimit(resource.RLIMIT_AS, (limit, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, old)
     assert time.perf_counter() - start < 30
 
 
