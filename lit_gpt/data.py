@@ -8,8 +8,9 @@ Shapes: B batch (windows), T time (tokens).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import count
 from typing import Any, Literal
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from lit_gpt.errors import UserError
 from lit_gpt.text.corpus import Corpus, load_corpus, split_at
-from lit_gpt.text.files import SAMPLE
+from lit_gpt.text.files import no_fields
+from lit_gpt.text.finding import SAMPLE
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
@@ -155,18 +157,24 @@ class TextDataModule(pl.LightningDataModule):
             .csv and .tsv files where `text_field` is given: an end-of-text token follows each.
             All others are plain text.
         tokenizer: the name of any tiktoken encoding; `bytes` for raw UTF-8 bytes; bpe:4096 for
-            4096 tokens (the 256 bytes among them) trained on the training split; a .tiktoken file
-            (its text is split as by cl100k_base); or, in the training command, a .ckpt file or a
-            local Hugging Face folder for its model's own tokenizer. Python code sets
-            `given_tokenizer` for that.
+            4096 tokens (the 256 bytes among them) trained on the training split; `chars` for the
+            bytes and the characters of that split; a .tiktoken file (its text is split as by
+            cl100k_base); a SentencePiece .model file; or, in the training command, a tokenizer.json
+            file, a .ckpt file or a local Hugging Face folder for its model's own tokenizer. Python
+            code sets `given_tokenizer` for that.
         compact_vocab: whether to leave tokens that the corpus never uses out of the vocabulary;
-            does not apply to bpe:N, which has N, nor to a model's own tokenizer.
+            does not apply to bpe:N and chars, nor to a model's own tokenizer.
         encoding: encoding of the files, as a Python codec name.
         text_field: the field or column that holds the documents ("data.text" for the field `text`
             of the field `data`), or a list of them, joined with line ends; a field may also hold
             chat messages. None: `text`, while .csv and .tsv files are plain text.
         tsv_quotes: whether fields of .tsv files may be in double quotes, as those of .csv files.
-        train_fraction: share of the tokens, from the front, that trains; the rest validates.
+        train_fraction: share of the tokens, from the front, that trains; the rest validates. Does
+            not apply where `val_path` is given.
+        val_path: what validates instead, as in `path`, all of which then trains. It is encoded by
+            the training text's tokenizer.
+        exclude: globs of files and folders to leave out of folders and globs: of names ("*.log")
+            or, with a slash, of paths inside the folder ("old/*").
         batch_size: windows per step and device.
         context_length: tokens per window.
         order: random (each window starts anywhere) or shuffled (each epoch goes through the text
@@ -196,6 +204,8 @@ class TextDataModule(pl.LightningDataModule):
         text_field: str | list[str] | None = None,
         tsv_quotes: bool = False,
         train_fraction: float = 0.9,
+        val_path: str | list[str] | None = None,
+        exclude: str | list[str] | None = None,
         batch_size: int = 2,
         context_length: int = 128,
         order: Literal["random", "shuffled"] = "random",
@@ -222,29 +232,86 @@ class TextDataModule(pl.LightningDataModule):
         Raises:
             UserError: a text or tokenizer that can't be used, or too short a text.
         """
-        h = self.hparams
-        corpus = load_corpus(
-            h.path,
-            self.given_tokenizer or h.tokenizer,
-            h.compact_vocab,
-            h.encoding,
-            h.cache,
-            h.train_fraction,
-            h.text_field,
-            h.tsv_quotes,
-        )
+        fraction = self.hparams.train_fraction if self.hparams.val_path is None else 1.0
+        corpus = self._load("path", self.given_tokenizer or self.hparams.tokenizer, fraction)
+        total = corpus.info.num_tokens
         cut = self._cut(corpus.tokens)
-        sizes = {"training": cut, "validation": corpus.info.num_tokens - cut}
-        for split, size in sizes.items():
-            if size < h.context_length + 1:
-                raise UserError(
-                    f"too short: its {split} split has {size:,} of {corpus.info.num_tokens:,} "
-                    f"tokens, and a window needs {h.context_length + 1:,}",
-                    field="path",
-                    value=h.path,
-                    hint="use more text, a smaller `context_length` or another `train_fraction`",
-                )
+        self._check_length("path", f"training split has {cut:,} of {total:,}", cut)
+        if self.hparams.val_path is None:
+            rest = total - cut
+            self._check_length("path", f"validation split has {rest:,} of {total:,}", rest)
         return corpus
+
+    @cached_property
+    def val_corpus(self) -> Corpus:
+        """The corpus of `val_path`; without that, the same as `corpus`."""
+        if self.hparams.val_path is None:
+            return self.corpus
+        corpus = self._load("val_path", self.tokenizer)
+        train_files = {os.path.realpath(path) for path, _ in self.corpus.reader.files}
+        for path, _ in corpus.reader.files:
+            if os.path.realpath(path) in train_files:
+                raise UserError(
+                    f"{path} is among the training files too",
+                    field="val_path",
+                    value=self.hparams.val_path,
+                    hint="leave it out of `path`, in a folder with `exclude`",
+                )
+        readers = (self.corpus.reader, corpus.reader)
+        if self.hparams.text_field is not None and not any(r.has_documents for r in readers):
+            raise no_fields(self.hparams.text_field, "`path` or `val_path`")
+        total = corpus.info.num_tokens
+        self._check_length("val_path", f"text has {total:,}", total)
+        return corpus
+
+    def _load(self, field: str, tokenizer: str | Tokenizer, fraction: float = 1.0) -> Corpus:
+        h = self.hparams
+        try:
+            return load_corpus(
+                h[field],
+                tokenizer,
+                h.compact_vocab,
+                h.encoding,
+                h.cache,
+                fraction,
+                h.text_field,
+                h.tsv_quotes,
+                h.exclude,
+                needs_end=field == "path",
+                needs_fields=h.val_path is None,
+            )
+        except UserError as error:
+            if error.field == "path":
+                error.field = field
+            raise
+
+    def _check_length(self, field: str, what: str, num_tokens: int) -> None:
+        if num_tokens < self.hparams.context_length + 1:
+            other = "" if self.hparams.val_path else " or another `train_fraction`"
+            raise UserError(
+                f"too short: its {what} tokens, and a window needs "
+                f"{self.hparams.context_length + 1:,}",
+                field=field,
+                value=self.hparams[field],
+                hint=f"use more text, a smaller `context_length`{other}",
+            )
+
+    @property
+    def text_info(self) -> dict[str, Any]:
+        """What checkpoints hold of the text: the fields of its CorpusInfo.
+
+        Those of a validation text of its own are in "validation".
+        """
+        info = asdict(self.corpus.info)
+        if self.hparams.val_path is not None:
+            info["validation"] = asdict(self.val_corpus.info)
+        return info
+
+    def remember(self, name: str, compute: Callable[[], Any]) -> Any:
+        """As `Corpus.remember`, for what depends on both splits."""
+        is_one_text = self.val_corpus is self.corpus
+        split = len(self.train_tokens) if is_one_text else self.val_corpus.folder.name
+        return self.corpus.remember(f"{name}-{split}", compute)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -271,9 +338,13 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def val_tokens(self) -> np.ndarray:
+        if self.val_corpus is not self.corpus:
+            return self.val_corpus.tokens
         return self.corpus.tokens[self._cut(self.corpus.tokens) :]
 
     def _cut(self, tokens: np.ndarray) -> int:
+        if self.hparams.val_path is not None:
+            return len(tokens)
         return split_at(len(tokens), self.hparams.train_fraction)
 
     def train_dataloader(self) -> TrainBatches:

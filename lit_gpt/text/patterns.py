@@ -38,7 +38,7 @@ LLAMA3 = (
 )
 QWEN2 = LLAMA3.replace("{1,3}", "")  # also of Qwen3
 CHARACTERS = r"(?s:.)"  # one at a time
-WORDS = r" *[^ ]+| +"  # each with the spaces before it, as SentencePiece splits text
+WORDS = r" *[^ \n]+|\n+| +"  # each with the spaces before it, as in SentencePiece's pieces
 KNOWN = frozenset({CL100K, O200K, GPT2, R50K, LLAMA3, QWEN2, CHARACTERS, WORDS})
 
 LONGEST = 10_000  # characters of a pattern

@@ -5,6 +5,7 @@ The file is a protocol buffer (sentencepiece_model.proto), of which a few fields
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -37,7 +38,7 @@ def parse_sentencepiece(content: bytes, name: str) -> Tokenizer:
         raise _refused(name, f"is not a SentencePiece model of the usual kind: {why}") from error
     if algorithm != "BPE":
         raise _refused(name, f"uses SentencePiece's {algorithm} algorithm, not byte-pair encoding")
-    joined = [piece for piece in scores if " " in piece.lstrip(" ")]
+    joined = [piece for piece in scores if not re.fullmatch(WORDS, piece)]
     if joined:
         raise _refused(name, f"has pieces of more than a word, such as {joined[0]!r}")
     ranked = sorted(scores, key=lambda piece: -scores[piece])  # stable

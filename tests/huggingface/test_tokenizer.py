@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer as Theirs
 from transformers import AutoTokenizer
 
@@ -18,6 +20,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.huggingface.importing import check_ids, fingerprint_of
 from lit_gpt.huggingface.tokenizer import NAME, from_hf, onig_pattern, to_hf, tokenizer_config
 from lit_gpt.text.bpe import load_trainer
+from lit_gpt.text.characters import character_tokenizer
+from lit_gpt.text.sentencepiece import parse_sentencepiece
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import OFFLINE, load_tokenizer
 from tests.huggingface.folders import SPECIALS, TEXT, make_tokenizer
@@ -38,6 +42,18 @@ def own_tokenizer(name: str) -> Tokenizer:
         return full.compact(full.encode(TEXT))[0]
     if name == "bpe":
         return load_trainer(500)([TEXT]).with_end_of_text()
+    if name == "chars":
+        return character_tokenizer([TEXT, "🦆"], 1.0).with_end_of_text()
+    if name == "model":  # of SentencePiece
+        model = io.BytesIO()
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXT.split("\n")),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=150,
+            minloglevel=2,
+        )
+        return parse_sentencepiece(model.getvalue(), "x.model")
     return load_tokenizer(name)
 
 
@@ -81,7 +97,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("model_type", [None, "gpt2", "qwen3"])
-@pytest.mark.parametrize("name", ["bytes", "compact", "bpe", *FULL])
+@pytest.mark.parametrize("name", ["bytes", "compact", "bpe", "chars", "model", *FULL])
 def test_auto_tokenizer_gives_our_ids_and_takes_all_text_as_text(exported, name, model_type):
     tokenizer, folder = exported(name)
     if model_type:  # in an export it stands beside, and names another class
@@ -102,7 +118,7 @@ def test_auto_tokenizer_gives_our_ids_and_takes_all_text_as_text(exported, name,
 
 @settings(max_examples=200, deadline=None)
 @given(text=ODD_TEXTS)
-@pytest.mark.parametrize("name", ["bytes", "compact", "bpe", *FULL])
+@pytest.mark.parametrize("name", ["bytes", "compact", "bpe", "chars", "model", *FULL])
 def test_any_text_has_the_same_ids_there(exported, name, text):
     tokenizer, folder = exported(name)
     ids = to_hf_cached(folder).encode(text).ids
@@ -118,7 +134,7 @@ def to_hf_cached(folder) -> Theirs:
     return CACHE[folder]
 
 
-@pytest.mark.parametrize("name", ["bytes", "compact", "bpe", *FULL])
+@pytest.mark.parametrize("name", ["bytes", "compact", "bpe", "chars", "model", *FULL])
 def test_there_and_back_it_is_the_same_tokenizer(exported, name):
     tokenizer, folder = exported(name)
     back, rows = from_hf(folder)
@@ -274,6 +290,20 @@ def test_unsupported_tokenizers_are_refused_in_one_line(
     assert message in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
+def test_a_bare_file_is_the_tokenizer_of_its_folder(folders, tmp_path, kind):
+    """With the id of the token that ends a text from tokenizer_config.json, if there is one."""
+    expected, rows = from_hf(folders / kind)
+    found, found_rows = from_hf(folders / kind / "tokenizer.json")
+    assert found == expected
+    assert found_rows.tolist() == rows.tolist()
+    alone = tmp_path / "any name.json"
+    alone.write_bytes((folders / kind / "tokenizer.json").read_bytes())
+    assert from_hf(alone)[0] == expected
+    with pytest.raises(UserError, match=r"nothing\.json': no such file"):
+        from_hf(tmp_path / "nothing.json")
 
 
 def test_no_tokenizer_or_a_damaged_one(tmp_path):

@@ -4,12 +4,16 @@ import json
 import time
 
 import pytest
+import torch
 from tiktoken_ext import openai_public
 
+from lit_gpt.checkpoint import load_checkpoint
+from lit_gpt.errors import UserError
 from lit_gpt.text import patterns
 from lit_gpt.text.patterns import KNOWN, check_in_child, check_pattern
 from lit_gpt.text.tokenizer import SINGLE_BYTES, Tokenizer
 from lit_gpt.text.vocabularies import load_tokenizer
+from tests.generation.models import save_model, small_model
 
 STATE = load_tokenizer("bytes").to_dict()
 LINES = STATE["vocabulary"].splitlines(keepends=True)
@@ -57,6 +61,7 @@ def test_hostile_patterns_are_refused_with_the_reason(pattern, problem):
         patterns.CL100K,
         patterns.O200K,
         patterns.QWEN2,
+        patterns.WORDS,
     ],
 )
 def test_harmless_patterns_are_proved(pattern):
@@ -103,3 +108,15 @@ def test_the_name_of_a_vocabulary_decides_nothing():
     tokenizer = Tokenizer.from_dict(json.loads(json.dumps(state)))
     assert tokenizer.encode("a").tolist() == [255 - ord("a")]
     assert tokenizer.decode(tokenizer.encode("猫")) == "猫"
+
+
+def test_a_checkpoint_with_a_hostile_pattern_is_one_line(tmp_path):
+    path = save_model(small_model(vocab_size=256), load_tokenizer("bytes"), tmp_path / "x.ckpt")
+    load_checkpoint(path)
+    contents = torch.load(path, weights_only=True)
+    for pattern in ("", r"\p{L}+"):
+        contents["tokenizer"]["pattern"] = pattern
+        torch.save(contents, path)
+        with pytest.raises(UserError, match="its split pattern ") as error:
+            load_checkpoint(path)
+        assert "\n" not in str(error.value)

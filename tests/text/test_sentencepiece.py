@@ -153,10 +153,11 @@ def test_a_gigantic_piece_is_refused(exact):
 @pytest.mark.parametrize("compact", [True, False])
 def test_a_model_is_a_tokenizer_of_the_command(load, tmp_path, exact, compact):
     (tmp_path / "x.model").write_bytes(exact)
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    text = TEXT[:5000]
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     corpus = load(tmp_path / "text.txt", tmp_path / "x.model", compact=compact)
     tokens = [corpus.tokenizer.tokens[i] for i in corpus.tokens]
-    assert tokens == pieces(exact, TEXT)
+    assert tokens == pieces(exact, text)
     full = parse_sentencepiece(exact, "x.model").vocab_size
     assert (corpus.tokenizer.vocab_size < full) == compact
     assert Tokenizer.from_dict(corpus.tokenizer.to_dict()) == corpus.tokenizer
