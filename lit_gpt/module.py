@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -87,23 +87,6 @@ def check_precision(precision: str) -> None:
         )
 
 
-class Totals(NamedTuple):
-    """Sums over the tokens of an evaluation, each a float64 scalar."""
-
-    nats: Tensor
-    tokens: Tensor
-    bytes: Tensor
-
-    @property
-    def loss(self) -> Tensor:
-        """In nats/token."""
-        return self.nats / self.tokens
-
-    @property
-    def bits_per_byte(self) -> Tensor:
-        return self.nats / math.log(2) / self.bytes
-
-
 class LossTotals(Metric):
     """Adds up the losses of batches of any sizes, of all processes; a NaN stays visible.
 
@@ -118,7 +101,7 @@ class LossTotals(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in Totals._fields:
+        for name in ("nats", "tokens", "bytes"):
             zero = torch.zeros((), dtype=torch.float64)
             self.add_state(name, default=zero, dist_reduce_fx="sum")
 
@@ -140,8 +123,9 @@ class LossTotals(Metric):
         if token_lengths is not None:
             self.bytes += token_lengths.to(y.device)[y].sum().to(self.device)
 
-    def compute(self) -> Totals:
-        return Totals(self.nats, self.tokens, self.bytes)
+    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Nats/token, bits per byte and the number of tokens."""
+        return self.nats / self.tokens, self.nats / math.log(2) / self.bytes, self.tokens
 
 
 class LitGPT(pl.LightningModule):
@@ -297,18 +281,18 @@ class LitGPT(pl.LightningModule):
         self._totals[dataloader_idx].update(loss, y, self.token_lengths)
 
     def on_validation_epoch_end(self) -> None:
-        train, val = (totals.compute() for totals in self._totals)
-        if not torch.isfinite(train.loss + val.loss):
+        (train_loss, *_), (val_loss, bits_per_byte, _) = (t.compute() for t in self._totals)
+        if not torch.isfinite(train_loss + val_loss):
             raise UserError(
                 f"the loss is no longer finite at step {self.global_step}",
                 hint="lower `learning_rate`; checkpoints saved earlier are intact",
             )
         self.log("step", float(self.global_step))
-        self.log("train/eval_loss", train.loss)
-        self.log("val/loss", val.loss)
-        self.log("val/perplexity", val.loss.exp())
+        self.log("train/eval_loss", train_loss)
+        self.log("val/loss", val_loss)
+        self.log("val/perplexity", val_loss.exp())
         if self.token_lengths is not None:
-            self.log("val/bits_per_byte", val.bits_per_byte)
+            self.log("val/bits_per_byte", bits_per_byte)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams
@@ -333,7 +317,7 @@ class LitGPT(pl.LightningModule):
         checkpoint["gpt"] = asdict(self.gpt.config)
         if data := getattr(self.trainer, "datamodule", None):
             checkpoint["tokenizer"] = data.tokenizer.to_dict()
-            checkpoint["corpus"] = asdict(data.corpus.info)
+            checkpoint["corpus"] = data.text_info
         names = ["accumulate_grad_batches", "gradient_clip_val", "precision"]
         names += ["max_steps", "world_size"]
         checkpoint["trainer"] = {name: getattr(self.trainer, name) for name in names}

@@ -80,14 +80,16 @@ class ProgressBar(TQDMProgressBar):
 
     def track(self, items: Iterable[Item], total: int, name: str) -> Iterator[Item]:
         """Yields the items, and shows how many of the total are done and when all will be."""
-        bar = self.init_train_tqdm()
-        bar.leave = False
-        bar.set_description(name)
-        bar.reset(total)
-        with bar:
-            for item in items:
-                yield item
-                bar.update()
+        yield from Tqdm(
+            items,
+            name,
+            total,
+            leave=False,
+            disable=self.is_disabled,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            bar_format=self.BAR_FORMAT,
+        )
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """Does nothing: progress is counted in steps, and the one epoch never ends."""

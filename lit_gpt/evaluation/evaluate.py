@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ class Text:
 
     Args:
         path: text file, folder of them, glob, or list of such.
+        exclude: files of folders and globs to leave out, by glob.
         encoding: of the files.
         text_field: field or column that holds the documents, or a list of them.
         tsv_quotes: true if fields of .tsv files may be in double quotes.
@@ -46,6 +48,7 @@ class Text:
     """
 
     path: str | list[str]
+    exclude: str | list[str] | None = None
     encoding: str = "utf-8"
     text_field: str | list[str] | None = None
     tsv_quotes: bool = False
@@ -94,17 +97,20 @@ class Evaluation:
     def print(self) -> None:
         info = self.corpus.info
         step = "" if self.step is None else f" (step {self.step:,})"
-        documents = f" in {info.num_documents:,} documents" if info.num_documents else ""
         print(f"Checkpoint: {self.checkpoint}{step}")
         print(
             f"Text: {info.num_characters:,} characters, {info.num_bytes:,} bytes, "
-            f"{info.num_tokens:,} tokens{documents}"
+            f"{info.num_tokens:,} tokens"
         )
+        for name, number in info.changes:
+            print(f"{name}: {number:,}")
+        for pattern, number in self.corpus.reader.excluded.items():
+            print(f"Files and folders excluded by {pattern}: {number:,}")
         print(f"Device: {self.device}, precision {self.precision}")
         print(f"Windows of {self.context_length:,} tokens, each token predicted once")
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("")
-        for name in ("loss, nats/token", "perplexity", "bits per byte", "tokens predicted"):
+        table.add_column("", no_wrap=True)
+        for name in ("nats/token", "perplexity", "bits/byte", "predicted"):
             table.add_column(name, justify="right", no_wrap=True)
         for name, result in self.results.items():
             numbers = (f"{result.loss:.4f}", f"{result.perplexity:,.2f}")
@@ -178,6 +184,7 @@ def model_loss(
     device = model.embedding.weight.device.type
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     if precision == "bf16-mixed":
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # RMSNorm's
         context = partial(torch.autocast, device, torch.bfloat16)
     console = Console(stderr=True)
     shown = track(

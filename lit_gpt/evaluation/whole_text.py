@@ -78,6 +78,5 @@ def whole_loss(
         with context():
             loss = next_token_loss(model, x.to(device), y.to(device))
         totals.update(loss, y, token_lengths)
-    found = totals.compute()
-    num_tokens = int(found.tokens)
-    return FinalResult(found.loss.item(), found.bits_per_byte.item(), num_tokens, num_targets)
+    loss, bits_per_byte, num_tokens = totals.compute()
+    return FinalResult(loss.item(), bits_per_byte.item(), int(num_tokens), num_targets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import astuple
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,14 +46,6 @@ def print_start(run: Run) -> list[tuple[str, str]]:
 def text_card(data: TextDataModule) -> list[tuple[str, str]]:
     """Names and values: what the text is, and how it is split."""
     info = data.corpus.info
-    counts = [
-        ("Documents", info.num_documents),
-        ("Empty documents skipped", info.empty_documents),
-        ("Blank lines skipped", info.blank_lines),
-        ("Quoted fields over lines that look like rows", info.row_like_fields),
-        ("Byte-order marks removed", info.removed_boms),
-        ("Line breaks added between files", info.added_line_ends),
-    ]
     sizes = f"{len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}"
     lines = find_shared_lines(data)
     shared = []
@@ -62,13 +55,38 @@ def text_card(data: TextDataModule) -> list[tuple[str, str]]:
         shared = [("Validation lines also in the training text", value)]
     return [
         ("Text length", f"{info.num_characters:,} characters"),
-        *((name, f"{number:,}") for name, number in counts if number),
+        *((name, f"{number:,}") for name, number in info.changes),
+        *excluded(data),
+        *validation_card(data),
         ("Total", f"{info.num_tokens:,} tokens"),
         ("Training", sizes),
         *shared,
         ("Vocabulary", f"{data.vocab_size:,} tokens ({data.vocabulary_name})"),
         ("Bytes per token", f"{info.num_bytes / info.num_tokens:.2f}"),
     ]
+
+
+def excluded(data: TextDataModule) -> list[tuple[str, str]]:
+    """How many files and folders each glob left out; one that matches nothing may be a mistake."""
+    found = data.corpus.reader.excluded.copy()
+    if data.val_corpus is not data.corpus:
+        found.update(data.val_corpus.reader.excluded)
+    parts = [f"{number or 'nothing'} by {pattern}" for pattern, number in found.items()]
+    return [("Files and folders excluded", ", ".join(parts))] if parts else []
+
+
+def validation_card(data: TextDataModule) -> list[tuple[str, str]]:
+    """What is known of a validation text of its own."""
+    h = data.hparams
+    if h.val_path is None:
+        return []
+    info = data.val_corpus.info
+    counts = "".join(f", {name.lower()}: {number:,}" for name, number in info.changes)
+    value = f"{h.val_path}, {info.num_characters:,} characters{counts}"
+    lines = [("Validation text", value)]
+    if h.train_fraction != signature(TextDataModule).parameters["train_fraction"].default:
+        lines.append(("Training share", "all of the text: train_fraction does not apply"))
+    return lines
 
 
 def data_card(run: Run) -> list[tuple[str, str]]:
@@ -104,8 +122,9 @@ def find_shared_lines(data: TextDataModule) -> SharedLines:
     train = data.train_tokens
     val = data.val_tokens
     tokens = data.tokenizer.tokens
-    found = data.corpus.remember(
-        f"shared-lines-{len(train)}", lambda: astuple(shared_lines(train, val, tokens))
+    is_one_text = data.val_corpus is data.corpus
+    found = data.remember(
+        "shared-lines", lambda: astuple(shared_lines(train, val, tokens, is_one_text))
     )
     return SharedLines(*found)
 
@@ -156,9 +175,7 @@ def print_baselines(data: TextDataModule) -> None:
     train = data.train_tokens
     val = data.val_tokens
     lengths = data.tokenizer.token_lengths()
-    unigram, bigram = data.corpus.remember(
-        f"baselines-{len(train)}", lambda: frequency_baselines(train, val, lengths)
-    )
+    unigram, bigram = data.remember("baselines", lambda: frequency_baselines(train, val, lengths))
     print(
         f"For comparison, bits per byte from frequencies alone: unigram {unigram:.4f}, "
         f"bigram {bigram:.4f}"

@@ -206,6 +206,7 @@ def silence_warnings() -> None:
         ".*`weights_only` was not set.*",  # on saving, where it means nothing
         "It is recommended to use .*sync_dist",  # torchmetrics has synchronized already
         "You defined a `validation_step` but have no",  # --find_lr evaluates nothing
+        "Mismatch dtype between input and weight",  # RMSNorm in bf16-mixed: only slower
         "The dirpath has changed from",  # a new run from another run's checkpoint
     ):
         warnings.filterwarnings("ignore", message)

@@ -138,6 +138,16 @@ def test_last_is_the_newest_run_s_last_checkpoint(evaluate, trained, last):
     assert err == f"Using {last.with_name('best.ckpt')}\n"
 
 
+def test_changes_of_the_text_are_said(evaluate, tmp_path):
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    _, out, _ = evaluate(**{"data.path": tmp_path / "bom.txt"})
+    assert "\nByte-order marks removed: 1\n" in out
+    options = {"data.path": tmp_path / "*.txt", "data.exclude": "bom*"}
+    _, out, _ = evaluate(**options)
+    assert "\nFiles and folders excluded by bom*: 1\n" in out
+    assert out.partition("Device")[2] == evaluate()[1].partition("Device")[2]
+
+
 def test_the_files_options_are_those_of_training(evaluate, tmp_path):
     (tmp_path / "gb.txt").write_bytes(TEXT.encode("gb18030"))
     found = evaluate("--json", **{"data.path": tmp_path / "gb.txt", "data.encoding": "gb18030"})
@@ -151,7 +161,7 @@ def test_the_files_options_are_those_of_training(evaluate, tmp_path):
         ({"data.path": "no.txt"}, "--data.path 'no.txt': no such file or folder"),
         ({"data.path": "{}/one.txt"}, "--data.path '{}/one.txt': too short: "),
         ({"data.encoding": "klingon"}, "--data.encoding 'klingon': unknown encoding; "),
-        ({"data.encoding": "ascii"}, "--data.path"),
+        ({"data.encoding": "ascii"}, "{}/other.txt is not ascii text"),
         ({"data.text_field": "a"}, "--data.text_field 'a': is for "),
         ({"data.path": "{}/docs.jsonl"}, "--data.path: has documents, but the model's tokenizer "),
         ({"ckpt_path": "no.ckpt"}, "no checkpoint at 'no.ckpt'; "),
@@ -159,8 +169,8 @@ def test_the_files_options_are_those_of_training(evaluate, tmp_path):
         ({"ckpt_path": "{}/nan.ckpt"}, "the loss of {}/nan.ckpt on this text is not finite; "),
         ({"batch_size": 0}, "--batch_size 0: must be at least 1"),
         ({"max_tokens": 0}, "--max_tokens 0: must be at least 1"),
-        ({"accelerator": "tpu"}, "--accelerator 'tpu': must be one of auto, cpu, gpu, cuda, mps; "),
-        ({"precision": "8"}, "--precision '8': must be one of 32-true, bf16-mixed; "),
+        ({"accelerator": "tpu"}, "--accelerator 'tpu': must be one of auto, cpu, gpu, cuda, mps\n"),
+        ({"precision": "8"}, "--precision '8': must be one of 32-true, bf16-mixed\n"),
         ({"data.cache": "{}/one.txt"}, "--data.cache: cannot store the tokens in {}/one.txt: "),
     ],
 )
