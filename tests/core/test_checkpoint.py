@@ -27,7 +27,7 @@ from lit_gpt.checkpoint import (
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 from lit_gpt.text.tokenizer import Tokenizer
-from tests.conftest import write_text
+from tests.conftest import limited_memory, write_text
 from tests.small_run import fit
 
 
@@ -251,13 +251,15 @@ def test_a_configuration_larger_than_its_weights_takes_no_memory(checkpoint, tmp
         ("num_blocks", 10**12, "1000000000000 blocks"),
         ("context_length", 10**8, "a context of 100000000 tokens"),
         ("context_length", 10**30, ""),
+        ("context_length", 5 * 10**6, "a context of 5000000 tokens"),
+        ("num_blocks", 10, "10 blocks"),
         ("hidden_size", 10**9, "a configuration larger than its"),
         ("num_kv_heads", 2, "size mismatch"),
     ):
         changed = content | {"gpt": content["gpt"] | {name: value}}
         torch.save(changed, tmp_path / "large.ckpt")
         words = rf"the parts of .*large\.ckpt do not fit together: .*{reason}"
-        with pytest.raises(UserError, match=words) as refusal:
+        with limited_memory(100_000_000), pytest.raises(UserError, match=words) as refusal:
             load_checkpoint(tmp_path / "large.ckpt")
         assert len(str(refusal.value)) < 500
 
