@@ -72,6 +72,7 @@ INSTEAD: tuple[tuple[type, str], ...] = (  # of these classes, and those made fr
     (callbacks.LearningRateFinder, "use `find_lr`"),
     (callbacks.BatchSizeFinder, "use `batch_size` and lit-gpt plan"),
     (callbacks.StochasticWeightAveraging, "use EMAWeightAveraging, or `schedule` cosine"),
+    (callbacks.SpikeDetection, "it can't be resumed: use `skip_bad_steps`"),
     (callbacks.ProgressBar, "a run has its own: use `enable_progress_bar`"),
     (callbacks.BaseFinetuning, "all weights train: use `init_from`"),
     (callbacks.ModelPruning, "use a smaller `d_model`"),

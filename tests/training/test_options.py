@@ -18,6 +18,9 @@ from lit_gpt.training.options import option_name
         (b"trainer: {accumulate_grad_batches: null}", "--trainer.accumulate_grad_batches 'None'"),
         (b"model: null", "--model is a group of options, so it can't be null"),
         (b"trainer: null", "--trainer is a group of options, so it can't be None"),
+        (b"data: null", "--data is a group of options, so it can't be null"),
+        (b"model: {style: baroque}", "--model.style 'baroque': must be one of classic, modern"),
+        (b"trainer: {precision: half}", "--trainer.precision 'half': must be one of 32-true, "),
         (b'data: {path: "a\\0b"}', r"'a\x00b' in --data.path is not valid Unicode text without"),
         (b'samples: {prompts: ["\\ud800"]}', "invalid Unicode character escape code"),
         (b"model: {d_model: " + b"9" * 5000 + b"}", "Exceeds the limit"),
@@ -49,12 +52,22 @@ def test_a_config_that_cannot_be_used_is_one_line(content, message, train, tmp_p
         ("--samples.prompts=[a\ud83d]", "is not valid Unicode text"),
         ("--data=&a {path: *a}", "--data: Unable to load config"),
         ("--model=null", "--model: Unable to load config"),
+        ("--trainer.max_steps=1.5e0", "--trainer.max_steps '1.5': must be a whole number"),
+        ("--trainer.callbacks=Nothing", "must be a list or the name of a class or null"),
     ],
 )
 def test_an_option_that_cannot_be_used_is_one_line(word, message, train):
     result = train(word, defaults={})
     assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
     assert message in result.err
+
+
+@pytest.mark.parametrize("words", [["--trainer.max_steps=2e1"], ["--trainer.max_steps", "2E+1"]])
+def test_a_whole_number_may_have_an_exponent(words, train):
+    result = train(*words, "--model.learning_rate=1e-2", "--print_config", defaults={})
+    assert (result.status, result.err) == (0, "")
+    assert "  max_steps: 20\n" in result.out
+    assert "  learning_rate: 0.01\n" in result.out
 
 
 def options_in(text: str) -> set[str]:
