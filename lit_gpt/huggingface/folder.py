@@ -11,10 +11,10 @@ import json
 import re
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_CONFIG = 1 << 20  # bytes
 MAX_LAYERS = 10_000
@@ -131,6 +131,8 @@ def check_shapes(config: Any, architecture: Any, shapes: dict[str, tuple[int, ..
     Raises:
         ValueError: they do not match.
     """
+    import torch
+
     layers = config.num_hidden_layers
     if layers > len(shapes):
         raise ValueError(f"{layers} layers, but only {len(shapes)} tensors")

@@ -43,7 +43,7 @@ KNOWN = frozenset({CL100K, O200K, GPT2, R50K, LLAMA3, QWEN2, CHARACTERS, WORDS})
 
 LONGEST = 10_000  # characters of a pattern
 SECONDS = 5  # of a core for the check of a pattern, which takes one
-MEMORY = 1 << 31  # bytes of address space
+MEMORY = 1 << 31  # bytes of address space, besides what its imports take
 SHORT = 200  # characters of each hostile text
 LONG = (4_000, 16_000, 32_000)  # of the SLOWEST of them
 SLOWEST = 6
@@ -108,8 +108,11 @@ def limit_resources() -> None:
     with suppress(ImportError, OSError, ValueError):
         import resource
 
+        import psutil
+
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        size = psutil.Process().memory_info().vms + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
 def try_tiktoken(pattern: str) -> None:
