@@ -13,7 +13,7 @@ from typing import Any, TypedDict, cast
 
 from torch import Tensor
 
-from lit_gpt.checkpoint_file import check_parts, read_file
+from lit_gpt.checkpoint_file import check_parts, parts_of, read_file
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text.tokenizer import Tokenizer
@@ -54,6 +54,10 @@ RESUME_KEYS: dict[str, type] = {
     **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
     "global_step": int,
     "pytorch-lightning_version": str,
+}
+PLAIN_KEYS = {  # without tensors, so that what they have can be compared
+    *("gpt", "tokenizer", "corpus", "trainer", "global_step", "skipped_steps"),
+    *("hyper_parameters", "datamodule_hyper_parameters"),
 }
 STATE_KEYS = ("BestCheckpoint", "LastCheckpoint")  # 0.1.0 had their arguments after the name
 MAX_TABLE = 1 << 28  # bytes of a table of positions, whose size no weights confirm
@@ -258,6 +262,11 @@ def read_checkpoint(path: str | Path, needed: Mapping[str, type] = INFERENCE_KEY
             raise UserError(
                 f"{path} is damaged or not from lit_gpt: its {key} is not a {kind.__name__}",
                 hint=another,
+            )
+    for key in PLAIN_KEYS & contents.keys():
+        if any(isinstance(part, Tensor) for part in parts_of(contents[key])):
+            raise UserError(
+                f"{path} is damaged or not from lit_gpt: its {key} has a tensor", hint=another
             )
     if isinstance(states := contents.get("callbacks"), dict):
         contents["callbacks"] = {_state_key(key): state for key, state in states.items()}

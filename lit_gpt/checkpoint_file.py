@@ -14,7 +14,7 @@ import pickletools
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ STORAGES = {
     "torch ByteStorage": torch.uint8,
     "torch BoolStorage": torch.bool,
 }
+TOO_MUCH = "too many parts, or parts in each other"
 PLAIN = (str, int, float, bool, type(None))
 
 CONSTANTS: dict[str, Callable[[], Any]] = {
@@ -177,8 +178,8 @@ class Unpickler:
             self.stack.append(self.members.storage(*self.pop(1)))
         elif name == "REDUCE":
             self.stack.append(result_of(*self.pop(2)))
-        elif name == "BUILD":  # the versions of modules in a state_dict: ours have none
-            self.pop(1)
+        elif name == "BUILD" and type(self.stack[-2]) is OrderedDict:
+            self.pop(1)  # a state_dict's versions of modules: ours have none
         else:
             raise ValueError(f"the opcode {name}")
 
@@ -243,21 +244,30 @@ def check_parts(content: Any, max_bytes: float = math.inf) -> None:
         TypeError: it has something else than dicts, lists, tuples, PLAIN values and tensors.
         ValueError: it has too much, is nested too deeply or contains itself.
     """
-    todo = [(content, 0)]
-    num_parts = 1
     num_bytes = 0
-    while todo:
-        part, depth = todo.pop()
-        inner: Any = ()
+    for part in parts_of(content):
         if type(part) is Tensor:
             num_bytes += part.nbytes
-        elif type(part) in (dict, OrderedDict):
-            inner = part.values()
-        elif type(part) in (list, tuple):
-            inner = part
-        elif type(part) not in PLAIN:
+        elif type(part) not in (dict, OrderedDict, list, tuple, *PLAIN):
             raise TypeError(f"a {type(part).__name__}")
-        num_parts += len(inner)
-        if num_parts > MAX_OPCODES or num_bytes > max_bytes or depth > MAX_DEPTH:
-            raise ValueError("too many parts, or parts in each other")
-        todo += [(value, depth + 1) for value in inner]
+        if num_bytes > max_bytes:
+            raise ValueError(TOO_MUCH)
+
+
+def parts_of(content: Any) -> Iterator[Any]:
+    """A content and all in it but keys, as often as it stands there.
+
+    Raises:
+        ValueError: as for `check_parts`.
+    """
+    todo = [(content, 0)]
+    num_parts = 1
+    while todo:
+        part, depth = todo.pop()
+        yield part
+        inner = part.values() if isinstance(part, dict) else part
+        if isinstance(part, dict | list | tuple):
+            num_parts += len(inner)
+            if num_parts > MAX_OPCODES or depth == MAX_DEPTH:
+                raise ValueError(TOO_MUCH)
+            todo += [(value, depth + 1) for value in inner]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
 from lit_gpt.callbacks.checkpoints import StepCheckpoints
@@ -13,6 +14,27 @@ from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.errors import UserError
 
 KNOWN = ("lit_gpt.", "lightning.")  # whose callbacks keep the types of their state
+
+
+class OptimizerStateCheck(Callback):
+    """Refuses moments of another shape than their weight's.
+
+    Fused optimizers look only at the weight's, and would write beyond the moments' memory.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            for weight, state in optimizer.state.items():
+                for name, value in state.items():
+                    if not isinstance(value, Tensor) or value.shape == ():
+                        continue
+                    if value.shape != weight.shape:
+                        raise unfit(self.path, f"optimizer_states' {name}")
+                    if value.stride() != weight.stride():
+                        state[name] = torch.empty_like(weight).copy_(value)
 
 
 def check_restored_state(path: str, checkpoint: Checkpoint, trainer: pl.Trainer) -> None:
@@ -75,5 +97,5 @@ def is_ranking(state: Any, callback: ModelCheckpoint) -> bool:
         return False
     is_scored = all(isinstance(score, Tensor) and score.numel() == 1 for score in models.values())
     is_full = 0 < callback.save_top_k <= len(models)
-    has_worst = state.get("kth_best_model_path") in models or isinstance(callback, StepCheckpoints)
+    has_worst = state.get("kth_best_model_path") in [*models] or type(callback) is StepCheckpoints
     return is_scored and (has_worst or not is_full)

@@ -41,7 +41,7 @@ from lit_gpt.training.epochs import Epoch, check_epochs_left, epoch_of
 from lit_gpt.training.init_from import load_weights
 from lit_gpt.training.loggers import start_loggers
 from lit_gpt.training.options import SaveConfig, TrainOptions, option_name
-from lit_gpt.training.restored_state import check_restored_state
+from lit_gpt.training.restored_state import OptimizerStateCheck, check_restored_state
 from lit_gpt.training.resume import check_fit, check_patience
 from lit_gpt.training.run_folder import as_list, lock_run_folder, run_folder_arguments
 from lit_gpt.training.trainer_options import build_trainer
@@ -126,6 +126,8 @@ def build_run(
     more: list[Callback] = []
     if objects.trainer.enable_progress_bar is not False:
         more.append(ProgressBar(ours["throughput"]))
+    if checkpoint:
+        more.append(OptimizerStateCheck(options.config.ckpt_path))
     if slurm.job_id():
         more.append(slurm.SlurmJobMarker(options.argv))
     config = SaveConfig(options.parser, options.config)
@@ -151,11 +153,11 @@ def build_run(
     arguments["plugins"] = [*as_list(objects.trainer.plugins), CheckpointIO(stop)]
     trainer = build_trainer(vars(objects.trainer) | arguments, data)
     if checkpoint:
+        check_restored_state(options.config.ckpt_path, checkpoint, trainer)
         epochs = options.config.trainer.max_epochs
         check_epochs_left(epochs, epoch_of(trainer, data), checkpoint, options.config.ckpt_path)
         check_fit(options.config.ckpt_path, checkpoint, trainer.max_steps, model, data)
         check_patience(options.config.ckpt_path, checkpoint, objects.early_stopping.patience)
-        check_restored_state(options.config.ckpt_path, checkpoint, trainer)
     elif model.hparams.init_from:
         load_weights(model.gpt, model.hparams.init_from)
     return Run(options, trainer, model, data, checkpoint, config, **ours)
@@ -208,6 +210,7 @@ def silence_warnings() -> None:
         "You defined a `validation_step` but have no",  # --find_lr evaluates nothing
         "Mismatch dtype between input and weight",  # RMSNorm in bf16-mixed: only slower
         "The dirpath has changed from",  # a new run from another run's checkpoint
+        "Be aware that when using `ckpt_path`",  # of callbacks that were left out on purpose
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -77,6 +77,8 @@ def test_what_it_says_of_its_run(checkpoint):
         "accumulate_grad_batches": 1,
         "gradient_clip_val": None,
         "precision": "32-true",
+        "max_steps": 6,
+        "world_size": 1,
     }
     assert read.corpus_info["num_tokens"] > 1000
     assert read.has_tokenizer(read.tokenizer)

@@ -79,6 +79,7 @@ HOSTILE = {
     "an opcode for objects": (b"cos\nsystem\n)\x81", "the opcode NEWOBJ"),
     "an old opcode for objects": (b"(ios\nsystem\n", "the opcode INST"),
     "a global by its name": (text("os") + text("system") + b"\x93", "the opcode STACK_GLOBAL"),
+    "attributes of a dict": (b"}}b", "the opcode BUILD"),
     "a place far away": (b"Nr\xff\xff\xff\xff0", "the opcode POP"),
     "a number of a million digits": (b"I" + b"9" * 10**6 + b"\n", ""),
     # What takes forever later.

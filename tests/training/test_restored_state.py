@@ -74,6 +74,7 @@ def stranger(last, tmp_path):
         ((*LAST, "kth_value"), "x", "callbacks.LastCheckpoint.kth_value"),
         ((*BEST, "best_k_models"), {"x": "y"}, "callbacks.BestCheckpoint"),
         ((*BEST, "kth_best_model_path"), "elsewhere", "callbacks.BestCheckpoint"),
+        ((*BEST, "kth_best_model_path"), {}, "callbacks.BestCheckpoint"),
         (BEST, [], "callbacks.BestCheckpoint"),
         (("callbacks", "StepLines", "best"), {"val": 1.0}, "callbacks.StepLines.best.train"),
         (("callbacks", "StepLines", "worse"), None, "callbacks.StepLines.worse"),
@@ -106,6 +107,41 @@ def test_what_cannot_be_restored_is_one_line(train, stranger, place, value):
     assert result.status in (0, 2)
     if result.status == 2:
         assert len(result.err.splitlines()) == 1, result.err
+
+
+def test_moments_of_another_weight_are_refused(train, stranger, last):
+    """A fused optimizer wrote beyond them: the same shapes in all, but not where they belong."""
+    (optimizer,) = read_checkpoint(last)["optimizer_states"]
+    state = optimizer["state"]
+    shapes = {index: moments["exp_avg"].shape for index, moments in state.items()}
+    largest = max(shapes, key=lambda index: shapes[index].numel())
+    smallest = min(shapes, key=lambda index: shapes[index].numel())
+    state[largest], state[smallest] = state[smallest], state[largest]
+    result = train(ckpt_path=stranger(("optimizer_states",), [optimizer]))
+    assert result.status == 2
+    assert "its optimizer_states' exp_avg is not what a run saves" in result.err
+
+
+def test_moments_in_another_order_of_memory_are_the_same(train, stranger, last):
+    (optimizer,) = read_checkpoint(last)["optimizer_states"]
+    whole = train(ckpt_path=last)
+    for moments in optimizer["state"].values():
+        if moments["exp_avg"].ndim == 2:
+            moments["exp_avg"] = moments["exp_avg"].T.contiguous().T
+    result = train(ckpt_path=stranger(("optimizer_states",), [optimizer]))
+    assert result.status == 0, result.err
+    assert result.steps == whole.steps
+
+
+@pytest.mark.parametrize("name", ["hyper_parameters", "datamodule_hyper_parameters", "corpus"])
+def test_plain_parts_have_no_tensors(train, stranger, name):
+    path = stranger((name,), {"learning_rate": torch.ones(3), "seed": [torch.ones(3)]})
+    result = train(ckpt_path=path)
+    assert result.status == 2
+    assert result.err == (
+        f"error: {path} is damaged or not from lit_gpt: its {name} has a tensor; use another "
+        "checkpoint\n"
+    )
 
 
 @pytest.mark.parametrize("is_folder", [False, True])
