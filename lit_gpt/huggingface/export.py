@@ -68,6 +68,10 @@ def load_text(
         if not all(isinstance(part, str) for part in paths):
             raise UserError("the checkpoint does not name its training text", hint=NAME_ANOTHER)
         used |= {name: data[name] for name in given if isinstance(data.get(name), str)}
+        exclude = data.get("exclude")
+        globs = exclude if isinstance(exclude, list) else [exclude]
+        used["exclude"] = [pattern for pattern in globs if isinstance(pattern, str)]
+        used["needs_fields"] = not data.get("val_path")  # which may have them instead
     used |= {name: value for name, value in given.items() if value}
     try:
         return load_corpus(tokenizer=tokenizer, compact=False, cache=str(cache), **used)

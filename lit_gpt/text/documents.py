@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.text import archives
 from lit_gpt.text.compression import PACKERS
 from lit_gpt.text.csv_rows import Table
 from lit_gpt.text.fields import FIELD, no_field
@@ -19,6 +20,7 @@ from lit_gpt.text.json_rows import read_json
 from lit_gpt.text.windows import Store
 
 LINES = ("jsonl", "ndjson")  # of JSON
+SHORT_NAMES = {".tgz": ".tar.gz", ".tbz": ".tar.bz2", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Format:
     """How a file is read: decided by the ending of its name, in either case.
 
     Args:
-        kind: jsonl, ndjson, json, csv, tsv or parquet; text for all others.
+        kind: jsonl, ndjson, json, csv, tsv or parquet; zip or tar; text for all others.
         packed: one of PACKERS, or "".
         fields: those that hold the documents; none if `kind` is text.
         has_quotes: whether fields may be in double quotes, if `kind` is csv or tsv.
@@ -42,7 +44,10 @@ class Format:
         """Differs between formats that read the same bytes differently; "" for plain text."""
         if self.kind == "text" and not self.packed:
             return ""
-        kind = "tsv without quotes" if self.kind == "tsv" and not self.has_quotes else self.kind
+        may_lack_quotes = self.kind in ("tsv", *archives.KINDS)
+        kind = (
+            f"{self.kind} without quotes" if may_lack_quotes and not self.has_quotes else self.kind
+        )
         field = self.fields[0] if len(self.fields) == 1 else self.fields
         return json.dumps([kind, self.packed, field or None])
 
@@ -51,6 +56,9 @@ def format_of(path: Path, text_field: str | list[str] | None, tsv_quotes: bool =
     """The format of a file with this name; .csv and .tsv are plain text unless a field is named."""
     name = path.name.lower()
     packed = ""
+    for short, long in SHORT_NAMES.items():
+        if name.endswith(short):
+            name = name.removesuffix(short) + long
     if name.endswith(tuple(f".{packer}" for packer in PACKERS)):
         name, _, packed = name.rpartition(".")
     kind = name.rpartition(".")[2]
@@ -60,6 +68,8 @@ def format_of(path: Path, text_field: str | list[str] | None, tsv_quotes: bool =
         return Format(kind, packed, fields)
     if kind in ("csv", "tsv") and text_field is not None:
         return Format(kind, packed, fields, has_quotes=kind == "csv" or tsv_quotes)
+    if kind == "tar" or (kind == "zip" and not packed):
+        return Format(kind, packed, () if text_field is None else fields, has_quotes=tsv_quotes)
     return Format("text", packed)
 
 

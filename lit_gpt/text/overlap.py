@@ -24,18 +24,21 @@ class SharedLines:
     share_of_bytes: float  # shared bytes / bytes of all these lines
 
 
-def shared_lines(train: np.ndarray, val: np.ndarray, tokens: list[bytes]) -> SharedLines:
+def shared_lines(
+    train: np.ndarray, val: np.ndarray, tokens: list[bytes], is_one_text: bool = True
+) -> SharedLines:
     """Counts the lines of the validation text (N,) that are also lines of the training text (M,).
 
     Lines end at a line feed and are compared without surrounding white space, so Windows line ends
-    make no difference. The line that the split cuts in two is skipped.
+    make no difference. A line that the split cuts in two is skipped.
 
     Args:
-        train, val: ids; the validation text follows the training text.
+        train, val: ids.
+        is_one_text: whether the validation text follows the training text, maybe in mid-line.
         tokens: the bytes of token 0, 1, ...
     """
     # If one text ends with a line, or the other begins with a line feed, nothing is cut.
-    val_is_cut = not tokens[train[-1]].endswith(b"\n")
+    val_is_cut = is_one_text and not tokens[train[-1]].endswith(b"\n")
     train_is_cut = val_is_cut and not tokens[val[0]].startswith(b"\n")
     hashes = array("q")  # of the lines of the validation text
     lengths = array("I")

@@ -29,6 +29,7 @@ NO_EFFECT = (  # on the weights and losses: options, and groups of them
 BY_EFFECT = (  # compared by what they lead to
     *(f"model.{field.name}" for field in fields(GPTConfig) if field.name != "dropout"),
     *("model.style", "model.init_from", "data.path", "data.tokenizer"),
+    *("data.val_path", "data.exclude"),
     *("trainer.precision", "trainer.devices", "trainer.num_nodes"),
     *("model.seed", "data.seed", "data.context_length"),  # given as another option
 )

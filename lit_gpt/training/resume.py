@@ -12,7 +12,7 @@ import torch
 from lit_gpt.checkpoint import RESUME_KEYS, Checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.generation.language_model import newest_checkpoint
+from lit_gpt.generation.language_model import named_checkpoint
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
 from lit_gpt.training import slurm, summary
@@ -34,16 +34,8 @@ def resolve_checkpoint(options: TrainOptions) -> Checkpoint | None:
     requeued = slurm.checkpoint_of_job(root, options.argv)
     if requeued:
         config["ckpt_path"] = str(requeued)
-    elif config.ckpt_path == "last":
-        path = newest_checkpoint(root, "last")
-        if path is None:
-            raise UserError(
-                f"no run below {root!r} has a last.ckpt",
-                field="ckpt_path",
-                value="last",
-                hint="leave it out to start a run, or give the path of a checkpoint",
-            )
-        config["ckpt_path"] = str(path)
+    elif config.ckpt_path is not None:
+        config["ckpt_path"] = str(named_checkpoint(config.ckpt_path, root, ("last",)))
     if config.model.init_from is not None:
         adopt_model(options, config.ckpt_path or config.model.init_from)
     if config.ckpt_path is None:
@@ -52,7 +44,8 @@ def resolve_checkpoint(options: TrainOptions) -> Checkpoint | None:
     if requeued:
         max_steps = config.trainer.max_steps
         summary.print_requeued(requeued, checkpoint.global_step or 0, max_steps)
-        if 0 <= max_steps <= (checkpoint.global_step or 0):
+        is_over = 0 <= max_steps <= (checkpoint.global_step or 0)
+        if is_over or 0 < config.early_stopping.patience <= evaluations_waited(checkpoint):
             raise SystemExit(0)
     return checkpoint
 
@@ -85,6 +78,34 @@ def shape_of(state: dict[str, Any]) -> torch.Size:
     return shape
 
 
+def check_patience(path: str, checkpoint: Checkpoint, patience: int) -> None:
+    """Refuses to continue a run that stopped early, unless it may wait longer now."""
+    if 0 < patience <= (waited := evaluations_waited(checkpoint)):
+        raise UserError(
+            f"must be above {waited}: {path} stopped early, after {waited} evaluations without a "
+            "lower validation loss",
+            field="early_stopping.patience",
+            value=patience,
+            hint="raise it, or set it to 0 to train until `max_steps`",
+        )
+
+
+def evaluations_waited(checkpoint: Checkpoint) -> int:
+    """After how many evaluations without an improvement the run stopped early; 0: it didn't."""
+    state = checkpoint.callback_states.get("EarlyStopping")
+    state = state if isinstance(state, dict) else {}
+    waited, patience = state.get("wait_count"), state.get("patience")
+    if not isinstance(waited, int) or not isinstance(patience, int):
+        return 0
+    return waited if 0 < patience <= waited else 0
+
+
+def validation_fingerprint(text_info: dict[str, Any]) -> Any:
+    """That of a validation text of its own; None if there is none."""
+    info = text_info.get("validation")
+    return info.get("fingerprint") if isinstance(info, dict) else None
+
+
 def check_fit(
     path: str, checkpoint: Checkpoint, max_steps: int, model: LitGPT, data: TextDataModule
 ) -> None:
@@ -95,7 +116,9 @@ def check_fit(
         raise UserError(problem, field="max_steps", value=max_steps)
     model_fields = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "style")]
     optimizer_fields = ["optimizer", "learning_rate", "weight_decay", "betas"]
-    data_fields = ["train_fraction", "encoding", "text_field"]
+    data_fields = ["encoding", "text_field"]
+    if data.hparams.val_path is None:
+        data_fields = ["train_fraction", *data_fields]
     same_tokens = checkpoint.has_tokenizer(data.tokenizer)
     if not same_tokens:
         data_fields = ["tokenizer", "compact_vocab", *data_fields]
@@ -110,8 +133,13 @@ def check_fit(
         for name in names
         if saved.get(name) != given[name]
     ]
-    if checkpoint.corpus_info.get("fingerprint") != data.corpus.info.fingerprint:
+    now = data.text_info
+    then = checkpoint.corpus_info
+    if then.get("fingerprint") != now["fingerprint"]:
         differences.append(f"the text of {data.hparams.path} is not the one it was trained on")
+    elif validation_fingerprint(then) != validation_fingerprint(now):
+        where = data.hparams.val_path or data.hparams.path
+        differences.append(f"the text of {where} is not the one it was validated on")
     elif not same_tokens and not differences:
         differences.append("the tokenizer's vocabulary differs")
     if differences:

@@ -225,6 +225,10 @@ def without_rank_0(meta: bytes) -> bytes:
         ("meta.json", lambda content: b"[]"),
         ("meta.json", lambda content: b"\xff"),
         ("meta.json", without_rank_0),
+        ("meta.json", lambda content: content.replace(b'"num_bytes": 11', b'"num_bytes": 12')),
+        ("meta.json", lambda content: b"[" * 100_000),
+        ("tokens.bin", lambda content: content[:4] + b"\0" + content[5:]),  # another text
+        ("tokens.bin", lambda content: content[:4] + b"\xff\xff" + content[6:]),  # no such token
         ("tokens.bin", None),
         ("tokens.bin", lambda content: b""),
         ("tokens.bin", lambda content: content[:-2]),
@@ -232,9 +236,11 @@ def without_rank_0(meta: bytes) -> bytes:
         ("tokens.bin", lambda content: content + b"\0\0"),
     ],
 )
-def test_damaged_cache_is_built_again(file, damage, load, tmp_path, cache_folder):
+def test_damaged_cache_is_built_again(file, damage, load, tmp_path, cache_folder, capsys):
     path = write(tmp_path / "x.txt", b"hello world")
     load(path)
+    load(path)
+    assert capsys.readouterr().err == ""
     (folder,) = cache_folder.iterdir()
     content = (folder / file).read_bytes()
     (folder / file).unlink()
@@ -243,6 +249,24 @@ def test_damaged_cache_is_built_again(file, damage, load, tmp_path, cache_folder
     assert text_of(load(path)) == "hello world"
     assert (folder / file).read_bytes() == content
     assert entries(cache_folder) == [folder.name]
+    assert capsys.readouterr() == (
+        "",
+        f"The tokens in {folder} are damaged: encoding the text again\n",
+    )
+
+
+@pytest.mark.parametrize("value", [{"a": [1, 0.1, None]}, None])
+def test_what_is_remembered_is_computed_again_if_it_was_changed(value, load, tmp_path, capsys):
+    corpus = load(write(tmp_path / "x.txt", b"hello world"))
+    assert corpus.remember("it", lambda: value) == value
+    assert corpus.remember("it", lambda: "not again") == value
+    path = corpus.folder / "it.json"
+    content = path.read_bytes()
+    for changed in (content.replace(b"1", b"2"), content[:-1], b"", b"[]", b"\xff", b"7"):
+        path.write_bytes(changed)
+        assert corpus.remember("it", lambda: value) == value
+        assert capsys.readouterr() == ("", f"{path} is damaged: computing it again\n")
+        assert path.read_bytes() == content
 
 
 @pytest.fixture
@@ -412,7 +436,7 @@ def test_the_slower_of_two_processes_keeps_the_folder_of_the_quicker_one(
             "{} is not utf-16 text (byte 0x21 at offset 8); name its encoding",
         ),
         (b"hello", "utf-16", "{} is not utf-16 text"),
-        (b"\x7fELF\2\1\1\0", "utf-8", "{} looks like a binary file (NUL byte at offset 7)"),
+        (b"\x7fELF\2\1\1\0", "utf-8", "{} is a program, not text; leave it out"),
         (b"hello", "utf-9", "encoding 'utf-9': unknown encoding; try utf-8 or gb18030"),
         (b"hello", "rot13", "encoding 'rot13': unknown encoding; try utf-8 or gb18030"),
         (b"hello", "base64", "encoding 'base64': unknown encoding; try utf-8 or gb18030"),

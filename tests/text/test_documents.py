@@ -34,7 +34,8 @@ from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text import files as files_module
 from lit_gpt.text.compression import unpack
 from lit_gpt.text.corpus import Corpus
-from lit_gpt.text.files import Reader, find_files
+from lit_gpt.text.files import Reader
+from lit_gpt.text.finding import find_files
 from lit_gpt.text.overlap import SharedLines, shared_lines
 from tests.conftest import ROOT
 from tests.text.conftest import load_once

@@ -13,7 +13,8 @@ import pytest
 
 from lit_gpt.errors import UserError
 from lit_gpt.text import files as files_module
-from lit_gpt.text.files import SAMPLE, Reader, find_files
+from lit_gpt.text.files import Reader
+from lit_gpt.text.finding import SAMPLE, find_files
 from tests.conftest import ROOT
 from tests.text.conftest import unix, write
 
@@ -172,7 +173,8 @@ def as_nobody():
 
     def run(code: str, *args: object) -> tuple[int, str]:
         code = (
-            "import os, sys; from lit_gpt import command; from lit_gpt.text import files, corpus\n"
+            "import os, sys; from lit_gpt import command\n"
+            "from lit_gpt.text import files, finding, corpus\n"
             f"os.setuid(65534)\nsys.exit(command.run(lambda: {code}))"
         )
         done = subprocess.run(
@@ -206,7 +208,7 @@ def public():
 def test_what_may_not_be_read_is_named(closed, mode, given, named, as_nobody, public):
     write(public / "a" / "x.txt")
     write(public / "b.txt")
-    code = "files.Reader(files.find_files(sys.argv[1]), 'utf-8')"
+    code = "files.Reader(finding.find_files(sys.argv[1]), 'utf-8')"
     (public / closed).chmod(mode)
     try:
         status, err = as_nobody(code, public / given)
@@ -269,8 +271,8 @@ def test_line_ends_put_between_files_are_counted(
         (b"a\\ud800", "unicode_escape", "{} is not unicode_escape text: 'utf-8' codec"),
         (b"a\xed\xa0\x80", "utf-8", "{} is not utf-8 text (byte 0xed at offset 1)"),
         (b"\x00\xd8a\0", "utf-16-le", "{} is not utf-16-le text (byte 0x00 at offset 0)"),
-        ("ab\0".encode("utf-16"), "utf-16", "{} looks like a binary file (NUL byte); path"),
-        ("农a\0".encode(), "utf-8", "{} looks like a binary file (NUL byte at offset 4); pa"),
+        ("ab\0".encode("utf-16"), "utf-16", "{} looks like a binary file (NUL byte); leave it out"),
+        ("农a\0".encode(), "utf-8", "{} looks like a binary file (NUL byte at offset 4); leave"),
         (b"x", "undefined", "{} is not undefined text: undefined encoding"),
         (b"x", "idna", "encoding 'idna': unknown encoding; try utf-8"),
         (b"x", "punycode", "encoding 'punycode': unknown encoding; try utf-8"),
