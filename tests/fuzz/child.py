@@ -6,6 +6,7 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import struct
 import sys
 import tempfile
 import traceback
@@ -17,7 +18,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-resource = pytest.importorskip("resource", reason="needs Unix")
+fcntl, resource, termios = map(pytest.importorskip, ("fcntl", "resource", "termios"))  # Unix
 MEMORY = 8 << 30  # bytes
 SECONDS = 120
 # A server that has imported the slow packages forks each child: clean, in a tenth of a second.
@@ -51,6 +52,7 @@ def run(*argv: str, signal_at: tuple[int, int] | None = None, ends: float | None
         ends: seconds after which a server is stopped with Ctrl-C.
     """
     master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     with tempfile.TemporaryDirectory() as folder:
         err = Path(folder, "err")
         err.touch()
