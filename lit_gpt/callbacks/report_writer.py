@@ -45,6 +45,7 @@ class ReportWriter(Checkpoint):
         self.final = final
         self.card: list[tuple[str, str]] = []  # what the run prints at its start
         self.history: History | None = None
+        self.options: dict[str, str] = {}
         self.has_warned = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -72,7 +73,8 @@ class ReportWriter(Checkpoint):
             pass
         except UserError:
             history = self.without_damaged_file(pl_module)
-        self.options = report.read_options(self.folder)
+        with suppress(UserError):  # the training command has said it already
+            self.options = report.read_options(self.folder)
         versions = {"python": platform.python_version()}
         versions |= {name: version(name) for name in ("torch", "lightning", "tiktoken")}
         versions["lit_gpt"] = lit_gpt.__version__

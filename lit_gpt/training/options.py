@@ -48,6 +48,7 @@ OUR_HELP = {  # plainer than Lightning's
     "config": "YAML file of options",
     "seed_everything": "seed of the initial weights, the windows and dropout",
     "trainer.max_steps": "optimizer steps; -1: until stopped",
+    "trainer.max_epochs": "passes over the training text, instead of steps",
     "trainer.max_time": "stop after this time, as DD:HH:MM:SS",
     "trainer.val_check_interval": "steps between evaluations",
     "trainer.limit_val_batches": "batches of each split in an evaluation; 0: no evaluations",
@@ -78,7 +79,11 @@ GROUPS: dict[str, tuple[str, tuple[type, ...]]] = {  # titles in --help, and who
     "final": ("final evaluation", (FinalEvaluation,)),
     "trainer": ("training", (pl.Trainer,)),
 }
-NAMES = {"seed": "--seed_everything", "context_length": "--data.context_length"}  # in two groups
+NAMES = {  # of fields in two groups; of two kinds of patience, one is never refused
+    "seed": "--seed_everything",
+    "context_length": "--data.context_length",
+    "patience": "--early_stopping.patience",
+}
 PROBE = 1 << 62  # a number that nobody gives
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # in no file name, and can't be saved
 
