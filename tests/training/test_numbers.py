@@ -127,9 +127,8 @@ def test_the_curves_have_the_loss_and_gradient_of_the_weights(train, precision):
         assert torch.tensor(value).bfloat16().item() != pytest.approx(value, rel=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [2, 5])
-def test_two_processes_have_the_loss_of_all_windows(start, odd_text, tmp_path, batch_size):
-    options = {"data.path": odd_text, "data.batch_size": batch_size, "trainer.max_steps": 2}
+def test_two_processes_have_the_loss_of_all_windows(start, odd_text, tmp_path):
+    options = {"data.path": odd_text, "data.batch_size": 5, "trainer.max_steps": 2}
     options |= {"trainer.limit_val_batches": 10, "trainer.strategy": "ddp", "trainer.devices": 2}
     code, _, err = start(**options).end()
     assert code == 0, err
@@ -140,7 +139,7 @@ def test_two_processes_have_the_loss_of_all_windows(start, odd_text, tmp_path, b
     tokens = tokenizer.encode(odd_text.read_text(encoding="utf-8"))
     cut = len(tokens) * 9 // 10
     windows = (len(tokens) - cut - 1) // LENGTH // 2 * 2  # as many for each process
-    assert windows // 2 % batch_size
+    assert windows // 2 % 5  # the last batch of each is short
     for name, part in {"train/eval_loss": tokens[:cut], "val/loss": tokens[cut:]}.items():
         nats = nats_of(model, part, spread(len(part), windows, LENGTH), LENGTH)
         assert history["curves"][name][-1] == [2, pytest.approx(sum(nats) / len(nats), rel=1e-5)]
