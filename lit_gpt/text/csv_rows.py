@@ -46,6 +46,7 @@ class Table:
         self._store = Store(path)
         self._end = re.compile(rf"{self._delimiter}|\r\n|\n|\r|\Z")
         self._plain = re.compile(rf"[^{self._delimiter}\r\n]*")
+        self._simple = re.compile(rf"([^{self._quote}\r\n]*)(\r\n|\n|\r)")  # a row without quotes
         field = rf"()({self._plain.pattern})"
         if has_quotes:
             field = rf'(?:"([^"]*(?:""[^"]*)*)"|((?!"){self._plain.pattern}))'
@@ -66,34 +67,36 @@ class Table:
 
     def _row(self) -> list[str]:
         """The fields up to the end of the row; none if the line is empty."""
-        row: list[str] = []
+        window = self._window
         most = self._width or MAX_COLUMNS
+        ahead = min(window.fill(SHORT), SHORT)  # which may move `at`
+        limit = window.at + ahead
+        match = self._simple.match(window.text, window.at, limit)
+        if match and match.end() < limit and match[1].count(self._delimiter) < most:
+            window.advance(match.end())
+            window.line += match[2] == "\r"
+            return match[1].split(self._delimiter) if match[1] else []
+        row: list[str] = []
         end = self._delimiter
         while end == self._delimiter:
             if len(row) == most:
                 whose = "its header's " if self._width else ""
                 raise self._error(f"has more than {whose}{most:,} fields")
-            start = self._window.at
+            is_empty = bool(LINE_END.match(window.text, window.at))
             field, end = self._next_field(row)
-            if (
-                not row
-                and not field
-                and end != self._delimiter
-                and start + len(end) == self._window.at
-            ):
-                return []
-            row.append(field)
-        self._window.line += end == "\r"
+            if row or not is_empty:
+                row.append(field)
+        window.line += end == "\r"
         return row
 
     def _next_field(self, row: list[str]) -> tuple[str, str]:
         """The field after those of the row, or its name in the store; and what ends it."""
         window = self._window
-        limit = window.at + min(window.fill(SHORT), SHORT)
+        ahead = min(window.fill(SHORT), SHORT)  # which may move `at`
+        limit = window.at + ahead
         match = self._field.match(window.text, window.at, limit)
-        if not match or (
-            match.end() == limit and not (window.is_last and limit == len(window.text))
-        ):
+        is_end = window.is_last and limit == len(window.text)
+        if not match or (match.end() == limit and not is_end):
             return self._long_field(row)
         quoted, plain, end = match.groups()
         window.advance(match.end())

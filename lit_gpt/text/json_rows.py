@@ -24,7 +24,7 @@ SPACE = re.compile(r"[ \t\r\n]+")
 SHORT_STRING = re.compile(rf'"(?:[^"\\\x00-\x1f]|\\.){{0,{SHORT}}}"')
 # Of a string, up to an escape sequence that goes on in the next piece.
 WHOLE = re.compile(r'(?:[^"\\\x00-\x1f]+|\\u[0-9a-fA-F]{4}|\\[^u])*')
-OTHER = re.compile(r'[\[{]|[\]}]|\n|[^\[\]{}"\n]+')  # no string
+OTHER = re.compile(r'[\[{]+|[\]}]|\n|[^\[\]{}"\n]+')  # no string
 DECODER = json.JSONDecoder()
 
 Row = tuple[str, Any, Store]  # where it is, its value, and the store of its long strings
@@ -145,7 +145,7 @@ def _abridged(window: Window, store: Store, is_line: bool) -> str:
             assert match
             if is_line and char == "\n":
                 break
-            depth += (char in "[{") - (char in "]}")
+            depth += len(match.group()) * (char in "[{") - (char in "]}")
             part = SPACE.sub(" ", match.group())
             window.advance(match.end())
         parts.append(part)
