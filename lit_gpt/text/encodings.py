@@ -66,6 +66,10 @@ MAX_RIVALS = 2
 SAMPLED = 1 << 16  # bytes: the beginning of a file, or what is around the byte in question
 SHOWN = 24  # characters of an example
 BAD = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff\ue000-\uf8ff]")
+BEYOND = re.compile(r"[^\x00-\x7f]+")
+GLUED = re.compile(
+    r"[A-Za-z][^\x00-\x7f]{1,2}(?![^\x00-\x7f])|(?<![^\x00-\x7f])[^\x00-\x7f]{1,2}(?=[a-z])"
+)
 
 
 def format_of_bytes(head: bytes) -> tuple[str, str] | None:
@@ -123,18 +127,27 @@ def detect(sample: bytes) -> list[str]:
     """Encodings that may be the text's, the likeliest first."""
     import charset_normalizer
 
-    matches = charset_normalizer.from_bytes(sample[:SAMPLED], cp_isolation=[*MANY_BYTES, *ONE_BYTE])
+    if b"\0" not in sample:  # only lines beyond ASCII tell its encodings apart
+        lines = sample.splitlines(keepends=True)
+        sample = b"".join(line for line in lines if not line.isascii())
+    sample = sample[:SAMPLED]
+    matches = charset_normalizer.from_bytes(sample, cp_isolation=[*MANY_BYTES, *ONE_BYTE])
     likely: list[tuple[float, int, str]] = []
     for rank, match in enumerate(matches):
         for name in {match.encoding, *match.could_be_from_charset}:
             text = decode(sample, name)
             if text is None or BAD.search(text):
                 continue
-            if name in MANY_BYTES:
+            if name in MANY_BYTES and (name.startswith("utf_16") or not is_glued(text)):
                 likely.append((match.chaos, rank, name))
             elif name in ONE_BYTE:  # of those that are equally clean, the most common
                 likely.append((match.chaos, len(matches) + ONE_BYTE.index(name), name))
     return [common_name(sample, name) for *_, name in sorted(likely)]
+
+
+def is_glued(text: str) -> bool:
+    """Whether most characters beyond ASCII stand inside words of ASCII, as in "Gr鲞e"."""
+    return 2 * len(GLUED.findall(text)) > len(BEYOND.findall(text))
 
 
 def common_name(sample: bytes, name: str) -> str:

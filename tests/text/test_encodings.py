@@ -28,6 +28,8 @@ SENTENCES = {
     "今日はとても天気がいいので、公園を散歩しましょう。": ["shift_jis", "utf-16-le"],
     "오늘은 날씨가 아주 좋아서 공원에서 산책합시다.": ["euc_kr"],
     "plain English with a “quote”": ["cp1252", "utf-16-le", "utf-16-be"],
+    "In German it is Größe, and in the same line there is a lot of English.": ["latin-1"],
+    "纯棉T恤 圆领 男女同款，A股上市公司。": ["gbk"],
 }
 CASES = [(text, encoding) for text, encodings in SENTENCES.items() for encoding in encodings]
 
@@ -44,7 +46,7 @@ def refusal(path: Path, encoding: str = "utf-8") -> str:
 def test_what_is_suggested_reads_the_text_right(text, encoding, times, tmp_path):
     path = write(tmp_path / "x.txt", (text * times).encode(encoding))
     said = refusal(path)
-    found = re.search(r"`?encoding`?: (?:probably|perhaps) ([\w-]+), which reads '", said)
+    found = re.search(r"`?encoding`?: (?:probably|perhaps) ([\w-]+), which reads ['\"]", said)
     assert found, said
     assert "".join(Reader([path], found.group(1))) == text * times
 
@@ -127,8 +129,7 @@ def test_the_detector_is_imported_only_when_it_is_needed(tmp_path):
     code = (
         "import sys; from pathlib import Path; from lit_gpt.text.files import Reader\n"
         "list(Reader([Path(sys.argv[1])], 'utf-8'))\n"
-        "print({'charset_normalizer', 'regex', 'lzma', 'bz2'} & set(sys.modules))"
+        "sys.exit('charset_normalizer' in sys.modules)"
     )
-    words = [sys.executable, "-c", code, write(tmp_path / "x.txt")]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.stderr == ""
+    words = [sys.executable, "-c", code, str(write(tmp_path / "x.txt"))]
+    assert subprocess.run(words, cwd=ROOT).returncode == 0
