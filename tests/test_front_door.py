@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -194,3 +195,31 @@ def test_help_comes_from_the_docstring(capsys):
     assert "--size INT" in text
     assert "of the thing (required)" in text
     assert "a part of it, at most 100 % (default: 0.5)" in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="segments expand on Linux only")
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:512"}, "max_split_size_mb:512"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"}, "max_split_size_mb:128"),
+        ({"PYTORCH_ALLOC_CONF": ""}, ""),
+    ],
+    ids=str,
+)
+def test_the_allocator_is_configured_before_torch_is_imported(given, expected):
+    """What PyTorch itself has read, asked at the moment when a command would begin."""
+    code = (
+        "import sys, types\n"
+        "def main(argv):\n"
+        "    import torch\n"
+        "    print(f'[{torch._C._accelerator_getAllocatorSettings()}]')\n"
+        "sys.modules['lit_gpt.training.train'] = types.SimpleNamespace(main=main)\n"
+        "from lit_gpt.__main__ import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "main(['train'])"
+    )
+    env = {k: v for k, v in os.environ.items() if "ALLOC_CONF" not in k} | given
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert out.stdout == f"[{expected}]\n", out.stderr
