@@ -68,6 +68,10 @@ def load_text(
         if not all(isinstance(part, str) for part in paths):
             raise UserError("the checkpoint does not name its training text", hint=NAME_ANOTHER)
         used |= {name: data[name] for name in given if isinstance(data.get(name), str)}
+        field = data.get("text_field")
+        if isinstance(field, list) and field and all(isinstance(part, str) for part in field):
+            used["text_field"] = field
+        used["tsv_quotes"] = data.get("tsv_quotes", True) is True  # as release 0.1.0 read them
         exclude = data.get("exclude")
         globs = exclude if isinstance(exclude, list) else [exclude]
         used["exclude"] = [pattern for pattern in globs if isinstance(pattern, str)]

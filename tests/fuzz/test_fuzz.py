@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import gzip
 import io
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -22,7 +24,7 @@ from lit_gpt.__main__ import main
 from lit_gpt.callbacks.checkpoints import save_atomically
 from lit_gpt.command import run as run_command
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.text import files, vocabularies
+from lit_gpt.text import files, json_rows, vocabularies
 from lit_gpt.text.corpus import load_corpus
 from lit_gpt.text.vocabularies import load_tokenizer
 from tests.conftest import command_line
@@ -162,6 +164,76 @@ def test_a_corpus_is_kept_exactly_or_refused(number, tmp_path, monkeypatch):
 
     check()
     assert min(counts.values()) > number // 10
+
+
+# Documents
+
+JSON = [
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    ",",
+    '"',
+    '"text"',
+    '"messages"',
+    '"role"',
+    '"content"',
+    "null",
+    "1",
+]
+JSON += ["\\u519c", "\\ud83e", "\\udd8a", "\\n", "\\", "\n", " ", "a", "农", "true", "-1e9", "[[[["]
+TABLE = [
+    "text",
+    "id",
+    ",",
+    "\t",
+    '"',
+    '""',
+    "\n",
+    "\r\n",
+    "\r",
+    "a",
+    "1",
+    "农",
+    "text,id\n",
+    "text\tid\n",
+]
+NAMES = ["x.json", "x.jsonl", "x.ndjson", "x.csv", "x.tsv", "x.json.gz", "x.parquet"]
+FIELDS = ["text", "messages", "text.a", ["id", "text"], "", "."]
+
+
+@numbers(100, 4000)
+def test_documents_are_read_or_refused(number, tmp_path, monkeypatch):
+    """Also where every row is longer than what is read at once, which changes no outcome."""
+    words = [st.lists(st.sampled_from(odd), max_size=25).map("".join) for odd in (JSON, TABLE)]
+    rows = st.dictionaries(st.sampled_from(["text", "id", "messages"]), values, min_size=1)
+    dumped = st.lists(rows, min_size=1, max_size=3).map(json.dumps)
+
+    def read(path: Path, field: object) -> tuple[int, str, str, list]:
+        parts = []
+        command = lambda: parts.extend(files.Reader([path], "utf-8", field)) or 0  # noqa: E731
+        return (*captured(lambda: run_command(command)), parts)
+
+    @examples(number)
+    @given(st.sampled_from(NAMES), words[0] | words[1] | dumped, st.sampled_from(FIELDS))
+    def check(name, text, field):
+        path = tmp_path / name
+        content = encode(text, "utf-8")
+        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        status, _, err, parts = read(path, field)
+        if status:
+            check_refusal(status, err)
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "CHUNK", 5)
+            patch.setattr(json_rows, "LONG", 3)
+            again = read(path, field)
+        assert again[0] == status
+        if not status:
+            assert "".join(x or "\0" for x in again[3]) == "".join(x or "\0" for x in parts)
+
+    check()
 
 
 # Prompts
