@@ -125,10 +125,6 @@ class EvalBatches:
         self.num_batches = -(-most // batch_of_all)
         limit = self.limit
         batches = limit if isinstance(limit, int) else int(limit * self.num_batches)
-        if limit and not batches:
-            problem = f"is less than one of {self.num_batches:,} batches"
-            hint = "give a number of batches"
-            raise UserError(problem, field="limit_val_batches", value=limit, hint=hint)
         windows = min(batches * batch_of_all, most)
         last_start = len(self.tokens) - self.context_length - 1
         starts = np.linspace(0, last_start, windows).astype(np.int64)
@@ -373,6 +369,11 @@ class TextDataModule(pl.LightningDataModule):
             name: EvalBatches(tokens, *sizes, max_windows, trainer.limit_val_batches, *ranks)
             for name, tokens in splits.items()
         }
+        limit = trainer.limit_val_batches
+        if limit and not len(loaders["val"].starts):
+            problem = f"is less than one of {len(loaders['val']):,} batches"
+            hint = "give a number of batches"
+            raise UserError(problem, field="limit_val_batches", value=limit, hint=hint)
         if self.overfit:
             loaders["train"].use(self.train_dataloader())
         return loaders

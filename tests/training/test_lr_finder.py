@@ -89,7 +89,7 @@ def test_what_it_cannot_do_is_one_line(train, tmp_path):
         ({"ckpt_path": "last"}, "--find_lr: only works for a new run; leave out --ckpt_path"),
         ({"trainer.fast_dev_run": 1}, "--find_lr: needs more than one step"),
         ({"data.path": "nowhere.txt"}, "'nowhere.txt': no such file or folder"),
-        ({"trainer.accelerator": "abacus"}, "'accelerator='abacus''"),
+        ({"trainer.accelerator": "abacus"}, "--trainer.accelerator 'abacus': must be one of auto"),
     ):
         result = train("--find_lr", **{"trainer.max_steps": 8} | options)
         assert (result.status, len(result.err.splitlines())) == (2, 1), result.err
