@@ -14,7 +14,6 @@ from lit_gpt.errors import UserError
 
 KINDS = ("zip", "tar")
 CHUNK = 1 << 20  # bytes of a file, read at a time
-PACKED = 1 << 12  # bytes of a bzip2 file in a .zip, which may expand to 80 MB
 MAX_HEADER = 1 << 24  # bytes of a header of a .tar file, such as a name
 BLOCK = 512  # bytes of a .tar file; two empty ones end it
 
@@ -63,17 +62,17 @@ def _read_zip(path: Path) -> Iterator[Member]:
 
 
 def _read_zipped(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    sizes = {zipfile.ZIP_STORED: CHUNK, zipfile.ZIP_DEFLATED: CHUNK, zipfile.ZIP_BZIP2: PACKED}
     if info.flag_bits & 1:
         raise UserError(f"{path} is encrypted", hint="unpack it with its password")
-    if info.compress_type not in sizes:
+    # zipfile unpacks others without a limit.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(
             f"{path} is compressed in an unusual way ({info.filename!r} by method "
             f"{info.compress_type})",
             hint="unpack it",
         )
     with _one_line(path, "zip"), archive.open(info) as file:
-        while chunk := file.read(sizes[info.compress_type]):
+        while chunk := file.read(CHUNK):
             yield chunk
     yield b""
 
@@ -116,7 +115,7 @@ class _Stream:
 def _read_tar(path: Path, chunks: Iterable[bytes]) -> Iterator[Member]:
     stream: Any = _Stream(chunks)
     with _one_line(path, "tar"):
-        archive = tarfile.TarFile(fileobj=stream)
+        archive: Any = tarfile.TarFile(fileobj=stream)
     while True:
         with _one_line(path, "tar"):
             info = archive.next()
@@ -126,7 +125,6 @@ def _read_tar(path: Path, chunks: Iterable[bytes]) -> Iterator[Member]:
         if info.isreg():
             with _one_line(path, "tar"):
                 file = archive.extractfile(info)
-            assert file
             yield info.name, _read_file(path, file)
     # tarfile takes a damaged header for the end.
     is_end = stream.block.strip(b"\0") == b"" and len(stream.block) in (0, BLOCK)

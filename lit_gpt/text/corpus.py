@@ -190,7 +190,7 @@ def _open(folder: Path, reader: Reader) -> Corpus | None:
         tokens = np.asarray(np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r"))
         checksum = 0
         for ids in chunks(tokens, CHUNK):
-            checksum = zlib.crc32(ids, checksum)
+            checksum = zlib.crc32(ids.data, checksum)
             if ids.max() >= tokenizer.vocab_size:
                 return None
         is_whole = (len(tokens), checksum) == (info.num_tokens, meta["crc32"])

@@ -82,6 +82,8 @@ def format_of_bytes(head: bytes) -> tuple[str, str] | None:
         for part, kind in OFFICE.items():
             if part in head:
                 return kind, SAVE_AS_TEXT
+        if b"/data.pkl" in head:
+            return "a PyTorch checkpoint", LEAVE_OUT
         return "a zip archive", "name it .zip"
     for beginning, at, kind, hint in BEGINNINGS:
         if head.startswith(beginning, at):

@@ -45,7 +45,7 @@ def find_files(
     found: dict[str, Path] = {}  # by real name
     for path in paths if isinstance(paths, list) else [paths]:
         before = excluded.total()
-        files = []
+        files: list[tuple[Path, str]] = []
         for root, base in _roots(path):
             files += _walk(root, base, excluded)
         if not files:

@@ -444,7 +444,7 @@ def test_windows_are_spread_over_the_validation_split(num_tokens, length, expect
         ({"data_path": "none"}, "--data_path '{here}/none': no such file or folder"),
         ({"data_path": "empty.txt"}, "--data_path: no text in {here}/empty.txt; "),
         ({"data_path": "rows.jsonl"}, "--data_path: has documents, but the model's tokenizer"),
-        ({"data_path": "some.ckpt"}, "looks like a binary file"),
+        ({"data_path": "some.ckpt"}, "some.ckpt is a PyTorch checkpoint, not text"),
         ({"encoding": "utf-99"}, "utf-99"),
         ({"out": "link"}, "--out '{here}/link': is a link or a mounted disk; name a folder in it"),
     ],

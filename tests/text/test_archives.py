@@ -73,7 +73,7 @@ def refusal(path: Path) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_zip_is_read_as_the_folder_that_it_holds(method, tmp_path):
     for name, content in FILES.items():
         write(tmp_path / "folder" / name, content)
@@ -148,6 +148,10 @@ BAD = {
         zipped({"a": CONTENT}, zipfile.ZIP_LZMA),
         "{} is compressed in an unusual way ('a' by method 14); unpack it",
     ),
+    "bzip2.zip": (
+        zipped({"a": CONTENT}, zipfile.ZIP_BZIP2),
+        "{} is compressed in an unusual way ('a' by method 12); unpack it",
+    ),
     "nested.zip": (
         zipped({"in.zip": zipped({"a": CONTENT})}),
         "{0}/in.zip is an archive in an archive; unpack {0}",
@@ -186,21 +190,18 @@ def test_damaged_headers_of_a_tar_do_not_end_it(tmp_path):
         text(write(tmp_path / "y.tar", content + content))  # two in a row
 
 
-@pytest.mark.parametrize("name", ["x.zip", "y.zip", "x.tgz", "x.txz"])
+@pytest.mark.parametrize("name", ["x.zip", "x.tgz", "x.tar.bz2", "x.txz"])
 def test_bombs_fill_no_memory(name, tmp_path):
     plain = b"a" * (1 << 26)
-    if name.endswith(".zip"):
-        method = zipfile.ZIP_DEFLATED if name == "x.zip" else zipfile.ZIP_BZIP2
-        content = zipped({"a.txt": plain}, method)
-    else:
-        content = (gzip.compress if name == "x.tgz" else lzma.compress)(tarred({"a.txt": plain}))
+    pack = {"x.tgz": gzip.compress, "x.tar.bz2": bz2.compress, "x.txz": lzma.compress}.get(name)
+    content = pack(tarred({"a.txt": plain})) if pack else zipped({"a.txt": plain})
     path = write(tmp_path / name, content)
     del plain
     tracemalloc.start()
     assert sum(map(len, reader(path))) == 1 << 26
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < (200e6 if name == "y.zip" else 60e6)  # bzip2 makes 45 MB out of 2 KB
+    assert most < 60e6
 
 
 def test_an_archive_that_changes_is_noticed(tmp_path):

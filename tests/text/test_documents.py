@@ -442,7 +442,7 @@ LINES = {  # contents of a .jsonl or .csv file (text_field: text), and what is s
         (bz2.compress(b"text") + b"more", "{} is not a valid .bz2 file (Invalid data stream)"),
     ],
     "x.xz": [
-        (b"plain", "{} is not a valid .xz file (Input format not supported by decoder)"),
+        (b"plain text " * 9, "{} is not a valid .xz file (Input format not supported by decoder)"),
         (lzma.compress(b"text")[:-1], "{} is truncated; get the file again"),
         (lzma.compress(b"text") + b"more" * 9, "{} is not a valid .xz file (Input format not"),
         (xz_with_a_huge_window(), "{} is not a valid .xz file (Memory usage limit exceeded)"),
@@ -477,6 +477,17 @@ def test_what_cannot_be_read_is_one_line_and_leaves_nothing(
     options = {} if name[1:] in PACK or name == "x.jsonl" else {"text_field": "text"}
     said = refusal(tmp_path / name, tmp_path / "cache", **options)
     assert message.format(tmp_path / name) in said
+
+
+@pytest.mark.parametrize(("name", "content"), [("x.txt", b"a"), ("x.csv", b"text\na"), ("x.tsv", b"a\nb"),
+                                                ("x.jsonl", ONE), ("x.json", ONE)])  # fmt: skip
+def test_a_field_that_is_not_there_is_refused_whatever_is_cached(name, content, load, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(UserError, match="text_field"):
+            load(path, text_field="body")
+        load(path)  # now its text is in the cache
 
 
 @pytest.mark.parametrize(
