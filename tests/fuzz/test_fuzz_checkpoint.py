@@ -181,6 +181,9 @@ def test_opcodes_may_be_anything(whole, tmp_path, number):
                 assert not isinstance(error.__cause__, MemoryError)  # noqa: PT017
                 continue
         num_read += 1
-        expected = torch.load(path, weights_only=True)
+        try:
+            expected = torch.load(path, weights_only=True)
+        except Exception:  # it is stricter about what has no effect
+            continue
         assert equal(contents["state_dict"], expected["state_dict"])
     assert num_read > number / 50
