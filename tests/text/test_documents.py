@@ -479,8 +479,10 @@ def test_what_cannot_be_read_is_one_line_and_leaves_nothing(
     assert message.format(tmp_path / name) in said
 
 
-@pytest.mark.parametrize(("name", "content"), [("x.txt", b"a"), ("x.csv", b"text\na"), ("x.tsv", b"a\nb"),
-                                                ("x.jsonl", ONE), ("x.json", ONE)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.txt", b"a"), ("x.csv", b"id\na"), ("x.tsv", b"a\n"), ("x.jsonl", ONE), ("x.json", ONE)],
+)
 def test_a_field_that_is_not_there_is_refused_whatever_is_cached(name, content, load, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
