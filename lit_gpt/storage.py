@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,8 @@ ABANDONED = 60.0  # seconds: an unlocked temporary folder that has not changed f
 def unfinished(path: str | Path) -> Path:
     """What this process writes before it becomes `path`."""
     path = Path(path)
+    if not path.name:  # `.` or `/`
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     return path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
 
 

@@ -156,3 +156,9 @@ def test_a_link_at_the_temporary_name_is_not_followed(tmp_path):
     assert precious.read_text(encoding="utf-8") == "Chapter 1"
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "page"
     assert not (tmp_path / "report.html").is_symlink()
+
+
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_folder_is_not_written_as_a_file(path):
+    with pytest.raises(IsADirectoryError):
+        atomic_write_text(Path(path), "text")
