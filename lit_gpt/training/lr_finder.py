@@ -47,9 +47,13 @@ def report_rates(options: TrainOptions, rates: list[float], losses: list[float])
     folder = root / claim_run(root)
     SaveConfig(options.parser, options.config).save_to(folder)
     best = suggestion(rates, losses)
-    save_plot(rates, losses, best, folder / "lr_find.html")
     print(f"Learning rates tried: {rates[0]:.2g} to {rates[-1]:.2g}, in {len(rates)} steps")
-    print(f"Plot: {shorten(folder / 'lr_find.html')}")
+    plot = folder / "lr_find.html"
+    try:
+        save_plot(rates, losses, best, plot)
+        print(f"Plot: {shorten(plot)}")
+    except OSError as error:  # the suggestion is worth more
+        print(f"Could not write {shorten(plot)}: {error.strerror}")
     if best is None:
         print("No suggestion: the loss never falls. Look at the plot, and at the other options")
         return
