@@ -13,7 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 from lit_gpt.text.corpus import load_corpus
-from lit_gpt.text.vocabularies import load_tokenizer
+from lit_gpt.text.files import TextFiles
+from lit_gpt.text.vocabularies import Vocabulary, load_tokenizer
 
 
 def peak_mb() -> float:
@@ -34,7 +35,7 @@ def main(path: str, cache: str | None = None) -> None:
     if cache is None:
         encoding.encode_ordinary(Path(path).read_text(encoding="utf-8"))
     else:
-        load_corpus(path, "cl100k_base", compact=True, encoding="utf-8", cache=cache)
+        load_corpus(TextFiles(path, cache=cache), Vocabulary("cl100k_base", compact=True))
     seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "peak_mb": peak_mb()}))
 

@@ -1,16 +1,16 @@
-"""TextDataModule: the split, the windows, and which of them a step sees.
+"""TextDataModule: the windows of a text, and which of them a step sees.
 
-From text to batches: 1. `text.corpus` makes one token array. 2. Its first part trains, the rest
-validates. 3. A window is context_length + 1 tokens. 4. x is a window without its last token, y
-without its first: y[t] follows x[t]. The shift by one happens in `read_windows`, nowhere else.
+From text to batches: 1. `text.corpus` makes one token array. 2. `text.splits` divides it: its first
+part trains, the rest validates. 3. A window is context_length + 1 tokens. 4. x is a window without
+its last token, y without its first: y[t] follows x[t]. The shift by one happens in `read_windows`,
+nowhere else.
 Shapes: B batch (windows), T time (tokens).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from typing import Any, Literal
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.corpus import Corpus, load_corpus, split_at
-from lit_gpt.text.files import no_fields
+from lit_gpt.text.corpus import Corpus
+from lit_gpt.text.files import TextFiles
 from lit_gpt.text.finding import SAMPLE
+from lit_gpt.text.splits import Splits, split_text, two_texts
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
@@ -222,103 +223,42 @@ class TextDataModule(pl.LightningDataModule):
             raise UserError("must be random or shuffled", field="order", value=order)
 
     @cached_property
-    def corpus(self) -> Corpus:
-        """The whole corpus; the first use encodes it, unless the cache has it.
+    def splits(self) -> Splits:
+        """The tokens of both splits; the first use encodes the text, unless the cache has it.
 
         Raises:
             UserError: a text or tokenizer that can't be used, or too short a text.
         """
-        fraction = self.hparams.train_fraction if self.hparams.val_path is None else 1.0
-        corpus = self._load("path", self.given_tokenizer or self.hparams.tokenizer, fraction)
-        total = corpus.info.num_tokens
-        cut = self._cut(corpus.tokens)
-        self._check_length("path", f"training split has {cut:,} of {total:,}", cut)
-        if self.hparams.val_path is None:
-            rest = total - cut
-            self._check_length("path", f"validation split has {rest:,} of {total:,}", rest)
-        return corpus
-
-    @cached_property
-    def val_corpus(self) -> Corpus:
-        """The corpus of `val_path`; without that, the same as `corpus`."""
-        if self.hparams.val_path is None:
-            return self.corpus
-        corpus = self._load("val_path", self.tokenizer)
-        train_files = {os.path.realpath(path) for path, _ in self.corpus.reader.files}
-        for path, _ in corpus.reader.files:
-            if os.path.realpath(path) in train_files:
-                raise UserError(
-                    f"{path} is among the training files too",
-                    field="val_path",
-                    value=self.hparams.val_path,
-                    hint="leave it out of `path`, in a folder with `exclude`",
-                )
-        readers = (self.corpus.reader, corpus.reader)
-        if self.hparams.text_field is not None and not any(r.has_documents for r in readers):
-            raise no_fields(self.hparams.text_field, "`path` or `val_path`")
-        total = corpus.info.num_tokens
-        self._check_length("val_path", f"text has {total:,}", total)
-        return corpus
-
-    def _load(self, field: str, tokenizer: str | Tokenizer, fraction: float = 1.0) -> Corpus:
         h = self.hparams
-        try:
-            return load_corpus(
-                h[field],
-                tokenizer,
-                h.compact_vocab,
-                h.encoding,
-                h.cache,
-                fraction,
-                h.text_field,
-                h.tsv_quotes,
-                h.exclude,
-                needs_end=field == "path",
-                needs_fields=h.val_path is None,
-            )
-        except UserError as error:
-            if error.field == "path":
-                error.field = field
-            raise
-
-    def _check_length(self, field: str, what: str, num_tokens: int) -> None:
-        if num_tokens < self.hparams.context_length + 1:
-            other = "" if self.hparams.val_path else " or another `train_fraction`"
-            raise UserError(
-                f"too short: its {what} tokens, and a window needs "
-                f"{self.hparams.context_length + 1:,}",
-                field=field,
-                value=self.hparams[field],
-                hint=f"use more text, a smaller `context_length`{other}",
-            )
-
-    @property
-    def text_info(self) -> dict[str, Any]:
-        """What checkpoints hold of the text: the fields of its CorpusInfo.
-
-        Those of a validation text of its own are in "validation".
-        """
-        info = asdict(self.corpus.info)
-        if self.hparams.val_path is not None:
-            info["validation"] = asdict(self.val_corpus.info)
-        return info
-
-    def remember(self, name: str, compute: Callable[[], Any]) -> Any:
-        """As `Corpus.remember`, for what depends on both splits."""
-        is_one_text = self.val_corpus is self.corpus
-        split = len(self.train_tokens) if is_one_text else self.val_corpus.folder.name
-        return self.corpus.remember(f"{name}-{split}", compute)
+        text = TextFiles(h.path, h.exclude, h.encoding, h.text_field, h.tsv_quotes, h.cache)
+        if h.val_path is None:
+            splits = split_text(text, self.vocabulary, h.train_fraction)
+            hint = "use more text, a smaller `context_length` or another `train_fraction`"
+        else:
+            splits = two_texts(text, h.val_path, self.vocabulary)
+            hint = "use more text or a smaller `context_length`"
+        val_field = "path" if splits.is_one_text else "val_path"
+        for field, name, tokens, corpus in (
+            ("path", "training", splits.train, splits.corpus),
+            (val_field, "validation", splits.val, splits.val_corpus),
+        ):
+            if len(tokens) <= h.context_length:
+                problem = (
+                    f"too short: its {name} split has {len(tokens):,} of {len(corpus.tokens):,} "
+                    f"tokens, and a window needs {h.context_length + 1:,}"
+                )
+                raise UserError(problem, field=field, value=h[field], hint=hint)
+        return splits
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(
-            self.given_tokenizer or self.hparams.tokenizer, self.hparams.compact_vocab
-        )
+        tokenizer = self.given_tokenizer or self.hparams.tokenizer
+        return Vocabulary(tokenizer, self.hparams.compact_vocab)
 
     @property
-    def vocabulary_name(self) -> str:
-        """Where the vocabulary comes from, and whether it is smaller than that."""
-        return self.vocabulary.describe(self.hparams.tokenizer, self.vocab_size)
+    def corpus(self) -> Corpus:
+        """The training text, or both splits of one text."""
+        return self.splits.corpus
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -330,18 +270,11 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def train_tokens(self) -> np.ndarray:
-        return self.corpus.tokens[: self._cut(self.corpus.tokens)]
+        return self.splits.train
 
     @property
     def val_tokens(self) -> np.ndarray:
-        if self.val_corpus is not self.corpus:
-            return self.val_corpus.tokens
-        return self.corpus.tokens[self._cut(self.corpus.tokens) :]
-
-    def _cut(self, tokens: np.ndarray) -> int:
-        if self.hparams.val_path is not None:
-            return len(tokens)
-        return split_at(len(tokens), self.hparams.train_fraction)
+        return self.splits.val
 
     def train_dataloader(self) -> TrainBatches:
         h = self.hparams

@@ -317,7 +317,7 @@ class LitGPT(pl.LightningModule):
         checkpoint["gpt"] = asdict(self.gpt.config)
         if data := getattr(self.trainer, "datamodule", None):
             checkpoint["tokenizer"] = data.tokenizer.to_dict()
-            checkpoint["corpus"] = data.text_info
+            checkpoint["corpus"] = data.splits.info
         names = ["accumulate_grad_batches", "gradient_clip_val", "precision"]
         names += ["max_steps", "world_size"]
         checkpoint["trainer"] = {name: getattr(self.trainer, name) for name in names}

@@ -27,44 +27,13 @@ from lit_gpt.generation.language_model import find_checkpoint
 from lit_gpt.model import GPT
 from lit_gpt.reports.history import FinalResult
 from lit_gpt.text.corpus import Corpus, load_corpus
+from lit_gpt.text.files import TextFiles
 from lit_gpt.text.ngrams import MAX_TARGETS, adaptive_baselines
 from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.vocabularies import Vocabulary
 
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Precision = Literal["32-true", "bf16-mixed"]
-
-
-@dataclass(frozen=True)
-class Text:
-    """The text to evaluate on.
-
-    Args:
-        path: text file, folder of them, glob, or list of such.
-        exclude: files of folders and globs to leave out, by glob.
-        encoding: of the files.
-        text_field: field or column that holds the documents, or a list of them.
-        tsv_quotes: true if fields of .tsv files may be in double quotes.
-        cache: folder for encoded text; default: the platform's cache folder.
-    """
-
-    path: str | list[str]
-    exclude: str | list[str] | None = None
-    encoding: str = "utf-8"
-    text_field: str | list[str] | None = None
-    tsv_quotes: bool = False
-    cache: str | None = None
-
-    def load(self, tokenizer: Tokenizer) -> Corpus:
-        """Encodes the text as it is for the model that the tokenizer belongs to.
-
-        Raises:
-            UserError: the text can't be used.
-        """
-        corpus = load_corpus(tokenizer=tokenizer, compact=False, **asdict(self))
-        if corpus.info.num_bytes <= tokenizer.token_lengths()[corpus.tokens[0]]:
-            problem = "too short: a token is predicted from those before it"
-            raise UserError(problem, field="path", value=self.path, hint="use more text")
-        return corpus
 
 
 @dataclass(frozen=True)
@@ -122,7 +91,7 @@ def evaluate(
     *,
     ckpt_path: str | None = None,
     logs: str = "logs",
-    data: Text,
+    data: TextFiles,
     batch_size: int = 16,
     max_tokens: int | None = None,
     accelerator: Accelerator = "auto",
@@ -151,7 +120,10 @@ def evaluate(
     path = find_checkpoint(ckpt_path, logs)
     checkpoint = Checkpoint.read(path)
     model, tokenizer = checkpoint.build()
-    corpus = data.load(tokenizer)
+    corpus = load_corpus(data, Vocabulary(tokenizer))
+    if corpus.info.num_bytes <= tokenizer.token_lengths()[corpus.tokens[0]]:
+        problem = "too short: a token is predicted from those before it"
+        raise UserError(problem, field="path", value=data.path, hint="use more text")
     context_length = model.config.context_length
     whole = WholeText(corpus.tokens, batch_size, context_length, max_tokens)
     results = {"model": model_loss(model.to(device), tokenizer, whole, precision)}
@@ -209,9 +181,9 @@ def baselines(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, FinalResult]:
 
 def option_name(field: str) -> str:
     """A field as the command line spells it; the text's fields are in the group `data`."""
-    return option(f"data.{field}" if field in Text.__dataclass_fields__ else field)
+    return option(f"data.{field}" if field in TextFiles.__dataclass_fields__ else field)
 
 
 def main(argv: list[str]) -> int:
-    call(evaluate, argv, groups=[Text])
+    call(evaluate, argv, groups=[TextFiles])
     return 0

@@ -24,7 +24,9 @@ from lit_gpt.huggingface.tokenizer import import_transformers, to_hf, tokenizer_
 from lit_gpt.model import GPT
 from lit_gpt.storage import temporary_folder
 from lit_gpt.text.corpus import Corpus, load_corpus
+from lit_gpt.text.files import TextFiles
 from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.vocabularies import Vocabulary
 
 NAME_ANOTHER = "use `path` to name any text to compare the export on"
 
@@ -60,29 +62,29 @@ def load_text(
     Raises:
         UserError: the text can't be used. If it is the run's, the hint says that any other will do.
     """
-    used: dict[str, Any] = {"path": path, "encoding": "utf-8", "text_field": None}
+    used: dict[str, Any] = {"path": path}
+    data = {} if path else checkpoint.data_hyperparameters
     if not path:
-        data = checkpoint.data_hyperparameters
-        used["path"] = data.get("path")
-        paths = used["path"] if isinstance(used["path"], list) else [used["path"]]
-        if not all(isinstance(part, str) for part in paths):
+        names = ("path", "exclude", "encoding", "text_field")
+        used = {name: value for name in names if (value := as_option(data.get(name)))}
+        if "path" not in used:
             raise UserError("the checkpoint does not name its training text", hint=NAME_ANOTHER)
-        used |= {name: data[name] for name in given if isinstance(data.get(name), str)}
-        field = data.get("text_field")
-        if isinstance(field, list) and field and all(isinstance(part, str) for part in field):
-            used["text_field"] = field
         used["tsv_quotes"] = data.get("tsv_quotes", True) is True  # as release 0.1.0 read them
-        exclude = data.get("exclude")
-        globs = exclude if isinstance(exclude, list) else [exclude]
-        used["exclude"] = [pattern for pattern in globs if isinstance(pattern, str)]
-        used["needs_fields"] = not data.get("val_path")  # which may have them instead
     used |= {name: value for name, value in given.items() if value}
+    needs_fields = not data.get("val_path")  # which may have them instead
     try:
-        return load_corpus(tokenizer=tokenizer, compact=False, cache=str(cache), **used)
+        text = TextFiles(cache=str(cache), **used)
+        return load_corpus(text, Vocabulary(tokenizer), needs_fields=needs_fields)
     except UserError as error:
         if not path and error.field != "cache":
             error.hint = NAME_ANOTHER
         raise
+
+
+def as_option(value: Any) -> str | list[str] | None:
+    """A text or a list of them; None for whatever else a stranger's checkpoint has."""
+    parts = value if isinstance(value, list) else [value]
+    return value if all(isinstance(part, str) for part in parts) else None
 
 
 @contextmanager

@@ -153,7 +153,8 @@ def print_disk(run: Run) -> None:
     folder = Path(root, run_of_last(config.ckpt_path, root) or "version_N", "checkpoints")
     count = 2 + run.step_checkpoints.most_files(run.trainer.max_steps)
     size = file_bytes(run.model, run.data)
-    folders = {run.data.corpus.folder, run.data.val_corpus.folder}
+    splits = run.data.splits
+    folders = {splits.corpus.folder, splits.val_corpus.folder}
     cache = sum(path.stat().st_size for folder in folders for path in folder.iterdir())
     print(
         f"Disk space: {count * size / 1e6:,.1f} MB for {count} checkpoints (one more while it is "

@@ -20,8 +20,7 @@ from lit_gpt import storage
 from lit_gpt.errors import UserError
 from lit_gpt.text import bpe
 from lit_gpt.text.cutting import cut_safely
-from lit_gpt.text.files import Reader
-from lit_gpt.text.finding import find_files
+from lit_gpt.text.files import Reader, TextFiles
 from lit_gpt.text.overlap import chunks
 from lit_gpt.text.tokenizer import END_OF_TEXT, Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
@@ -222,39 +221,27 @@ def _new_folder(folder: Path, reader: Reader) -> Iterator[Path]:
 
 
 def load_corpus(
-    path: str | list[str],
-    tokenizer: str | Tokenizer,
-    compact: bool,
-    encoding: str,
-    cache: str | None,
+    text: TextFiles,
+    vocabulary: Vocabulary,
     train_fraction: float = 1.0,
-    text_field: str | list[str] | None = None,
-    tsv_quotes: bool = False,
-    exclude: str | list[str] | None = None,
     needs_end: bool = True,
     needs_fields: bool = True,
 ) -> Corpus:
-    """The tokens of text files, encoded now or taken from the cache.
+    """The tokens of a text, encoded now or taken from the cache.
 
     Args:
-        path, exclude: see `find_files`.
-        tokenizer, compact: see `Vocabulary`.
-        encoding, text_field, tsv_quotes, needs_fields: see `Reader`.
-        cache: see `cache_folder`.
         train_fraction: share of the text, from the front, that bpe:N and chars are made from.
+        needs_end: whether to refuse documents if a model's tokenizer has no end-of-text token.
+        needs_fields: see `Reader`.
 
     Raises:
-        UserError: the path, the text or the tokenizer can't be used.
+        UserError: the text or the tokenizer can't be used.
     """
-    vocabulary = Vocabulary(tokenizer, compact)
     key = vocabulary.key(train_fraction)
-    excluded: Counter[str] = Counter()
-    files = find_files(path, exclude, excluded)
-    reader = Reader(files, encoding, text_field, tsv_quotes, needs_fields)
-    reader.excluded = excluded
-    options = [CACHE_VERSION, reader.fingerprint, key, vocabulary.is_compact, encoding]
+    reader = Reader(text, needs_fields)
+    options = [CACHE_VERSION, reader.fingerprint, key, vocabulary.is_compact, text.encoding]
     name = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:24]
-    folder = storage.cache_folder(cache) / name
+    folder = storage.cache_folder(text.cache) / name
     if corpus := _open(folder, reader):
         return corpus
     if folder.exists():
@@ -266,7 +253,7 @@ def load_corpus(
     else:
         full = vocabulary.load(reader, train_fraction)
         if reader.has_documents and full.end_of_text is None and needs_end:
-            if full is tokenizer:
+            if full is vocabulary.tokenizer:
                 raise UserError(
                     "has documents, but the model's tokenizer has no end-of-text token for them",
                     field="path",

@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lit_gpt.text import archives, encodings
 from lit_gpt.text.compression import unpack
 from lit_gpt.text.documents import Format, format_of, read_rows
 from lit_gpt.text.fields import text_of
+from lit_gpt.text.finding import find_files
 from lit_gpt.text.parquet_rows import read_parquet
 from lit_gpt.text.windows import Store
 
@@ -37,6 +39,27 @@ BOMS = {  # removed from the start of a file by Python's own decoders
 }
 
 
+@dataclass(frozen=True)
+class TextFiles:
+    """The text to read, and how.
+
+    Args:
+        path: text file, folder of them, glob, or list of such.
+        exclude: files of folders and globs to leave out, by glob.
+        encoding: of the files.
+        text_field: field or column that holds the documents, or a list of them.
+        tsv_quotes: true if fields of .tsv files may be in double quotes.
+        cache: folder for encoded text; default: the platform's cache folder.
+    """
+
+    path: str | list[str]
+    exclude: str | list[str] | None = None
+    encoding: str = "utf-8"
+    text_field: str | list[str] | None = None
+    tsv_quotes: bool = False
+    cache: str | None = None
+
+
 class Reader:
     """The text of some files, piece by piece, as often as it is iterated over.
 
@@ -44,10 +67,7 @@ class Reader:
     them is a document too. Otherwise there is only text, with a line end between two files.
 
     Args:
-        files: as `find_files` returns them; hashed at once, so that later changes are noticed.
-        encoding: of the files, as a Python codec name.
-        text_field: the field or column that holds the documents, or several, see `text_of`.
-        tsv_quotes: whether fields of .tsv files may be in double quotes.
+        text: its files are found and hashed at once, so that later changes are noticed.
         needs_fields: whether to refuse `text_field` if no file has fields.
 
     Attributes:
@@ -56,28 +76,22 @@ class Reader:
         excluded: files and folders that were left out, by glob.
 
     Raises:
-        UserError: an unknown encoding, or no file with fields; while reading: no text, text in
-            another encoding, NUL bytes, files that can't be read or have changed.
+        UserError: no files, an unknown encoding, or no file with fields; while reading: no text,
+            text in another encoding, NUL bytes, files that can't be read or have changed.
     """
 
-    def __init__(
-        self,
-        files: list[Path],
-        encoding: str,
-        text_field: str | list[str] | None = None,
-        tsv_quotes: bool = False,
-        needs_fields: bool = True,
-    ) -> None:
-        if text_field == []:
-            raise UserError("names no field", field="text_field", value=text_field)
-        self.format_of = partial(format_of, text_field=text_field, tsv_quotes=tsv_quotes)
-        self.files = [(path, self.format_of(path)) for path in files]
-        self.encoding = encoding
+    def __init__(self, text: TextFiles, needs_fields: bool = True) -> None:
+        if text.text_field == []:
+            raise UserError("names no field", field="text_field", value=[])
         self.excluded: Counter[str] = Counter()
+        self.format_of = partial(format_of, text_field=text.text_field, tsv_quotes=text.tsv_quotes)
+        files = find_files(text.path, text.exclude, self.excluded)
+        self.files = [(path, self.format_of(path)) for path in files]
+        self.encoding = text.encoding
         self._begin()
-        if text_field is not None and needs_fields and not self.has_documents:
-            raise no_fields(text_field, self._place())
-        self.codec = _text_codec(encoding)
+        if text.text_field is not None and needs_fields and not self.has_documents:
+            raise no_fields(text.text_field, self._place())
+        self.codec = _text_codec(text.encoding)
         self._begin()
         for path, form in self.files:
             for _ in self._read_bytes(path, form):

@@ -133,7 +133,7 @@ def check_fit(
         for name in names
         if saved.get(name) != given[name]
     ]
-    now = data.text_info
+    now = data.splits.info
     then = checkpoint.corpus_info
     if then.get("fingerprint") != now["fingerprint"]:
         differences.append(f"the text of {data.hparams.path} is not the one it was trained on")

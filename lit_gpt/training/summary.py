@@ -7,7 +7,7 @@ import shlex
 from dataclasses import astuple
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
@@ -47,6 +47,7 @@ def text_card(data: TextDataModule) -> list[tuple[str, str]]:
     """Names and values: what the text is, and how it is split."""
     info = data.corpus.info
     sizes = f"{len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}"
+    vocabulary = data.vocabulary.describe(data.hparams.tokenizer, data.vocab_size)
     lines = find_shared_lines(data)
     shared = []
     if lines.num_lines:  # a text may have no line ends
@@ -61,7 +62,7 @@ def text_card(data: TextDataModule) -> list[tuple[str, str]]:
         ("Total", f"{info.num_tokens:,} tokens"),
         ("Training", sizes),
         *shared,
-        ("Vocabulary", f"{data.vocab_size:,} tokens ({data.vocabulary_name})"),
+        ("Vocabulary", f"{data.vocab_size:,} tokens ({vocabulary})"),
         ("Bytes per token", f"{info.num_bytes / info.num_tokens:.2f}"),
     ]
 
@@ -69,8 +70,8 @@ def text_card(data: TextDataModule) -> list[tuple[str, str]]:
 def excluded(data: TextDataModule) -> list[tuple[str, str]]:
     """How many files and folders each glob left out; one that matches nothing may be a mistake."""
     found = data.corpus.reader.excluded.copy()
-    if data.val_corpus is not data.corpus:
-        found.update(data.val_corpus.reader.excluded)
+    if not data.splits.is_one_text:
+        found.update(data.splits.val_corpus.reader.excluded)
     parts = [f"{number or 'nothing'} by {pattern}" for pattern, number in found.items()]
     return [("Files and folders excluded", ", ".join(parts))] if parts else []
 
@@ -80,7 +81,7 @@ def validation_card(data: TextDataModule) -> list[tuple[str, str]]:
     h = data.hparams
     if h.val_path is None:
         return []
-    info = data.val_corpus.info
+    info = data.splits.val_corpus.info
     counts = "".join(f", {name.lower()}: {number:,}" for name, number in info.changes)
     value = f"{h.val_path}, {info.num_characters:,} characters{counts}"
     lines = [("Validation text", value)]
@@ -119,14 +120,13 @@ def steps(run: Run) -> str:
 
 def find_shared_lines(data: TextDataModule) -> SharedLines:
     """Which validation lines are in the training text too; computed once for each text."""
-    train = data.train_tokens
-    val = data.val_tokens
-    tokens = data.tokenizer.tokens
-    is_one_text = data.val_corpus is data.corpus
-    found = data.remember(
-        "shared-lines", lambda: astuple(shared_lines(train, val, tokens, is_one_text))
-    )
-    return SharedLines(*found)
+    splits = data.splits
+
+    def compute() -> tuple[Any, ...]:
+        tokens = data.tokenizer.tokens
+        return astuple(shared_lines(splits.train, splits.val, tokens, splits.is_one_text))
+
+    return SharedLines(*splits.remember("shared-lines", compute))
 
 
 @rank_zero_only
@@ -172,10 +172,11 @@ def print_copies(written: list[list[int]], data: TextDataModule) -> None:
 
 
 def print_baselines(data: TextDataModule) -> None:
-    train = data.train_tokens
-    val = data.val_tokens
+    splits = data.splits
     lengths = data.tokenizer.token_lengths()
-    unigram, bigram = data.remember("baselines", lambda: frequency_baselines(train, val, lengths))
+    unigram, bigram = splits.remember(
+        "baselines", lambda: frequency_baselines(splits.train, splits.val, lengths)
+    )
     print(
         f"For comparison, bits per byte from frequencies alone: unigram {unigram:.4f}, "
         f"bigram {bigram:.4f}"

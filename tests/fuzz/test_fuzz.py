@@ -26,7 +26,8 @@ from lit_gpt.command import run as run_command
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text import files, json_rows, vocabularies
 from lit_gpt.text.corpus import load_corpus
-from lit_gpt.text.vocabularies import load_tokenizer
+from lit_gpt.text.files import TextFiles
+from lit_gpt.text.vocabularies import Vocabulary, load_tokenizer
 from tests.conftest import command_line
 from tests.fuzz.examples import check_refusal, examples, numbers
 
@@ -146,8 +147,8 @@ def test_a_corpus_is_kept_exactly_or_refused(number, tmp_path, monkeypatch):
         found = []
 
         def load() -> None:
-            cache_folder = str(tmp_path / "cache")
-            found.append(load_corpus(str(texts), *kind, encoding=encoding, cache=cache_folder))
+            text = TextFiles(str(texts), encoding=encoding, cache=str(tmp_path / "cache"))
+            found.append(load_corpus(text, Vocabulary(*kind)))
 
         status, _, err = captured(lambda: run_command(load))
         expected = read_plainly(encoding, contents)
@@ -213,7 +214,8 @@ def test_documents_are_read_or_refused(number, tmp_path, monkeypatch):
 
     def read(path: Path, field: object) -> tuple[int, str, str, list]:
         parts = []
-        command = lambda: parts.extend(files.Reader([path], "utf-8", field)) or 0  # noqa: E731
+        text = TextFiles(str(path), text_field=field)
+        command = lambda: parts.extend(files.Reader(text)) or 0  # noqa: E731
         return (*captured(lambda: run_command(command)), parts)
 
     @examples(number)

@@ -8,6 +8,8 @@ import pytest
 
 from lit_gpt.text import vocabularies
 from lit_gpt.text.corpus import Corpus, load_corpus
+from lit_gpt.text.files import TextFiles
+from lit_gpt.text.vocabularies import Vocabulary
 
 unix = pytest.mark.skipif(os.name == "nt", reason="as Unix does it, or says it")
 load_once = cache(vocabularies.load_tokenizer)
@@ -37,8 +39,8 @@ def load(cache_folder):
     ) -> Corpus:
         path = path if isinstance(path, list) else str(path)
         tokenizer = str(tokenizer) if isinstance(tokenizer, Path) else tokenizer
-        fields = (text_field, tsv_quotes)
-        return load_corpus(path, tokenizer, compact, encoding, str(cache_folder), fraction, *fields)
+        text = TextFiles(path, None, encoding, text_field, tsv_quotes, str(cache_folder))
+        return load_corpus(text, Vocabulary(tokenizer, compact), fraction)
 
     return load
 

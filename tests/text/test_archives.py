@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.files import Reader
-from lit_gpt.text.finding import find_files
+from lit_gpt.text.files import Reader, TextFiles
 from tests.text.conftest import write
 
 FILES = {
@@ -59,7 +58,7 @@ def tarred(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
 
 
 def reader(path: Path, field: str | None = None) -> Reader:
-    return Reader(find_files(str(path)), "utf-8", field)
+    return Reader(TextFiles(str(path), text_field=field))
 
 
 def text(path: Path, field: str | None = None) -> str:

@@ -15,7 +15,9 @@ from lit_gpt.command import run
 from lit_gpt.errors import UserError
 from lit_gpt.text import vocabularies
 from lit_gpt.text.corpus import load_corpus
+from lit_gpt.text.files import TextFiles
 from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.vocabularies import Vocabulary
 from tests.text.conftest import entries, load_once, text_of, unix, write
 
 CHUNK = 1 << 20  # bytes that are read at a time, unless a test says otherwise
@@ -276,7 +278,8 @@ def tokenizing(tmp_path, cache_folder):
         pytest.skip("a process can't be stopped here")
     code = (
         "import sys; from lit_gpt.text import corpus, files\nfiles.CHUNK = 4096\n"
-        "corpus.load_corpus(sys.argv[1], 'bytes', True, 'utf-8', sys.argv[2])"
+        "text = files.TextFiles(sys.argv[1], cache=sys.argv[2])\n"
+        "corpus.load_corpus(text, corpus.Vocabulary('bytes'))"
     )
     path = write(tmp_path / "long.txt", MIXED.encode() * 20_000)
     process = subprocess.Popen([sys.executable, "-c", code, path, cache_folder])
@@ -510,7 +513,7 @@ def test_cache_that_cannot_be_written(cache_name, reason, tmp_path):
     path, _ = write(tmp_path / "x.txt", b"hello"), write(tmp_path / "a file", b"in the way")
     where = tmp_path / cache_name
     with pytest.raises(UserError) as error:
-        load_corpus(str(path), "bytes", True, "utf-8", str(where))
+        load_corpus(TextFiles(str(path), cache=str(where)), Vocabulary("bytes"))
     assert str(error.value) == (
         f"cache: cannot store the tokens in {where}: {reason}; name another folder"
     )
@@ -527,18 +530,19 @@ def test_full_disk_is_one_line_and_leaves_nothing(
         write(tmp_path / "small", b"x"),
         write(tmp_path / "x", b"x" * int(megabytes * 1e6)),
     )
-    load_corpus(str(small), "bytes", True, "utf-8", str(small_disk))
+    load_corpus(TextFiles(str(small), cache=str(small_disk)), Vocabulary("bytes"))
     if damaged_before:
         for meta in small_disk.glob("*/meta.json"):
             meta.unlink()
     before = [(p, p.read_bytes()) for p in small_disk.rglob("*") if p.is_file()]
-    status = run(lambda: load_corpus(str(path), "bytes", True, "utf-8", str(small_disk)))
+    text = TextFiles(str(path), cache=str(small_disk))
+    status = run(lambda: load_corpus(text, Vocabulary("bytes")))
     assert (status, capfd.readouterr().err) == (
         2,
         f"error: --cache: cannot store the tokens in {small_disk}: No space left on device; "
         "name another folder\n",
     )
     assert [(p, p.read_bytes()) for p in small_disk.rglob("*") if p.is_file()] == before
-    again = load_corpus(str(small), "bytes", True, "utf-8", str(small_disk))
+    again = load_corpus(TextFiles(str(small), cache=str(small_disk)), Vocabulary("bytes"))
     assert text_of(again) == "x"
     assert len(entries(small_disk)) == 1

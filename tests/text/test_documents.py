@@ -34,7 +34,7 @@ from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text import files as files_module
 from lit_gpt.text.compression import unpack
 from lit_gpt.text.corpus import Corpus
-from lit_gpt.text.files import Reader
+from lit_gpt.text.files import Reader, TextFiles
 from lit_gpt.text.finding import find_files
 from lit_gpt.text.overlap import SharedLines, shared_lines
 from tests.conftest import ROOT
@@ -100,7 +100,7 @@ def read(
     encoding: str = "utf-8",
     tsv_quotes: bool = True,
 ) -> Reader:
-    return Reader(find_files(paths), encoding, field, tsv_quotes)
+    return Reader(TextFiles(paths, None, encoding, field, tsv_quotes))
 
 
 def documents_in(reader: Reader) -> list[str]:
@@ -601,8 +601,9 @@ def test_a_bomb_is_unpacked_piece_by_piece(packed, tmp_path):
 def test_what_is_not_used_is_not_imported(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(ONE * 3)
     code = (
-        "import sys, lit_gpt.text.corpus\n"
-        "lit_gpt.text.corpus.load_corpus('x.jsonl', 'bytes', True, 'utf-8', 'cache')\n"
+        "import sys; from lit_gpt.text import corpus, files\n"
+        "text = files.TextFiles('x.jsonl', cache='cache')\n"
+        "corpus.load_corpus(text, corpus.Vocabulary('bytes'))\n"
         "print({'pyarrow', 'zstandard'} & set(sys.modules))"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.files import Reader
+from lit_gpt.text.files import Reader, TextFiles
 from tests.conftest import ROOT
 from tests.text.conftest import write
 
@@ -36,7 +36,7 @@ CASES = [(text, encoding) for text, encodings in SENTENCES.items() for encoding 
 
 def refusal(path: Path, encoding: str = "utf-8") -> str:
     with pytest.raises(UserError) as error:
-        list(Reader([path], encoding))
+        list(Reader(TextFiles(str(path), encoding=encoding)))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -48,7 +48,8 @@ def test_what_is_suggested_reads_the_text_right(text, encoding, times, tmp_path)
     said = refusal(path)
     found = re.search(r"`?encoding`?: (?:probably|perhaps) ([\w-]+), which reads ['\"]", said)
     assert found, said
-    assert "".join(Reader([path], found.group(1))) == text * times
+    again = Reader(TextFiles(str(path), encoding=found.group(1)))
+    assert "".join(again) == text * times
 
 
 def test_the_suggestion_says_how_sure_it_is_and_shows_the_text(tmp_path):
@@ -127,8 +128,8 @@ def test_bytes_of_any_kind_are_not_taken_for_text(content, tmp_path):
 
 def test_the_detector_is_imported_only_when_it_is_needed(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from lit_gpt.text.files import Reader\n"
-        "list(Reader([Path(sys.argv[1])], 'utf-8'))\n"
+        "import sys; from lit_gpt.text.files import Reader, TextFiles\n"
+        "list(Reader(TextFiles(sys.argv[1])))\n"
         "sys.exit('charset_normalizer' in sys.modules)"
     )
     words = [sys.executable, "-c", code, str(write(tmp_path / "x.txt"))]

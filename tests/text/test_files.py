@@ -13,7 +13,7 @@ import pytest
 
 from lit_gpt.errors import UserError
 from lit_gpt.text import files as files_module
-from lit_gpt.text.files import Reader
+from lit_gpt.text.files import Reader, TextFiles
 from lit_gpt.text.finding import SAMPLE, find_files
 from tests.conftest import ROOT
 from tests.text.conftest import unix, write
@@ -26,7 +26,7 @@ def names_in(root: Path) -> list[str]:
 
 
 def read(files: list[Path], encoding: str = "utf-8") -> tuple[str, int, int]:
-    reader = Reader(files, encoding)
+    reader = Reader(TextFiles(files, encoding=encoding))
     return "".join(reader), reader.counts["removed_boms"], reader.counts["added_line_ends"]
 
 
@@ -208,7 +208,7 @@ def public():
 def test_what_may_not_be_read_is_named(closed, mode, given, named, as_nobody, public):
     write(public / "a" / "x.txt")
     write(public / "b.txt")
-    code = "files.Reader(finding.find_files(sys.argv[1]), 'utf-8')"
+    code = "files.Reader(files.TextFiles(sys.argv[1]))"
     (public / closed).chmod(mode)
     try:
         status, err = as_nobody(code, public / given)
@@ -218,7 +218,10 @@ def test_what_may_not_be_read_is_named(closed, mode, given, named, as_nobody, pu
 
 
 def test_a_cache_that_may_not_be_written_is_named(as_nobody, public):
-    code = "corpus.load_corpus(sys.argv[1], 'bytes', True, 'utf-8', sys.argv[2])"
+    code = (
+        "corpus.load_corpus(files.TextFiles(sys.argv[1], cache=sys.argv[2]), "
+        "corpus.Vocabulary('bytes'))"
+    )
     status, err = as_nobody(code, write(public / "x.txt"), public / "cache")
     assert (status, err) == (
         2,
@@ -318,7 +321,7 @@ CHANGES = {  # done to the file being read, or to the one after it: what comes o
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_while_reading_is_noticed_or_without_effect(change, name, root):
     files = [write(root / n, b"0 text\r\n" * 200_000) for n in ("a.txt", "b.txt")]  # two chunks
-    reader = Reader(files, "utf-8")
+    reader = Reader(TextFiles(files))
     do, *messages = CHANGES[change]
     message = messages[name == "b.txt"]
 
@@ -336,8 +339,8 @@ def test_a_change_while_reading_is_noticed_or_without_effect(change, name, root)
             read_on()
 
 
-def test_a_file_that_vanishes_before_it_is_read(root):
-    files = [write(root / "a"), write(root / "b")]
-    (root / "b").unlink()
+def test_a_file_that_vanishes_before_it_is_read(root, monkeypatch):
+    found = [write(root / "a"), root / "b"]
+    monkeypatch.setattr(files_module, "find_files", lambda *_: found)
     with pytest.raises(UserError, match=f"^cannot read {root}/b: No such file or directory$"):
-        Reader(files, "utf-8")
+        Reader(TextFiles(str(root)))

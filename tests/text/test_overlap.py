@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from lit_gpt.text import ngrams, overlap
 from lit_gpt.text.corpus import load_corpus
+from lit_gpt.text.files import TextFiles
 from lit_gpt.text.ngrams import CONCENTRATIONS, frequency_baselines, pair_codes
 from lit_gpt.text.overlap import copied_tokens, shared_lines
-from lit_gpt.text.vocabularies import load_tokenizer
+from lit_gpt.text.vocabularies import Vocabulary, load_tokenizer
 
 BYTES = [bytes([byte]) for byte in range(256)]
 
@@ -246,7 +247,8 @@ def test_what_was_computed_of_a_corpus_is_kept_with_it(tmp_path):
     (tmp_path / "text.txt").write_text("some text\n" * 9, encoding="utf-8")
 
     def corpus():
-        return load_corpus(str(tmp_path / "text.txt"), "bytes", False, "utf-8", str(tmp_path / "c"))
+        text = TextFiles(str(tmp_path / "text.txt"), cache=str(tmp_path / "c"))
+        return load_corpus(text, Vocabulary("bytes"))
 
     calls = []
     for _ in range(2):

@@ -66,7 +66,7 @@ def test_validation_documents_end_with_a_blank_line_where_training_has_none(modu
     assert data.tokenizer.end_of_text is None
     lines = VALIDATION.split("\n")
     assert decoded(data, data.val_tokens) == "".join(f"{line}\n\n" for line in lines)
-    assert data.val_corpus.info.num_documents == len(lines)
+    assert data.splits.val_corpus.info.num_documents == len(lines)
 
 
 def test_validation_text_may_be_plain_where_training_has_documents(module):
@@ -89,7 +89,10 @@ def test_no_line_is_cut_between_two_texts():
     [
         ({"val_path": "nowhere.txt"}, "val_path '{}/nowhere.txt': no such file or folder"),
         ({"val_path": "train.txt"}, "val_path '{0}/train.txt': {0}/train.txt is among the train"),
-        ({"val_path": "short.txt"}, "val_path '{}/short.txt': too short: its text has 2 tokens,"),
+        (
+            {"val_path": "short.txt"},
+            "val_path '{}/short.txt': too short: its validation split has 2 of 2 tokens,",
+        ),
         ({"text_field": "body"}, "text_field 'body': is for .json(l), .csv, .tsv and .parquet"),
     ],
 )

@@ -1,0 +1,82 @@
+"""The training and the validation split: two parts of one text, or two texts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.errors import UserError
+from lit_gpt.text.corpus import Corpus, load_corpus, split_at
+from lit_gpt.text.files import TextFiles, no_fields
+from lit_gpt.text.vocabularies import Vocabulary
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The corpus that each split is from, which is the same if one text is split."""
+
+    train: np.ndarray  # (M,) ids
+    val: np.ndarray  # (N,)
+    corpus: Corpus
+    val_corpus: Corpus
+
+    @property
+    def is_one_text(self) -> bool:
+        return self.val_corpus is self.corpus
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The fields of CorpusInfo; in "validation" those of a validation text of its own."""
+        info = asdict(self.corpus.info)
+        return info if self.is_one_text else info | {"validation": asdict(self.val_corpus.info)}
+
+    def remember(self, name: str, compute: Callable[[], Any]) -> Any:
+        """As `Corpus.remember`, for what depends on both splits."""
+        split = len(self.train) if self.is_one_text else self.val_corpus.folder.name
+        return self.corpus.remember(f"{name}-{split}", compute)
+
+
+def split_text(text: TextFiles, vocabulary: Vocabulary, train_fraction: float) -> Splits:
+    """The first part of a text trains, the rest validates.
+
+    Raises:
+        UserError: as for `load_corpus`.
+    """
+    corpus = load_corpus(text, vocabulary, train_fraction)
+    cut = split_at(len(corpus.tokens), train_fraction)
+    return Splits(corpus.tokens[:cut], corpus.tokens[cut:], corpus, corpus)
+
+
+def two_texts(text: TextFiles, val_path: str | list[str], vocabulary: Vocabulary) -> Splits:
+    """All of a text trains; another one, encoded by the same tokenizer, validates.
+
+    Raises:
+        UserError: as for `load_corpus`, or the texts share a file.
+    """
+    corpus = load_corpus(text, vocabulary, needs_fields=False)
+    same = Vocabulary(corpus.tokenizer)
+    try:
+        val_corpus = load_corpus(
+            replace(text, path=val_path), same, needs_end=False, needs_fields=False
+        )
+    except UserError as error:
+        if error.field == "path":
+            error.field = "val_path"
+        raise
+    train_files = {os.path.realpath(path) for path, _ in corpus.reader.files}
+    for path, _ in val_corpus.reader.files:
+        if os.path.realpath(path) in train_files:
+            raise UserError(
+                f"{path} is among the training files too",
+                field="val_path",
+                value=val_path,
+                hint="leave it out of `path`, in a folder with `exclude`",
+            )
+    has_documents = corpus.reader.has_documents or val_corpus.reader.has_documents
+    if text.text_field is not None and not has_documents:
+        raise no_fields(text.text_field, "`path` or `val_path`")
+    return Splits(corpus.tokens, val_corpus.tokens, corpus, val_corpus)
