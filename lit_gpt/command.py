@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import io
-import json
 import os
 import re
 import shlex
@@ -29,17 +28,32 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", 
 KINDS |= {"list": "a list", "collections.abc.Iterable": "a list"}
 KINDS |= {"dot import path string": "the name of a class"}
 WITH_EXPONENT = re.compile(r"(?:^|(?<==))\d+(\.\d+)?[eE]\+?\d\d?$")
+MAX_PARTS = 100_000  # of values in YAML, each counted wherever an alias repeats it
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 
 
 def load_yaml(text: str) -> Any:
-    """Loads YAML, except a value that contains itself: jsonargparse would never finish with it."""
+    """Loads YAML, except what `check_parts` refuses: jsonargparse would never finish with it."""
     value = jsonargparse.get_loader("yaml")(text)
     try:
-        json.dumps(value, default=str, skipkeys=True)
-    except (ValueError, RecursionError) as error:
-        raise yaml.YAMLError("a value contains itself or is nested too deeply") from error
+        check_parts(value)
+    except ValueError as error:
+        raise yaml.YAMLError(str(error)) from error
     return value
+
+
+def check_parts(tree: Any) -> None:
+    """Raises a ValueError for values loaded from YAML that repeat others without end."""
+    todo = [tree]
+    num_parts = 1
+    while todo:
+        part = todo.pop()
+        inner = [*part.keys(), *part.values()] if isinstance(part, dict) else part
+        if isinstance(inner, list | tuple | set):
+            num_parts += len(inner)
+            if num_parts > MAX_PARTS:
+                raise ValueError("too many values, or one that contains itself")
+            todo += inner
 
 
 class ShortHelp(jsonargparse.DefaultHelpFormatter):

@@ -49,7 +49,9 @@ class UserError(Exception):
             message = f"{name_of(self.field)}{value}: {message}"
         if self.hint is not None:
             message = f"{message}; {with_names(self.hint)}"
-        return " ".join(message.split())
+        line = " ".join(message.split())
+        # A control character, from a stranger's file, could drive the terminal.
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
     def __str__(self) -> str:
         return self.render()

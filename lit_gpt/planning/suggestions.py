@@ -59,7 +59,7 @@ def suggest_model(
 
     For a text that is read once, the best model has a twentieth as many parameters as the text has
     tokens (Hoffmann et al. 2022, Training Compute-Optimal Large Language Models). From a short
-    text, larger models learn more per token (Muennighoff et al. 2023): on the sample corpus of 0.1.0,
+    text, larger models learn more per token (Muennighoff et al. 2023): on 0.1.0's sample corpus,
     0.37 M tokens read once, models of 0.07, 0.67, 1.5 and 3.1 M parameters ended at 3.27, 1.89,
     1.55 and 1.31 nats/token. So a smaller one is suggested only beyond 10 parameters per token, as
     in nanoGPT's recipe for Shakespeare (10.65 M for 1 M characters).

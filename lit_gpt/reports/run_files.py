@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.command import check_parts
+
 MAX_OPTIONS = 1_000_000  # bytes of a config.yaml; a run's own has 2,000
-MAX_PARTS = 100_000  # of its values, each counted wherever an alias repeats it
 MAX_NAME = 1000  # characters of the names that lead to a value
 MAX_NUMBER = 100  # characters of a number in it
 MAX_RECORD = 1 << 20  # bytes of an event; those of curves have 100
@@ -34,8 +35,8 @@ def read_limited(path: Path, max_bytes: int) -> str:
     return content.decode("utf-8")
 
 
-def load_options(text: str) -> dict[str, str]:
-    """The values in YAML by their full names, `model.d_model`, as typed in a shell.
+def load_tree(text: str) -> Any:
+    """What a stranger's YAML holds.
 
     Raises:
         yaml.YAMLError, or one of the errors of unexpected types: it is not what a run writes.
@@ -56,22 +57,16 @@ def load_options(text: str) -> dict[str, str]:
             return value
 
     tree = yaml.load(text, Loader)
-    count_parts(tree)
-    return flatten(tree or {})
+    check_parts(tree)
+    return tree
 
 
-def count_parts(tree: Any) -> None:
-    """Raises a ValueError for a tree that is too large, or has a part that contains itself."""
-    todo = [tree]
-    num_parts = 1
-    while todo:
-        part = todo.pop()
-        inner = list(part.values()) if isinstance(part, dict) else part
-        if isinstance(inner, list | tuple | set):
-            num_parts += len(inner)
-            if num_parts > MAX_PARTS:
-                raise ValueError("too many values, or one that contains itself")
-            todo += inner
+def load_options(text: str) -> dict[str, str]:
+    """The values in YAML by their full names, `model.d_model`, as typed in a shell.
+
+    Raises: as `load_tree` does.
+    """
+    return flatten(load_tree(text) or {})
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -12,6 +12,7 @@ import yaml
 from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.model import GPTConfig
 from lit_gpt.optim import learning_rate_factor
+from lit_gpt.reports.run_files import MAX_OPTIONS, load_tree, read_limited
 
 if TYPE_CHECKING:
     from lit_gpt.training.train import Run
@@ -79,7 +80,7 @@ def saved_options(checkpoint: Checkpoint) -> dict[str, Any]:
 def config_of(path: Path) -> dict[str, Any]:
     """The config.yaml of the run that a checkpoint lies in; empty if there is none to read."""
     try:
-        config = yaml.safe_load((path.parent.parent / "config.yaml").read_text(encoding="utf-8"))
+        config = load_tree(read_limited(path.parent.parent / "config.yaml", MAX_OPTIONS))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

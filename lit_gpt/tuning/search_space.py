@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lit_gpt.command import check_parts
 from lit_gpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def read_content(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: what is wrong in the file.
     """
     content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    check_parts(content)
     if not isinstance(content, dict):
         raise ValueError("does not describe a sweep; it must have options (see configs/sweep.yaml)")
     if unknown := [str(key) for key in content if key not in DEFAULTS]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lit_gpt.checkpoint import read_checkpoint
-from tests.conftest import Result
+from lit_gpt.training.changes import config_of
+from tests.conftest import ALIASES, Result
 
 LAST = {"ckpt_path": "last", "trainer.max_steps": 8}
 
@@ -128,3 +129,8 @@ def test_another_number_of_devices(train, order, saved, message):
     lines = [x for x in result.out.splitlines() if x.startswith("Resumed")]
     sentence = "Resumed on another number of devices "
     assert lines == ([sentence + message] if message else [])
+
+
+def test_a_strangers_config_that_repeats_itself_without_end_is_left_out(tmp_path):
+    (tmp_path / "config.yaml").write_text(f"{ALIASES}model: *x8", encoding="utf-8")
+    assert config_of(tmp_path / "checkpoints" / "best.ckpt") == {}

@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 
 from lit_gpt.training.options import option_name
+from tests.conftest import ALIASES
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"model: &a {d_model: *a}", "a value contains itself"),
-        (b"samples: {prompts: &a [*a]}", "a value contains itself"),
-        (b"trainer: {callbacks: &a {class_path: *a, b: [*a]}}", "a value contains itself"),
+        (ALIASES.encode(), "too many values"),
+        (b"model: &a {d_model: *a}", "one that contains itself"),
+        (b"samples: {prompts: &a [*a]}", "one that contains itself"),
+        (b"trainer: {callbacks: &a {class_path: *a, b: [*a]}}", "one that contains itself"),
         (b"[" * 2000 + b"]" * 2000, "exceeded maximum nesting depth"),
         (b"model: {d_model: null}", "--model.d_model 'None': must be a whole number"),
         (b"trainer: {accumulate_grad_batches: null}", "--trainer.accumulate_grad_batches 'None'"),

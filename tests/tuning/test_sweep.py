@@ -21,7 +21,7 @@ from lit_gpt.command import run as run_command
 from lit_gpt.errors import UserError
 from lit_gpt.tuning.search_space import read_sweep
 from lit_gpt.tuning.sweep import main, open_study, option_name
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ALIASES, ROOT, SMALL
 
 SPACES = {
     "model.learning_rate": {"low": 1e-3, "high": 3e-2, "log": True},
@@ -220,7 +220,7 @@ def test_bad_trials_are_pruned(sweep_file, sweep_here):
 MISTAKES = {
     "no options": ({"options": {}}, "options is empty: give at least one"),
     "an unknown option": ({"options": {"model.size": [1, 2]}}, "--model.size"),
-    "a value": ({"options": {"model.style": ["classic", "baroque"]}}, "--model.style: Expected"),
+    "a value": ({"options": {"model.style": ["classic", "baroque"]}}, "'baroque': must be one of"),
     "an end": (
         {"options": {"model.dropout": {"low": 0.0, "high": 1.0}}},
         "--model.dropout 1.0: must be in [0, 1)",
@@ -303,6 +303,7 @@ def test_the_command_line_wins_over_the_file(sweep_file, tmp_path):
         (b"options: [", "is not a YAML file"),
         (b"\xff\xfe\x00", "is not a YAML file"),
         (b"3", "does not describe a sweep"),
+        (ALIASES.encode() + b"options: *x8", "too many values"),
     ],
 )
 def test_files_that_are_no_sweep(content, words, tmp_path):
