@@ -222,7 +222,12 @@ class Announce:
         if name == {name!r}:
             sys.meta_path.remove(self)
             print("importing", name, flush=True)
-            time.sleep(5)
+            try:
+                time.sleep(5)
+                return
+            except KeyboardInterrupt:
+                pass
+            raise ImportError("what the C code of a package makes of it")
 sys.meta_path.insert(0, Announce())
 """
 
