@@ -21,7 +21,7 @@ from rich.table import Table
 
 from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.command import call, option
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, check_least
 from lit_gpt.evaluation.whole_text import WholeText, whole_loss
 from lit_gpt.generation.language_model import find_checkpoint
 from lit_gpt.model import GPT
@@ -113,14 +113,12 @@ def evaluate(
     Raises:
         UserError: a checkpoint, text or device that can't be used, or a value out of range.
     """
-    for name, value in {"batch_size": batch_size, "max_tokens": max_tokens}.items():
-        if value is not None and value < 1:
-            raise UserError("must be at least 1", field=name, value=value)
+    check_least(1, batch_size=batch_size, max_tokens=max_tokens)
     device = find_device(accelerator)
     path = find_checkpoint(ckpt_path, logs)
     checkpoint = Checkpoint.read(path)
     model, tokenizer = checkpoint.build()
-    corpus = load_corpus(data, Vocabulary(tokenizer))
+    corpus = load_corpus(data, Vocabulary(tokenizer), needs_end=False)
     if corpus.info.num_bytes <= tokenizer.token_lengths()[corpus.tokens[0]]:
         problem = "too short: a token is predicted from those before it"
         raise UserError(problem, field="path", value=data.path, hint="use more text")

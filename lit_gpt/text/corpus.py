@@ -239,6 +239,14 @@ def load_corpus(
     """
     key = vocabulary.key(train_fraction)
     reader = Reader(text, needs_fields)
+    given = vocabulary.tokenizer if isinstance(vocabulary.tokenizer, Tokenizer) else None
+    lacks_end = given is not None and given.end_of_text is None
+    if reader.has_documents and lacks_end and needs_end:  # whether or not the cache has it
+        raise UserError(
+            "has documents, but the model's tokenizer has no end-of-text token for them",
+            field="path",
+            hint="use plain text, or train a new model",
+        )
     options = [CACHE_VERSION, reader.fingerprint, key, vocabulary.is_compact, text.encoding]
     name = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:24]
     folder = storage.cache_folder(text.cache) / name
@@ -252,13 +260,7 @@ def load_corpus(
             _train_and_encode(new, reader, train, train_fraction)
     else:
         full = vocabulary.load(reader, train_fraction)
-        if reader.has_documents and full.end_of_text is None and needs_end:
-            if full is vocabulary.tokenizer:
-                raise UserError(
-                    "has documents, but the model's tokenizer has no end-of-text token for them",
-                    field="path",
-                    hint="use plain text, or train a new model",
-                )
+        if reader.has_documents and given is None:
             full = full.with_end_of_text()
         with _new_folder(folder, reader) as new:
             _encode(new, reader, full, vocabulary.is_compact)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 import lightning.pytorch as pl
@@ -18,6 +18,10 @@ import lightning.pytorch as pl
 from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.data import TextDataModule, epoch_windows
 from lit_gpt.errors import UserError
+from lit_gpt.training import slurm
+
+if TYPE_CHECKING:
+    from lit_gpt.training.options import TrainOptions
 
 
 def prefer_epochs(config: jsonargparse.Namespace, given: Callable[[str], bool]) -> None:
@@ -123,13 +127,23 @@ def count_batches(
     return batches
 
 
-def check_epochs_left(epochs: int | None, epoch: Epoch, checkpoint: Checkpoint, path: str) -> None:
-    """Refuses to resume a run that has done all its epochs, in the words of who gave epochs."""
+def check_epochs_left(options: TrainOptions, epoch: Epoch, checkpoint: Checkpoint) -> None:
+    """Refuses to resume a run that has done all its epochs, in the words of who gave epochs.
+
+    Raises:
+        UserError: it has.
+        SystemExit: it has, and SLURM requeued the job that did them.
+    """
+    config = options.config
+    epochs = config.trainer.max_epochs
     step = checkpoint.global_step or 0
-    if epochs is not None and epochs > 0 and epoch.steps(epochs) <= step:
-        raise UserError(
-            f"ends at step {epoch.steps(epochs):,}, and {path} is at step {step:,}",
-            field="max_epochs",
-            value=epochs,
-            hint="raise it, or set it to null and give `max_steps`",
-        )
+    if epochs is None or epochs < 1 or epoch.steps(epochs) > step:
+        return
+    if slurm.checkpoint_of_job(config.trainer.default_root_dir or ".", options.argv):
+        slurm.end_done("max_epochs", epochs)
+    raise UserError(
+        f"ends at step {epoch.steps(epochs):,}, and {config.ckpt_path} is at step {step:,}",
+        field="max_epochs",
+        value=epochs,
+        hint="raise it, or set it to null and give `max_steps`",
+    )

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -54,6 +55,12 @@ def checkpoint_of_job(root: str | Path, args: list[str]) -> Path | None:
     checkpoints = (note.parent / "checkpoints" / "last.ckpt" for note in notes)
     found = filter(Path.is_file, checkpoints)
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def end_done(option: str, value: int) -> NoReturn:
+    """Ends a requeued job that had done all it was asked to."""
+    rank_zero_only(print)(f"Nothing is left to do: --trainer.{option} is {value}")
+    raise SystemExit(0)
 
 
 def requeue_signals(trainer: pl.Trainer) -> list[int]:

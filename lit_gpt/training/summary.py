@@ -99,9 +99,17 @@ def data_card(run: Run) -> list[tuple[str, str]]:
     return [
         *text_card(run.data),
         ("Steps", steps(run)),
-        ("Device", f"{device.type}{name}, precision {run.trainer.precision}"),
+        ("Device", f"{device.type}{name}, precision {precision(run)}"),
         ("Parameters", parameters),
     ]
+
+
+def precision(run: Run) -> str:
+    """Of the Trainer, which takes another one where the asked one needs a GPU."""
+    asked = run.options.config.trainer.precision
+    used = str(run.trainer.precision)
+    is_other = asked in (16, "16", "16-mixed") and used != "16-mixed"
+    return f"{used} (16-mixed needs a GPU)" if is_other else used
 
 
 def steps(run: Run) -> str:

@@ -154,8 +154,7 @@ def build_run(
     trainer = build_trainer(vars(objects.trainer) | arguments, data)
     if checkpoint:
         check_restored_state(options.config.ckpt_path, checkpoint, trainer)
-        epochs = options.config.trainer.max_epochs
-        check_epochs_left(epochs, epoch_of(trainer, data), checkpoint, options.config.ckpt_path)
+        check_epochs_left(options, epoch_of(trainer, data), checkpoint)
         check_fit(options.config.ckpt_path, checkpoint, trainer.max_steps, model, data)
         check_patience(options.config.ckpt_path, checkpoint, objects.early_stopping.patience)
     elif model.hparams.init_from:
@@ -210,6 +209,8 @@ def silence_warnings() -> None:
         "You defined a `validation_step` but have no",  # --find_lr evaluates nothing
         "Mismatch dtype between input and weight",  # RMSNorm in bf16-mixed: only slower
         "The dirpath has changed from",  # a new run from another run's checkpoint
+        ".*AMP with fp16 is not supported on CPU",  # the line of the device says it,
+        ".*is supported for historical reasons",  # and what 16 and bf16 mean
         "Be aware that when using `ckpt_path`",  # of callbacks that were left out on purpose
     ):
         warnings.filterwarnings("ignore", message)

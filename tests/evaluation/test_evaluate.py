@@ -154,6 +154,19 @@ def test_the_files_options_are_those_of_training(evaluate, tmp_path):
     assert json.loads(found[1])["results"] == json.loads(evaluate("--json")[1])["results"]
 
 
+def test_documents_end_with_a_blank_line_for_a_model_of_plain_text(evaluate, tmp_path):
+    """As in a validation text of its own: the model has no end-of-text token to predict."""
+    lines = TEXT.splitlines()
+    rows = "".join(json.dumps({"text": line}) + "\n" for line in lines)
+    (tmp_path / "docs.jsonl").write_text(rows, encoding="utf-8")
+    (tmp_path / "plain.txt").write_text("".join(f"{x}\n\n" for x in lines), encoding="utf-8")
+    found = evaluate("--json", **{"data.path": tmp_path / "docs.jsonl"})
+    assert found[0] == 0, found[2]
+    plain = evaluate("--json", **{"data.path": tmp_path / "plain.txt"})
+    assert json.loads(found[1])["results"] == json.loads(plain[1])["results"]
+    assert json.loads(found[1])["text"]["num_documents"] == len(lines)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -163,7 +176,6 @@ def test_the_files_options_are_those_of_training(evaluate, tmp_path):
         ({"data.encoding": "klingon"}, "--data.encoding 'klingon': unknown encoding; "),
         ({"data.encoding": "ascii"}, "{}/other.txt is not ascii text"),
         ({"data.text_field": "a"}, "--data.text_field 'a': is for "),
-        ({"data.path": "{}/docs.jsonl"}, "--data.path: has documents, but the model's tokenizer "),
         ({"ckpt_path": "no.ckpt"}, "no checkpoint at 'no.ckpt'; "),
         ({"ckpt_path": "last", "logs": "{}"}, "--ckpt_path 'last': no run below '{}' has a last"),
         ({"ckpt_path": "{}/nan.ckpt"}, "the loss of {}/nan.ckpt on this text is not finite; "),
@@ -176,7 +188,6 @@ def test_the_files_options_are_those_of_training(evaluate, tmp_path):
 )
 def test_what_is_wrong_is_one_line(evaluate, last, tmp_path, options, message):
     (tmp_path / "one.txt").write_text("a", encoding="utf-8")
-    (tmp_path / "docs.jsonl").write_text('{"text": "the cat"}\n', encoding="utf-8")
     contents = dict(Checkpoint.read(last).contents)
     contents["state_dict"] = {
         name: torch.full_like(weight, np.nan) for name, weight in contents["state_dict"].items()

@@ -95,6 +95,24 @@ def test_a_killed_job_goes_on_and_only_that_one(start, slurm, tmp_path):
     assert len(list((tmp_path / "logs").glob("version_*"))) == 4
 
 
+def test_a_requeued_job_that_has_done_its_epochs_has_nothing_left_to_do(
+    train, slurm, tmp_path, monkeypatch
+):
+    """Though their number of steps is known only once the text is read."""
+    options = {"trainer.max_epochs": 2, "trainer.limit_train_batches": 3}
+    for name, value in slurm().items():
+        monkeypatch.setenv(name, value)
+    assert train("--trainer.max_steps=-1", **options).evaluated[-1] == 6
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    done = train("--trainer.max_steps=-1", **options)
+    assert (done.status, done.err, done.steps) == (0, "", [])
+    assert done.out.splitlines()[1:] == ["Nothing is left to do: --trainer.max_epochs is 2"]
+    path = tmp_path / "logs" / "version_0" / "checkpoints" / "last.ckpt"
+    asked = train("--trainer.max_steps=-1", f"--ckpt_path={path}", **options)
+    assert asked.status == 2  # not this job's command line
+    assert "raise it" in asked.err
+
+
 def test_a_task_of_an_array_and_an_scontrol_that_fails(slurm, tmp_path, monkeypatch, capsys):
     for name, value in slurm("9", ARRAY_JOB_ID="7", ARRAY_TASK_ID="3").items():
         monkeypatch.setenv(name, value)

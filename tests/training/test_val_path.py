@@ -69,6 +69,16 @@ def test_validation_documents_end_with_a_blank_line_where_training_has_none(modu
     assert data.splits.val_corpus.info.num_documents == len(lines)
 
 
+def test_a_model_of_plain_text_is_never_trained_on_documents(module):
+    """Whether or not the cache has them, from a run that validated on them."""
+    validated = module(val_path="val.jsonl", text_field="body")
+    assert validated.splits.val_corpus.info.num_documents > 0
+    data = module(path="val.jsonl", val_path="train.txt", text_field="body")
+    data.given_tokenizer = validated.tokenizer
+    with pytest.raises(UserError, match="has documents, but the model's tokenizer has no end"):
+        data.splits  # noqa: B018
+
+
 def test_validation_text_may_be_plain_where_training_has_documents(module):
     data = module(path="val.jsonl", val_path="train.txt", text_field="body")
     assert data.tokenizer.end_of_text is not None
