@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, check_choice, check_least
 from lit_gpt.text.corpus import Corpus
 from lit_gpt.text.files import TextFiles
 from lit_gpt.text.finding import SAMPLE
@@ -100,6 +100,22 @@ class TrainBatches:
             starts = offset + rng.permutation(self.epoch_windows) * self.context_length
             self._epoch = (epoch, starts)
         return self._epoch[1]
+
+
+@dataclass(eq=False)
+class EpochBatches:
+    """The first `limit` batches in each of Lightning's epochs, from its place in the epoch on.
+
+    For a plain Trainer with limit_train_batches; the training command makes one endless epoch.
+    """
+
+    batches: TrainBatches
+    limit: int
+    trainer: pl.Trainer
+
+    def __iter__(self) -> Iterator[Batch]:
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return (self.batches[i] for i in range(done % self.limit, self.limit))
 
 
 @dataclass(eq=False)
@@ -214,13 +230,10 @@ class TextDataModule(pl.LightningDataModule):
         self.given_tokenizer: Tokenizer | None = None
         self.train_batches: int | None = None
         self.overfit = False
-        for name in ("batch_size", "context_length"):
-            if self.hparams[name] < 1:
-                raise UserError("must be at least 1", field=name, value=self.hparams[name])
+        check_least(1, batch_size=batch_size, context_length=context_length)
+        check_choice(("random", "shuffled"), order=order)
         if not 0 < train_fraction < 1:
             raise UserError("must be between 0 and 1", field="train_fraction", value=train_fraction)
-        if order not in ("random", "shuffled"):
-            raise UserError("must be random or shuffled", field="order", value=order)
 
     @cached_property
     def splits(self) -> Splits:
@@ -276,15 +289,18 @@ class TextDataModule(pl.LightningDataModule):
     def val_tokens(self) -> np.ndarray:
         return self.splits.val
 
-    def train_dataloader(self) -> TrainBatches:
+    def train_dataloader(self) -> TrainBatches | EpochBatches:
         h = self.hparams
         trainer = self.trainer
         assert trainer is not None
         sizes = (h.batch_size, h.context_length)
         ranks = (trainer.global_rank, trainer.world_size)
         start = trainer.global_step * trainer.accumulate_grad_batches
-        order = (h.order, h.seed)
-        return TrainBatches(self.train_tokens, *sizes, *order, *ranks, start, self.train_batches)
+        batches = self.training_batches(start)
+        limit = trainer.limit_train_batches
+        if isinstance(limit, int) and limit > 0:
+            return EpochBatches(batches, limit, trainer)
+        return batches
 
     def val_dataloader(self) -> dict[str, EvalBatches]:
         """Equally many windows of both splits, in the order of `module.SPLITS`.

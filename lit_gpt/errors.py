@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 FIELD = re.compile(r"`(\w[\w.]*)`")  # a field named inside a problem or a hint
@@ -55,3 +56,19 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return self.render()
+
+
+def check_least(lowest: int, **values: float | None) -> None:
+    """Refuses a value that is below `lowest`, infinite or NaN; None passes."""
+    for name, value in values.items():
+        if value is not None and not lowest <= value < math.inf:
+            raise UserError(f"must be at least {lowest}", field=name, value=value)
+
+
+def check_choice(choices: Collection[Any], **values: Any) -> None:
+    """Refuses a value that is none of the choices."""
+    for name, value in values.items():
+        if value not in choices:
+            raise UserError(
+                f"must be one of {', '.join(map(str, choices))}", field=name, value=value
+            )

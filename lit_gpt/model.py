@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, check_choice, check_least
 
 CHOICES = {  # possible values: the classic style's first, the modern style's last
     "position": ("sinusoidal", "learned", "rotary"),
@@ -79,8 +79,7 @@ class GPTConfig:
     rotary_base: float = 10_000
 
     def __post_init__(self) -> None:
-        if self.style not in STYLES:
-            raise UserError(f"must be one of {list(STYLES)}", field="style", value=self.style)
+        check_choice(STYLES, style=self.style)
         for choice, values in CHOICES.items():
             if getattr(self, choice) is None:
                 setattr(self, choice, values[STYLES[self.style]])
@@ -99,14 +98,10 @@ class GPTConfig:
 
     def _check(self) -> None:
         for name, values in CHOICES.items():
-            value = getattr(self, name)
-            if value not in values:
-                raise UserError(f"must be one of {list(values)}", field=name, value=value)
+            check_choice(values, **{name: getattr(self, name)})
         sizes = ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads")
-        for name in (*sizes, "num_kv_heads", "head_size", "hidden_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError("must be at least 1", field=name, value=value)
+        names = (*sizes, "num_kv_heads", "head_size", "hidden_size")
+        check_least(1, **{name: getattr(self, name) for name in names})
         if not 0 <= self.dropout < 1:
             raise UserError("must be in [0, 1)", field="dropout", value=self.dropout)
         if not 1 < self.rotary_base < math.inf:

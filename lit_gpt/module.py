@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 from torchmetrics import Metric
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, check_choice, check_least
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import OptimizerKind, Schedule, build_optimizer, learning_rate_factor
 
@@ -88,10 +88,9 @@ def check_precision(precision: str) -> None:
 
 
 class LossTotals(Metric):
-    """Adds up the losses of batches of any sizes, of all processes; a NaN stays visible.
+    """Sums of the losses of batches of any sizes, over all processes; a NaN stays visible.
 
-    It holds float64 in every precision as long as it is not part of a module: Lightning would cast
-    it with the weights. Call `start` before each evaluation.
+    In float64 whatever the precision, as long as it is no part of a module, which Lightning casts.
     """
 
     full_state_update = False
@@ -102,8 +101,7 @@ class LossTotals(Metric):
     def __init__(self) -> None:
         super().__init__()
         for name in ("nats", "tokens", "bytes"):
-            zero = torch.zeros((), dtype=torch.float64)
-            self.add_state(name, default=zero, dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def start(self, device: torch.device) -> None:
         """Sets the sums to zero, on this device if it has float64."""
@@ -111,13 +109,7 @@ class LossTotals(Metric):
         self.to("cpu" if device.type == "mps" else device)
 
     def update(self, loss: Tensor, y: Tensor, token_lengths: Tensor | None) -> None:
-        """Adds a batch.
-
-        Args:
-            loss: in nats/token.
-            y: the targets, (B, T).
-            token_lengths: bytes of each token, (V,); None: unknown.
-        """
+        """Adds a batch: its loss in nats/token, its targets (B, T), bytes of each token (V,)."""
         self.nats += loss.to(self.device).double() * y.numel()
         self.tokens += y.numel()
         if token_lengths is not None:
@@ -185,24 +177,18 @@ class LitGPT(pl.LightningModule):
         self._gradient_norm: Tensor | None = None
 
     def _check(self) -> None:
-        hparams = self.hparams
-        if not 0 < hparams.learning_rate < math.inf:
-            raise UserError("must be above 0", field="learning_rate", value=hparams.learning_rate)
-        if not 0 <= hparams.weight_decay < math.inf:
-            raise UserError("must be at least 0", field="weight_decay", value=hparams.weight_decay)
-        if not all(0 <= beta < 1 for beta in hparams.betas):
-            raise UserError("must both be in [0, 1)", field="betas", value=list(hparams.betas))
-        for name, kinds in (("optimizer", OptimizerKind), ("schedule", Schedule)):
-            if hparams[name] not in get_args(kinds):
-                problem = f"must be one of {', '.join(get_args(kinds))}"
-                raise UserError(problem, field=name, value=hparams[name])
-        for name in ("warmup_steps", "skip_bad_steps"):
-            if hparams[name] < 0:
-                raise UserError("must be at least 0", field=name, value=hparams[name])
-        if not 0 <= hparams.min_learning_rate <= hparams.learning_rate:
-            problem = f"must be between 0 and `learning_rate` ({hparams.learning_rate})"
-            value = hparams.min_learning_rate
-            raise UserError(problem, field="min_learning_rate", value=value)
+        h = self.hparams
+        if not 0 < h.learning_rate < math.inf:
+            raise UserError("must be above 0", field="learning_rate", value=h.learning_rate)
+        if not all(0 <= beta < 1 for beta in h.betas):
+            raise UserError("must both be in [0, 1)", field="betas", value=list(h.betas))
+        check_choice(get_args(OptimizerKind), optimizer=h.optimizer)
+        check_choice(get_args(Schedule), schedule=h.schedule)
+        names = ("weight_decay", "warmup_steps", "skip_bad_steps")
+        check_least(0, **{name: h[name] for name in names})
+        if not 0 <= h.min_learning_rate <= h.learning_rate:
+            problem = f"must be between 0 and `learning_rate` ({h.learning_rate})"
+            raise UserError(problem, field="min_learning_rate", value=h.min_learning_rate)
 
     def setup(self, stage: str) -> None:
         check_precision(self.trainer.precision)

@@ -17,7 +17,7 @@ from torch import Tensor
 from lit_gpt.callbacks.stopping import GracefulStop, agreed
 from lit_gpt.checkpoint import check_plain, read_checkpoint
 from lit_gpt.data import TextDataModule
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, check_least
 from lit_gpt.module import LitGPT
 from lit_gpt.storage import atomic_open, unfinished
 
@@ -42,8 +42,7 @@ class StepCheckpoints(ModelCheckpoint):
     state_key = "StepCheckpoints"  # whatever the arguments: a resumed run may have others
 
     def __init__(self, every_n_steps: int = 0, keep: int = 3) -> None:
-        if every_n_steps < 0:
-            raise UserError("must be at least 0", field="every_n_steps", value=every_n_steps)
+        check_least(0, every_n_steps=every_n_steps)
         if keep < 1 and keep != -1:
             raise UserError("must be at least 1, or -1 for all", field="keep", value=keep)
         self.every_n_steps = every_n_steps

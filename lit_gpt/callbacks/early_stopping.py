@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import check_least
 
 
 class EarlyStop(EarlyStopping):
@@ -23,10 +23,7 @@ class EarlyStop(EarlyStopping):
     state_key = "EarlyStopping"
 
     def __init__(self, patience: int = 0, min_delta: float = 0.0) -> None:
-        if patience < 0:
-            raise UserError("must be at least 0", field="patience", value=patience)
-        if not 0 <= min_delta < float("inf"):
-            raise UserError("must be at least 0", field="min_delta", value=min_delta)
+        check_least(0, patience=patience, min_delta=min_delta)
         # A loss that is not finite ends the run with an error of its own.
         super().__init__(
             "val/loss", min_delta, patience, check_finite=False, check_on_train_epoch_end=False

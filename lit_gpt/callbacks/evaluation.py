@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lit_gpt.callbacks.progress import ProgressBar
 from lit_gpt.callbacks.stopping import GracefulStop, agreed
 from lit_gpt.data import Batch, TextDataModule
-from lit_gpt.errors import UserError
+from lit_gpt.errors import check_least
 from lit_gpt.evaluation.whole_text import WholeText, whole_loss
 from lit_gpt.module import LitGPT
 from lit_gpt.reports.history import FinalResult
@@ -77,8 +77,7 @@ class FinalEvaluation(Checkpoint):
     stop: GracefulStop  # the run's: `build_run` sets it
 
     def __init__(self, max_tokens: int | None = None) -> None:
-        if max_tokens is not None and max_tokens < 0:
-            raise UserError("must be at least 0", field="max_tokens", value=max_tokens)
+        check_least(0, max_tokens=max_tokens)
         self.max_tokens = max_tokens
 
     def batches(self, data: TextDataModule) -> WholeText:

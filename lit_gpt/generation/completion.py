@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, check_least
 from lit_gpt.generation.sampling import Rows, Sampling
 from lit_gpt.model import GPT
 from lit_gpt.text.tokenizer import Tokenizer
@@ -44,9 +44,7 @@ class Request:
     trace: bool = False
 
     def __post_init__(self) -> None:
-        most = self.max_new_tokens
-        if most < 1:
-            raise UserError("must be at least 1", field="max_new_tokens", value=most)
+        check_least(1, max_new_tokens=self.max_new_tokens)
         if not 0 <= self.seed < 2**63:
             raise UserError("must be in [0, 2**63)", field="seed", value=self.seed)
         if "" in self.stop:

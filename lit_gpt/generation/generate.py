@@ -14,7 +14,7 @@ from typing import Any
 
 from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.command import call
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, check_least
 from lit_gpt.generation.completion import CompletionChunk, Request, complete
 from lit_gpt.generation.language_model import find_checkpoint
 from lit_gpt.generation.sampling import Sampling
@@ -54,8 +54,7 @@ def print_completions(
     Raises:
         UserError: no checkpoint, a prompt that can't be read, or a value out of range.
     """
-    if num_samples < 1:
-        raise UserError("must be at least 1", field="num_samples", value=num_samples)
+    check_least(1, num_samples=num_samples)
     request = replace(request, stop=tuple(map(unescape, stop)))
     if interactive:
         if prompt or prompt_file or num_samples > 1 or json:

@@ -99,13 +99,13 @@ def find_checkpoint(ckpt_path: str | None, logs: str) -> Path:
     """The checkpoint that a command's options name; prints which, unless it is named itself.
 
     Args:
-        ckpt_path: see `named_checkpoint`; None: see `find_newest`.
+        ckpt_path: see `named_checkpoint`; none: see `find_newest`.
         logs: folder of the runs.
 
     Raises:
         UserError: there is none.
     """
-    if ckpt_path is None:
+    if not ckpt_path:
         return find_newest(logs)
     path = named_checkpoint(ckpt_path, logs)
     if str(path) != ckpt_path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.command import call
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, check_least
 from lit_gpt.generation.language_model import find_checkpoint
 from lit_gpt.serving.batching import Batcher
 from lit_gpt.serving.page import serve_page
@@ -41,15 +41,13 @@ def serve(
     Raises:
         UserError: no checkpoint, no port, a value out of range, or a package is missing.
     """
-    counts = {
-        "max_prompt_tokens": max_prompt_tokens,
-        "max_tokens": max_tokens,
-        "max_concurrent": max_concurrent,
-        "max_batch_size": max_batch_size,
-    }
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise UserError("must be at least 1", field=name, value=count)
+    check_least(
+        1,
+        max_prompt_tokens=max_prompt_tokens,
+        max_tokens=max_tokens,
+        max_concurrent=max_concurrent,
+        max_batch_size=max_batch_size,
+    )
     try:
         from lit_gpt.serving.app import Server, Service, application
     except ModuleNotFoundError as error:

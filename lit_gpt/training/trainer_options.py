@@ -18,7 +18,7 @@ from lightning.pytorch import callbacks, plugins, strategies
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt.data import TextDataModule
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, check_least
 from lit_gpt.module import check_precision
 from lit_gpt.training.epochs import set_limits
 
@@ -94,9 +94,7 @@ def check_trainer(config: jsonargparse.Namespace) -> None:
         config: the Trainer's options, nothing instantiated.
     """
     for name, lowest in LOWEST.items():
-        value = config[name]
-        if value is not None and value < lowest:
-            raise UserError(f"must be at least {lowest}", field=name, value=value)
+        check_least(lowest, **{name: config[name]})
     for name in ("max_steps", "max_epochs"):
         if config[name] == 0:
             raise UserError("must be at least 1, or -1 for no limit", field=name, value=0)
