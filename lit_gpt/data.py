@@ -290,17 +290,23 @@ class TextDataModule(pl.LightningDataModule):
         return self.splits.val
 
     def train_dataloader(self) -> TrainBatches | EpochBatches:
+        batches = self._endless_batches()
+        trainer = self.trainer
+        assert trainer is not None
+        limit = trainer.limit_train_batches
+        if isinstance(limit, int) and limit > 0:
+            return EpochBatches(batches, limit, trainer)
+        return batches
+
+    def _endless_batches(self) -> TrainBatches:
         h = self.hparams
         trainer = self.trainer
         assert trainer is not None
         sizes = (h.batch_size, h.context_length)
         ranks = (trainer.global_rank, trainer.world_size)
         start = trainer.global_step * trainer.accumulate_grad_batches
-        batches = self.training_batches(start)
-        limit = trainer.limit_train_batches
-        if isinstance(limit, int) and limit > 0:
-            return EpochBatches(batches, limit, trainer)
-        return batches
+        order = (h.order, h.seed)
+        return TrainBatches(self.train_tokens, *sizes, *order, *ranks, start, self.train_batches)
 
     def val_dataloader(self) -> dict[str, EvalBatches]:
         """Equally many windows of both splits, in the order of `module.SPLITS`.
@@ -324,7 +330,7 @@ class TextDataModule(pl.LightningDataModule):
             hint = "give a number of batches"
             raise UserError(problem, field="limit_val_batches", value=limit, hint=hint)
         if self.overfit:
-            loaders["train"].use(self.train_dataloader())
+            loaders["train"].use(self._endless_batches())
         return loaders
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:

@@ -14,6 +14,7 @@ from lit_gpt.callbacks.evaluation import FinalEvaluation
 from lit_gpt.data import EvalBatches, TextDataModule, TrainBatches, read_windows
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.whole_text import WholeText
+from lit_gpt.module import LitGPT
 
 ROOT = Path(__file__).parents[2]
 ORDERS = ["random", "shuffled"]
@@ -275,7 +276,7 @@ def in_training(module: TextDataModule, **state) -> TextDataModule:
     """With what it reads of a trainer."""
     module.trainer = SimpleNamespace(
         **{"global_rank": 0, "world_size": 1, "global_step": 0, "accumulate_grad_batches": 1}
-        | {"limit_val_batches": 1.0}
+        | {"limit_val_batches": 1.0, "limit_train_batches": 1.0}
         | state
     )
     return module
@@ -324,6 +325,55 @@ def test_training_continues_at_the_batch_that_comes_next(module):
     first_20 = list(islice(in_training(module(text)).train_dataloader(), 20))
     resumed = in_training(module(text), **steps).train_dataloader()
     assert same(islice(resumed, 8), first_20[12:])
+
+
+class Seen(pl.Callback):
+    """The batches that a Trainer trains on; a checkpoint after each step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.batches: list = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.batches.append(batch)
+        path = self.folder / f"{trainer.global_step}.ckpt"
+        if not path.exists():
+            trainer.save_checkpoint(path)
+
+
+@pytest.mark.parametrize("limit", [{"limit_train_batches": 3}, {"overfit_batches": 2}])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+def test_a_plain_trainer_resumes_in_the_middle_of_its_epochs(module, tmp_path, limit, accumulate):
+    def batches_of(folder: str, ckpt_path: Path | None = None) -> list:
+        data = module("some text " * 50)
+        seen = Seen(tmp_path / folder)
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_steps=5,
+            limit_val_batches=0,
+            accumulate_grad_batches=accumulate,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[seen],
+            **limit,
+        )
+        sizes = {"vocab_size": data.vocab_size, "context_length": data.hparams.context_length}
+        model = LitGPT(d_model=8, num_blocks=1, num_heads=1, **sizes)
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        return seen.batches
+
+    whole = batches_of("whole")
+    (number,) = limit.values()
+    epochs = [*whole[:number]] * len(whole)
+    assert same(whole, epochs[: len(whole)])
+    assert not same(whole[:1], whole[1:2])
+    for step in (1, 2, 3, 4):
+        rest = batches_of("rest", tmp_path / "whole" / f"{step}.ckpt")
+        assert rest
+        assert same(rest, whole[-len(rest) :])
 
 
 def test_ranks_train_and_evaluate_on_their_own_windows(module):
