@@ -97,11 +97,6 @@ class Checkpoint:
         return state
 
     @property
-    def schedule_states(self) -> list[dict[str, Any]]:
-        """Of the learning-rate schedule; none with a constant rate."""
-        return self.contents["lr_schedulers"]
-
-    @property
     def hyperparameters(self) -> dict[str, Any]:
         """The arguments of LitGPT."""
         return self._dict("hyper_parameters")
@@ -150,15 +145,6 @@ class Checkpoint:
     def fit_loop_state(self) -> Any:
         """Lightning's counters."""
         return self._dict("loops").get("fit_loop")
-
-    @property
-    def optimizer_steps(self) -> Any:
-        """Which of these counters Lightning continues `global_step` from; None: it is not there."""
-        try:
-            optimization = self.fit_loop_state["epoch_loop.automatic_optimization.optim_progress"]
-            return optimization["optimizer"]["step"]["total"]["completed"]
-        except (LookupError, TypeError):
-            return None
 
     def _dict(self, key: str) -> dict[str, Any]:
         part = self.contents.get(key)
@@ -242,32 +228,23 @@ def read_checkpoint(path: str | Path, needed: Mapping[str, type] = INFERENCE_KEY
     path = Path(os.path.expanduser(path))  # Path's own fails for an unknown user
     if not path.is_file():
         raise UserError(f"no checkpoint at {str(path)!r}", hint="give the path of a .ckpt file")
-    another = "use another checkpoint"
+
+    def refused(problem: str) -> UserError:
+        return UserError(f"{path} {problem}", hint="use another checkpoint")
+
     try:
         contents = read_file(path)
     except Exception as error:  # whatever a malicious file can raise
-        raise UserError(
-            f"{path} is not a checkpoint that can be loaded (truncated, damaged or not from "
-            "lit_gpt)",
-            hint=another,
-        ) from error
-    missing = sorted(needed.keys() - (contents if isinstance(contents, dict) else {}))
-    if missing:
-        raise UserError(
-            f"{path} is not a complete checkpoint of lit_gpt: it has no {', '.join(missing)}",
-            hint=another,
-        )
+        problem = "is not a checkpoint that can be loaded (truncated, damaged or not from lit_gpt)"
+        raise refused(problem) from error
+    if missing := sorted(needed.keys() - (contents if isinstance(contents, dict) else {})):
+        raise refused(f"is not a complete checkpoint of lit_gpt: it has no {', '.join(missing)}")
     for key, kind in needed.items():
         if not isinstance(contents[key], kind):
-            raise UserError(
-                f"{path} is damaged or not from lit_gpt: its {key} is not a {kind.__name__}",
-                hint=another,
-            )
+            raise refused(f"is damaged or not from lit_gpt: its {key} is not a {kind.__name__}")
     for key in PLAIN_KEYS & contents.keys():
         if any(isinstance(part, Tensor) for part in parts_of(contents[key])):
-            raise UserError(
-                f"{path} is damaged or not from lit_gpt: its {key} has a tensor", hint=another
-            )
+            raise refused(f"is damaged or not from lit_gpt: its {key} has a tensor")
     if isinstance(states := contents.get("callbacks"), dict):
         contents["callbacks"] = {_state_key(key): state for key, state in states.items()}
     return contents

@@ -56,8 +56,17 @@ def check_restored_state(path: str, checkpoint: Checkpoint, trainer: pl.Trainer)
     for name, state in ours.items():
         if odd := odd_part(saved[name], state, name):
             raise unfit(path, odd)
-    if checkpoint.optimizer_steps != checkpoint.global_step:
+    if optimizer_steps(checkpoint.fit_loop_state) != checkpoint.global_step:
         raise unfit(path, "global_step")
+
+
+def optimizer_steps(counters: Any) -> Any:
+    """Which of the fit loop's counters Lightning continues `global_step` from."""
+    try:
+        optimization = counters["epoch_loop.automatic_optimization.optim_progress"]
+        return optimization["optimizer"]["step"]["total"]["completed"]
+    except (LookupError, TypeError):
+        return None
 
 
 def unfit(path: str, name: str) -> UserError:

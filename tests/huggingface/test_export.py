@@ -439,7 +439,7 @@ def test_windows_are_spread_over_the_validation_split(num_tokens, length, expect
             "--out '{here}/text.txt/folder': can't be written (",
         ),
         ({"ckpt_path": "none.ckpt"}, "no checkpoint at '{here}/none.ckpt'"),
-        ({"ckpt_path": "taken"}, "no checkpoint at '{here}/taken'"),
+        ({"ckpt_path": "taken"}, "--ckpt_path '{here}/taken': no run below"),
         ({"ckpt_path": "text.txt"}, "{here}/text.txt is not a checkpoint that can be loaded"),
         ({"data_path": "none"}, "--data_path '{here}/none': no such file or folder"),
         ({"data_path": "empty.txt"}, "--data_path: no text in {here}/empty.txt; "),

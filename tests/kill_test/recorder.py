@@ -118,7 +118,7 @@ def compare_checkpoints(found: Path, whole: Path) -> str | None:
             "step": saved.global_step,
             "weights": saved.weights,
             "optimizer": saved.optimizer_state,
-            "schedules": saved.schedule_states,
+            "schedules": saved.contents["lr_schedulers"],
             "config": vars(saved.gpt_config),
             "tokenizer": saved.tokenizer.to_dict(),
             "best": saved.best_evaluation,
