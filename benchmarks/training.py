@@ -27,7 +27,8 @@ from benchmarks.measure import (
 )
 from lit_gpt.module import next_token_loss
 from lit_gpt.optim import build_optimizer
-from lit_gpt.training.train import build_run, silence_warnings
+from lit_gpt.training.train import build_run
+from lit_gpt.training.warning_filters import silence_warnings
 
 
 def compare(

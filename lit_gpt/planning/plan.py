@@ -30,7 +30,8 @@ from lit_gpt.training import summary
 from lit_gpt.training.init_from import build_data
 from lit_gpt.training.options import TrainOptions, option_name
 from lit_gpt.training.run_folder import run_of_last
-from lit_gpt.training.train import Run, build_run, silence_warnings
+from lit_gpt.training.train import Run, build_run
+from lit_gpt.training.warning_filters import silence_warnings
 
 __all__ = ["main", "option_name"]
 

@@ -142,7 +142,7 @@ def check_epochs_left(options: TrainOptions, epoch: Epoch, checkpoint: Checkpoin
     if slurm.checkpoint_of_job(config.trainer.default_root_dir or ".", options.argv):
         slurm.end_done("max_epochs", epochs)
     raise UserError(
-        f"ends at step {epoch.steps(epochs):,}, and {config.ckpt_path} is at step {step:,}",
+        f"ends at step {epoch.steps(epochs):,}, and {checkpoint.path} is at step {step:,}",
         field="max_epochs",
         value=epochs,
         hint="raise it, or set it to null and give `max_steps`",

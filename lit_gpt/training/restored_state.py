@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,7 +23,7 @@ class OptimizerStateCheck(Callback):
     Fused optimizers look only at the weight's, and would write beyond the moments' memory.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -37,7 +38,7 @@ class OptimizerStateCheck(Callback):
                         state[name] = torch.empty_like(weight).copy_(value)
 
 
-def check_restored_state(path: str, checkpoint: Checkpoint, trainer: pl.Trainer) -> None:
+def check_restored_state(checkpoint: Checkpoint, trainer: pl.Trainer) -> None:
     """Compares the saved state of loops and callbacks with what these have at a run's start.
 
     Raises:
@@ -52,12 +53,12 @@ def check_restored_state(path: str, checkpoint: Checkpoint, trainer: pl.Trainer)
             ours[name] = callback.state_dict()
             saved[name] = state
             if isinstance(callback, ModelCheckpoint) and not is_ranking(state, callback):
-                raise unfit(path, name)
+                raise unfit(checkpoint.path, name)
     for name, state in ours.items():
         if odd := odd_part(saved[name], state, name):
-            raise unfit(path, odd)
+            raise unfit(checkpoint.path, odd)
     if optimizer_steps(checkpoint.fit_loop_state) != checkpoint.global_step:
-        raise unfit(path, "global_step")
+        raise unfit(checkpoint.path, "global_step")
 
 
 def optimizer_steps(counters: Any) -> Any:
@@ -69,7 +70,7 @@ def optimizer_steps(counters: Any) -> Any:
         return None
 
 
-def unfit(path: str, name: str) -> UserError:
+def unfit(path: Path, name: str) -> UserError:
     return UserError(
         f"{path} can't be continued: its {name} is not what a run saves",
         hint=f"start a new run from its weights with `init_from`={path}",

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lit_gpt.checkpoint import RESUME_KEYS, Checkpoint
+from lit_gpt.command import as_user_error
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generation.language_model import named_checkpoint
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
 from lit_gpt.training import slurm, summary
+from lit_gpt.training.epochs import check_epochs_left
 from lit_gpt.training.init_from import adopt_model
+from lit_gpt.training.restored_state import check_restored_state
 
 if TYPE_CHECKING:
     from lit_gpt.training.options import TrainOptions
+    from lit_gpt.training.train import Run
 
 
 def resolve_checkpoint(options: TrainOptions) -> Checkpoint | None:
@@ -78,12 +81,39 @@ def shape_of(state: dict[str, Any]) -> torch.Size:
     return shape
 
 
-def check_patience(path: str, checkpoint: Checkpoint, patience: int) -> None:
+def check_resume(run: Run, checkpoint: Checkpoint) -> None:
+    """Refuses to continue a run that is over, or whose options differ in what must not.
+
+    Raises:
+        UserError: why.
+        SystemExit: SLURM requeued a job that is done.
+    """
+    check_restored_state(checkpoint, run.trainer)
+    check_epochs_left(run.options, run.epoch, checkpoint)
+    check_fit(checkpoint, run.trainer.max_steps, run.model, run.data)
+    check_patience(checkpoint, run.early.patience)
+
+
+def fit(run: Run) -> None:
+    path = run.options.config.ckpt_path
+    try:
+        run.trainer.fit(run.model, datamodule=run.data, ckpt_path=path, weights_only=True)
+    except Exception as error:
+        if not run.checkpoint or isinstance(error, OSError) or as_user_error(error):
+            raise
+        if run.trainer.global_step - (run.checkpoint.global_step or 0) > 1:
+            raise
+        # The first step uses what Lightning restored.
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} can't be continued, its parts don't fit: {reason}") from error
+
+
+def check_patience(checkpoint: Checkpoint, patience: int) -> None:
     """Refuses to continue a run that stopped early, unless it may wait longer now."""
     if 0 < patience <= (waited := evaluations_waited(checkpoint)):
         raise UserError(
-            f"must be above {waited}: {path} stopped early, after {waited} evaluations without a "
-            "lower validation loss",
+            f"must be above {waited}: {checkpoint.path} stopped early, after {waited} evaluations "
+            "without a lower validation loss",
             field="early_stopping.patience",
             value=patience,
             hint="raise it, or set it to 0 to train until `max_steps`",
@@ -106,10 +136,9 @@ def validation_fingerprint(text_info: dict[str, Any]) -> Any:
     return info.get("fingerprint") if isinstance(info, dict) else None
 
 
-def check_fit(
-    path: str, checkpoint: Checkpoint, max_steps: int, model: LitGPT, data: TextDataModule
-) -> None:
+def check_fit(checkpoint: Checkpoint, max_steps: int, model: LitGPT, data: TextDataModule) -> None:
     """Refuses to continue a checkpoint of another model, optimizer, tokenizer, text or split."""
+    path = checkpoint.path
     step = checkpoint.global_step or 0
     if 0 <= max_steps <= step:
         problem = f"must be above {step}, the step of {path}"
@@ -143,7 +172,7 @@ def check_fit(
     elif not same_tokens and not differences:
         differences.append("the tokenizer's vocabulary differs")
     if differences:
-        config = Path(path).parent.parent / "config.yaml"
+        config = path.parent.parent / "config.yaml"
         options = f"`config` {config}" if config.is_file() else "the options of that run"
         raise UserError(
             f"{path} does not fit the options: {', '.join(differences)}",

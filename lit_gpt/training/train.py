@@ -5,8 +5,6 @@ Who decides when a run stops: callbacks/stopping.py. What it prints: training/su
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,19 +30,20 @@ from lit_gpt.callbacks.report_writer import ReportWriter
 from lit_gpt.callbacks.samples import Samples
 from lit_gpt.callbacks.stopping import GracefulStop
 from lit_gpt.checkpoint import Checkpoint
-from lit_gpt.command import as_user_error, command_line
+from lit_gpt.command import command_line
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.training import slurm, summary
-from lit_gpt.training.epochs import Epoch, check_epochs_left, epoch_of
+from lit_gpt.training.epochs import Epoch, epoch_of
 from lit_gpt.training.init_from import load_weights
 from lit_gpt.training.loggers import start_loggers
 from lit_gpt.training.options import SaveConfig, TrainOptions, option_name
-from lit_gpt.training.restored_state import OptimizerStateCheck, check_restored_state
-from lit_gpt.training.resume import check_fit, check_patience
+from lit_gpt.training.restored_state import OptimizerStateCheck
+from lit_gpt.training.resume import check_resume, fit
 from lit_gpt.training.run_folder import as_list, lock_run_folder, run_folder_arguments
 from lit_gpt.training.trainer_options import build_trainer
+from lit_gpt.training.warning_filters import silence_warnings
 
 __all__ = ["Run", "build_run", "main", "option_name", "train"]
 
@@ -127,7 +126,7 @@ def build_run(
     if objects.trainer.enable_progress_bar is not False:
         more.append(ProgressBar(ours["throughput"]))
     if checkpoint:
-        more.append(OptimizerStateCheck(options.config.ckpt_path))
+        more.append(OptimizerStateCheck(checkpoint.path))
     if slurm.job_id():
         more.append(slurm.SlurmJobMarker(options.argv))
     config = SaveConfig(options.parser, options.config)
@@ -135,12 +134,8 @@ def build_run(
         more.append(config)
     if scratch is None:
         arguments = run_folder_arguments(objects.trainer, options.config.ckpt_path)
-        arguments["callbacks"] = [
-            *as_list(objects.trainer.callbacks),
-            *ours.values(),
-            *more,
-            *callbacks,
-        ]
+        theirs = as_list(objects.trainer.callbacks)
+        arguments["callbacks"] = [*theirs, *ours.values(), *more, *callbacks]
     else:
         logger = TensorBoardLogger(scratch, name="", version="")
         arguments = {
@@ -152,14 +147,12 @@ def build_run(
         }
     arguments["plugins"] = [*as_list(objects.trainer.plugins), CheckpointIO(stop)]
     trainer = build_trainer(vars(objects.trainer) | arguments, data)
+    run = Run(options, trainer, model, data, checkpoint, config, **ours)
     if checkpoint:
-        check_restored_state(options.config.ckpt_path, checkpoint, trainer)
-        check_epochs_left(options, epoch_of(trainer, data), checkpoint)
-        check_fit(options.config.ckpt_path, checkpoint, trainer.max_steps, model, data)
-        check_patience(options.config.ckpt_path, checkpoint, objects.early_stopping.patience)
+        check_resume(run, checkpoint)
     elif model.hparams.init_from:
         load_weights(model.gpt, model.hparams.init_from)
-    return Run(options, trainer, model, data, checkpoint, config, **ours)
+    return run
 
 
 def train(run: Run) -> int:
@@ -180,40 +173,6 @@ def train(run: Run) -> int:
     if run.stop.reason in slurm.requeue_signals(trainer) and is_unfinished:
         slurm.requeue()
     return run.stop.status if trainer.is_global_zero else 0
-
-
-def fit(run: Run) -> None:
-    path = run.options.config.ckpt_path
-    try:
-        run.trainer.fit(run.model, datamodule=run.data, ckpt_path=path, weights_only=True)
-    except Exception as error:
-        if not run.checkpoint or isinstance(error, OSError) or as_user_error(error):
-            raise
-        if run.trainer.global_step - (run.checkpoint.global_step or 0) > 1:
-            raise
-        # The first step uses what Lightning restored.
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} can't be continued, its parts don't fit: {reason}") from error
-
-
-def silence_warnings() -> None:
-    """Silences what would tell a user nothing: Lightning's notes, and warnings by their text."""
-    for name in ("pytorch", "fabric"):
-        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
-    for message in (
-        "LightningCLI's args parameter",  # the entry point passes them on
-        ".*LeafSpec.*",  # torch 2.13 and Lightning's use of its pytrees
-        "Checkpoint directory .* exists and is not empty",  # at each resumed run
-        ".*`weights_only` was not set.*",  # on saving, where it means nothing
-        "It is recommended to use .*sync_dist",  # torchmetrics has synchronized already
-        "You defined a `validation_step` but have no",  # --find_lr evaluates nothing
-        "Mismatch dtype between input and weight",  # RMSNorm in bf16-mixed: only slower
-        "The dirpath has changed from",  # a new run from another run's checkpoint
-        ".*AMP with fp16 is not supported on CPU",  # the line of the device says it,
-        ".*is supported for historical reasons",  # and what 16 and bf16 mean
-        "Be aware that when using `ckpt_path`",  # of callbacks that were left out on purpose
-    ):
-        warnings.filterwarnings("ignore", message)
 
 
 def main(argv: list[str]) -> int:

@@ -16,7 +16,8 @@ import lightning.pytorch as pl
 
 from lit_gpt.command import as_user_error
 from lit_gpt.errors import UserError
-from lit_gpt.training.train import build_run, option_name, silence_warnings, train
+from lit_gpt.training.train import build_run, option_name, train
+from lit_gpt.training.warning_filters import silence_warnings
 
 
 class Pruned(Exception):
