@@ -110,6 +110,12 @@ class Parser(command.Parser, LightningArgumentParser):
             message = f"--{group[1]} is a group of options, so it can't be null"
         if value := re.search(r'"trainer.precision"(?s:.+)Given value: (.+)', message):
             raise not_a_choice("precision", value[1])
+        option = re.match('Parser key "(.+?)"', message)
+        if option and (problem := problem_of_class(message)):
+            kinds = set(re.findall(r"class_path'?[=:] ?'(?:[\w.]+\.)?(\w+)'", message))
+            kind = kinds.pop() if len(kinds) == 1 else None
+            hint = f"`{option[1]}.help`={kind or 'CLASS'} lists what it takes"
+            raise UserError(problem, field=option[1], value=kind, hint=hint)
         super().error(message, ex)
 
     def parse_args(  # type: ignore[override]
@@ -143,6 +149,9 @@ class Parser(command.Parser, LightningArgumentParser):
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """The options that most people need, ours first; with --help=GROUP or =all the others."""
+        groups = self.groups or {}
+        if not GROUPS.keys() <= groups.keys():  # of a class, by --trainer.callbacks.help=CLASS
+            return super().format_help(*args, **kwargs)
         for action in self._actions:
             if self.shown is None and action.dest in SHORT_HELP:
                 action.help = OUR_HELP.get(action.dest, action.help)
@@ -150,7 +159,6 @@ class Parser(command.Parser, LightningArgumentParser):
                 action.help = argparse.SUPPRESS
             # Lists can be appended to with --NAME+, which is not worth a line each.
             action.option_strings = [s for s in action.option_strings if not s.endswith("+")]
-        groups = self.groups or {}
         for name, (title, _) in GROUPS.items():
             groups[name].title = title
         others: list[Any] = [g for g in self._action_groups if g not in groups.values()]
@@ -182,9 +190,13 @@ def leaves(value: Any) -> Iterator[Any]:
 
 def problem_of_class(message: str) -> str:
     """Why a class can't be made with these options, out of all that jsonargparse says."""
-    errors = re.split(r"\n  - ", message.partition("\nErrors:")[2].partition("\nGiven value")[0])
-    others = ("Expected a ", "Not a valid subclass", "Import path")
-    return "; ".join(e for e in errors if e.strip() and not e.startswith(others)).replace("`", "'")
+    found = re.search(
+        r"\n *Errors:(?P<bullet>\n *- )(?P<errors>(?s:.+?))(?=\n *Given value|$)", message
+    )
+    errors = found["errors"].split(found["bullet"]) if found else []
+    others = ("Expected a", "Not a valid subclass", "Import path", "Does not validate")
+    parts = (e.partition("; --help")[0] for e in errors if not e.startswith(others))
+    return "; ".join(dict.fromkeys(parts)).replace("`", "'")
 
 
 class SaveConfig(SaveConfigCallback):

@@ -154,6 +154,13 @@ def test_every_window_is_read_in_each_shuffled_epoch(record, data):
     assert sorted(read) in wanted
 
 
+@pytest.mark.parametrize(("epochs", "evaluated"), [(1, [0, 3, 6, 8]), (2, [0, 6, 8])])
+def test_evaluations_are_so_many_epochs_apart(record, epochs, evaluated):
+    options = {"trainer.limit_train_batches": 3, "trainer.max_steps": 8}
+    options |= {"trainer.check_val_every_n_epoch": epochs}
+    assert record("--trainer.val_check_interval=null", **options)[1].evaluated == evaluated
+
+
 def test_the_first_limit_reached_ends_the_run(record):
     options = {"trainer.limit_train_batches": 3}
     assert record(**options | {"trainer.max_epochs": 1})[1].evaluated == [0, 2, 3]

@@ -111,3 +111,31 @@ def test_help_is_short_and_says_where_the_rest_is(train):
 )
 def test_fields_are_named_as_they_are_typed(field, option):
     assert option_name(field) == option
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trainer.callbacks=EarlyStopping"], "are required: monitor"),
+        (["--trainer.callbacks=[EarlyStopping, Timer]"], "are required: monitor"),
+        (["--trainer.callbacks=Timer", "--trainer.callbacks.durration=3"], "Option 'durration' is"),
+        (["--trainer.callbacks={class_path: Timer, init_args: {verbose: x}}"],
+         "'Timer': verbose 'x': must be true or false"),
+        (["--trainer.logger=CSVLogger"], "'CSVLogger': the following arguments are required: save"),
+        (["--trainer.plugins=BitsandbytesPrecision"], "'BitsandbytesPrecision': the following"),
+    ],
+)  # fmt: skip
+def test_what_a_class_lacks_is_said(words, message, train):
+    result = train(*words)
+    assert (result.status, len(result.err.splitlines())) == (2, 1)
+    option = words[0].partition("=")[0]
+    assert result.err.startswith(f"error: {option}")
+    assert message in result.err
+    assert f"{option}.help=" in result.err
+
+
+def test_the_help_of_a_class_lists_its_options(train):
+    result = train("--trainer.callbacks.help=EarlyStopping")
+    assert (result.status, result.err) == (0, "")
+    assert "--trainer.callbacks.monitor" in result.out
+    assert "quantity to be monitored" in result.out
