@@ -13,7 +13,7 @@ from typing import Any, TypedDict, cast
 
 from torch import Tensor
 
-from lit_gpt.checkpoint_file import check_parts, parts_of, read_file
+from lit_gpt.checkpoint_file import parts_of, read_file
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text.tokenizer import Tokenizer
@@ -195,25 +195,6 @@ def write_options(contents: dict[str, Any], options: dict[str, Any]) -> None:
 
 def write_skipped_steps(contents: dict[str, Any], number: int) -> None:
     contents["skipped_steps"] = number
-
-
-def check_plain(contents: Mapping[str, Any]) -> None:
-    """Checks that a checkpoint can be read again, which that of a user's own callback may not.
-
-    Raises:
-        UserError: what holds more than plain values and tensors.
-    """
-    parts = {key: part for key, part in contents.items() if key != "callbacks"}
-    for key, state in contents.get("callbacks", {}).items():
-        parts[f"callback {key}"] = state
-    for name, part in parts.items():
-        try:
-            check_parts(part)
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"the state of {name} can't be saved: it has {error}",
-                hint="save numbers, text, lists, dicts and tensors only",
-            ) from error
 
 
 def read_checkpoint(path: str | Path, needed: Mapping[str, type] = INFERENCE_KEYS) -> Contents:

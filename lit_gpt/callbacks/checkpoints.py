@@ -15,7 +15,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from lit_gpt.callbacks.stopping import GracefulStop, agreed
-from lit_gpt.checkpoint import check_plain, read_checkpoint
+from lit_gpt.checkpoint import read_checkpoint
+from lit_gpt.checkpoint_file import check_parts
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError, check_least
 from lit_gpt.module import LitGPT
@@ -132,6 +133,24 @@ def _reason(error: Exception, path: Path) -> str:
             return error.strerror
         return f"{shutil.disk_usage(path.parent).free:,} bytes are free there"
     return str(error)
+
+
+def check_plain(contents: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint can be read again, which that of a user's own callback may not.
+
+    Raises:
+        UserError: what holds more than plain values and tensors.
+    """
+    for group, state in contents.items():
+        parts = state if isinstance(state, dict) else {"it": state}
+        for name, part in parts.items():
+            try:
+                check_parts(part)
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"the {group} can't be saved: {name} has {error}",
+                    hint="save numbers, text, lists, dicts and tensors only",
+                ) from error
 
 
 class CheckpointIO(TorchCheckpointIO):

@@ -12,9 +12,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_gpt.data import TextDataModule
-from lit_gpt.generation.sampling import generate, stream_text
+from lit_gpt.generation.sampling import generate
 from lit_gpt.model import GPT
 from lit_gpt.module import LitGPT
+from lit_gpt.text.utf8 import stream_text
 
 
 class Samples(Callback):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, KVCache
-from lit_gpt.text.tokenizer import Tokenizer, unfinished_bytes
+from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.utf8 import unfinished_bytes, unfinished_end
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Rows:
         self.unfinished = [b""] * len(ids)
         if tokenizer:
             ends = [tokenizer.decode_bytes(row) for row in ids[:, -3:].tolist()]
-            self.unfinished = [_unfinished_character(end) for end in ends]
+            self.unfinished = [unfinished_end(end) for end in ends]
 
     def logits(self, rows: list[int] | None = None) -> Tensor:
         """Logits (N, V) of the next ids of these rows, or of all; call it once per `append`."""
@@ -167,12 +167,6 @@ class Rows:
             self.cache.values = self.cache.values[:, rows]
 
 
-def _unfinished_character(text: bytes) -> bytes:
-    """The first bytes of a character that the text ends in; the text may begin inside one."""
-    ends = [text[-length:] for length in (3, 2, 1)]
-    return next((end for end in ends if unfinished_bytes(end) == end), b"")
-
-
 @torch.inference_mode()
 def generate(
     model: GPT,
@@ -190,11 +184,3 @@ def generate(
         next_ids = sampling(rows.logits(), rows.seen, generator)
         rows.append(next_ids)
         yield next_ids
-
-
-def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Yields the text of ids as they come, but only whole characters."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for i in ids:
-        if text := decoder.decode(tokenizer.tokens[i]):
-            yield text

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from lit_gpt.errors import UserError
+from lit_gpt.text.cutting import cut_safely
+from lit_gpt.text.overlap import chunks
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import PATTERN
+
+if TYPE_CHECKING:
+    from lit_gpt.text.files import Reader
 
 SAMPLE = 1 << 26  # bytes of text to train on: 4096 merges take a minute and 1.3 GB at worst
 PIECE = 1 << 19  # characters passed on at a time: rustbpe panics at a million spaces
 BUFFER = 16  # pieces held at a time
+CAREFUL = 0.98  # share of the training split, estimated in bytes, that is used at first
+CHUNK = 1 << 20  # tokens counted at a time
 
 Train = Callable[[Iterable[str]], Tokenizer]
 
@@ -59,3 +69,29 @@ def load_trainer(size: int) -> Train:
         return tokenizer
 
     return train
+
+
+def train_on_split(
+    train: Train, reader: Reader, fraction: float, encode: Callable[[Tokenizer], np.ndarray]
+) -> None:
+    """Trains a vocabulary on the training split of a text, and encodes all of it.
+
+    The split is counted in tokens, which don't exist yet. So training uses a bit less than that
+    share of the bytes, and again fewer should these reach into the validation split after all.
+
+    Args:
+        fraction: share of the tokens, from the front, that are the training split.
+        encode: encodes the text and returns the ids of its training split, (M,).
+    """
+    num_bytes = sum(len(text.encode()) for text in reader if text)
+    if fraction < 1:
+        num_bytes = int(num_bytes * fraction * CAREFUL)
+    while True:
+        tokenizer = train(training_text(cut_safely(reader, PATTERN), num_bytes))
+        if reader.has_documents:
+            tokenizer = tokenizer.with_end_of_text()
+        lengths = tokenizer.token_lengths()
+        train_bytes = sum(int(lengths[ids].sum()) for ids in chunks(encode(tokenizer), CHUNK))
+        if num_bytes <= train_bytes:
+            return
+        num_bytes = int(train_bytes * CAREFUL)

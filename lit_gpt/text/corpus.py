@@ -28,7 +28,6 @@ from lit_gpt.text.vocabularies import Vocabulary
 CACHE_VERSION = 4  # part of every cache's key: raise it when what is stored changes
 CHUNK = 1 << 20  # ids renumbered at a time
 SHORT = 1000  # characters: encoding a shorter part costs little more than the call
-CAREFUL = 0.98  # share of the training split, estimated in bytes, that bpe:N is trained on at first
 
 
 @dataclass(frozen=True)
@@ -152,30 +151,6 @@ def split_at(num_tokens: int, train_fraction: float) -> int:
     return int(num_tokens * train_fraction)
 
 
-def _train_and_encode(folder: Path, reader: Reader, train: bpe.Train, fraction: float) -> None:
-    """Trains the vocabulary on the training split and encodes the text with it.
-
-    The split is counted in tokens, which don't exist yet. So training uses a bit less than that
-    share of the bytes, and again fewer should these reach into the validation split after all.
-    """
-    num_bytes = sum(len(text.encode()) for text in reader if text)
-    if fraction < 1:
-        num_bytes = int(num_bytes * fraction * CAREFUL)
-    while True:
-        tokenizer = train(bpe.training_text(cut_safely(reader, bpe.PATTERN), num_bytes))
-        if reader.has_documents:
-            tokenizer = tokenizer.with_end_of_text()
-        _encode(folder, reader, tokenizer, compact=False)
-        corpus = _open(folder, reader)
-        assert corpus
-        train_tokens = corpus.tokens[: split_at(len(corpus.tokens), fraction)]
-        lengths = tokenizer.token_lengths()
-        train_bytes = sum(int(lengths[ids].sum()) for ids in chunks(train_tokens, CHUNK))
-        if num_bytes <= train_bytes:
-            return
-        num_bytes = int(train_bytes * CAREFUL)
-
-
 def _open(folder: Path, reader: Reader) -> Corpus | None:
     """The cached corpus; None if there is none or it is damaged.
 
@@ -257,7 +232,14 @@ def load_corpus(
     if vocabulary.trained_size:
         train = bpe.load_trainer(vocabulary.trained_size)
         with _new_folder(folder, reader) as new:
-            _train_and_encode(new, reader, train, train_fraction)
+
+            def encode(tokenizer: Tokenizer) -> np.ndarray:
+                _encode(new, reader, tokenizer, compact=False)
+                corpus = _open(new, reader)
+                assert corpus
+                return corpus.tokens[: split_at(len(corpus.tokens), train_fraction)]
+
+            bpe.train_on_split(train, reader, train_fraction, encode)
     else:
         full = vocabulary.load(reader, train_fraction)
         if reader.has_documents and given is None:

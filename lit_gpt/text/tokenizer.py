@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import codecs
 import copy
 from collections.abc import Iterable
 from itertools import pairwise
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import tiktoken
 
+from lit_gpt.text import utf8
 from lit_gpt.text.patterns import check_pattern
 
 BYTES = "bytes"  # the name of the vocabulary that has one token for each byte
@@ -103,12 +103,7 @@ class Tokenizer:
     def may_follow(self, begun: bytes) -> np.ndarray:
         """Which tokens, (V,) bool, keep the text valid UTF-8 after a character's first bytes."""
         if begun not in self._may_follow:
-            allowed = np.zeros(self.vocab_size, dtype=bool)
-            for i, token in enumerate(self.tokens):
-                # Only 10xxxxxx can continue a character: most tokens need no closer look.
-                if (token[0] >> 6 == 0b10) == bool(begun):
-                    allowed[i] = unfinished_bytes(begun + token) is not None
-            self._may_follow[begun] = allowed
+            self._may_follow[begun] = utf8.may_follow(self.tokens, begun)
         return self._may_follow[begun]
 
     def token_lengths(self) -> np.ndarray:
@@ -185,14 +180,3 @@ class Tokenizer:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.to_dict() == other.to_dict()
-
-
-def unfinished_bytes(text: bytes) -> bytes | None:
-    """The bytes of a character that the end of `text` begins; None if it is not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        decoder.decode(text)
-    except UnicodeDecodeError:
-        return None
-    rest = decoder.getstate()[0]
-    return None if b"\xed\xa0" <= rest < b"\xee" else rest  # would become a surrogate

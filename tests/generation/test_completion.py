@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lit_gpt.generation.completion import Completion, Request, complete, encode_prompt
-from lit_gpt.generation.sampling import Sampling, generate, stream_text
+from lit_gpt.generation.sampling import Sampling, generate
+from lit_gpt.text.utf8 import stream_text
 from lit_gpt.text.vocabularies import load_tokenizer
 from tests.generation.models import small_model
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation.sampling import Sampling, generate, stream_text
+from lit_gpt.generation.sampling import Sampling, generate
 from lit_gpt.model import GPT, GPTConfig, KVCache
 from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.utf8 import stream_text
 from lit_gpt.text.vocabularies import load_tokenizer
 
 GREEDY = Sampling(temperature=0)

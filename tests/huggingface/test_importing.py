@@ -19,7 +19,7 @@ from lit_gpt.data import EvalBatches, TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.huggingface.importing import check_logits, load_folder, load_hf_model
 from lit_gpt.huggingface.tokenizer import from_hf
-from lit_gpt.text.tokenizer import unfinished_bytes
+from lit_gpt.text.utf8 import unfinished_bytes
 from lit_gpt.training.init_from import build_data, model_fields
 from tests.conftest import SMALL
 from tests.huggingface.folders import TEXT, make_folder, make_model

@@ -5,7 +5,8 @@ import pytest
 
 from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.text.characters import character_tokenizer
-from lit_gpt.text.tokenizer import SINGLE_BYTES, unfinished_bytes
+from lit_gpt.text.tokenizer import SINGLE_BYTES
+from lit_gpt.text.utf8 import unfinished_bytes
 
 TEXT = "农夫山泉 天然水\nnaïve café 🦆\r\n" * 3
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.tokenizer import Tokenizer, unfinished_bytes
+from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.utf8 import unfinished_bytes
 from lit_gpt.text.vocabularies import load_tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -176,7 +176,7 @@ def test_what_could_not_be_read_again_is_not_saved(train):
     result = train(callbacks=[Seen({"words": {"a", "b"}})])
     assert result.status == 2
     assert result.err == (
-        "error: the state of callback Seen can't be saved: it has a set; save numbers, text, "
+        "error: the callbacks can't be saved: Seen has a set; save numbers, text, "
         "lists, dicts and tensors only\n"
     )
 

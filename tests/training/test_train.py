@@ -357,7 +357,10 @@ MISTAKES = {
     "too short": ({"data.context_length": 5000}, "its training split has"),
     "tokenizer": ({"data.tokenizer": "gpt9"}, "'gpt9': unknown tokenizer"),
     "a type": ({"model.d_model": "wide"}, "--model.d_model 'wide': must be a whole number"),
-    "a choice": ({"model.style": "baroque"}, "--model.style 'baroque': must be one of classic, modern"),
+    "a choice": (
+        {"model.style": "baroque"},
+        "--model.style 'baroque': must be one of classic, modern",
+    ),
     "an option": ({"model.size": 3}, "unrecognized arguments: --model.size=3"),
     "a config": ({"config": "nowhere.yaml"}, "File does not exist"),
     "no last": ({"ckpt_path": "last"}, "--ckpt_path 'last': no run below"),
