@@ -117,7 +117,7 @@ def steps(run: Run) -> str:
     trainer = run.trainer
     if trainer.max_steps < 0:
         epoch = run.epoch
-        text = f"until stopped, of {epoch.step_tokens:,} tokens, an epoch each {epoch.steps(1):,}"
+        text = f"until stopped, of {epoch.step_tokens:,} tokens, {epoch.steps(1):,} to an epoch"
     else:
         text = run.epoch.count(trainer.max_steps)
     if isinstance(run.options.config.trainer.val_check_interval, int):

@@ -154,6 +154,13 @@ def test_every_window_is_read_in_each_shuffled_epoch(record, data):
     assert sorted(read) in wanted
 
 
+def test_a_run_without_end_says_how_many_steps_make_an_epoch(record, data):
+    options = {"trainer.max_steps": -1, "early_stopping.patience": 1, "model.learning_rate": 0.3}
+    out = record(**options)[1].out
+    assert f"Steps: until stopped, of 32 tokens, {epoch_steps(data, 1)} to an epoch\n" in out
+    assert "Stopped early after step " in out
+
+
 @pytest.mark.parametrize(("epochs", "evaluated"), [(1, [0, 3, 6, 8]), (2, [0, 6, 8])])
 def test_evaluations_are_so_many_epochs_apart(record, epochs, evaluated):
     options = {"trainer.limit_train_batches": 3, "trainer.max_steps": 8}
