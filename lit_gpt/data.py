@@ -207,6 +207,7 @@ class TextDataModule(pl.LightningDataModule):
     """
 
     hparams: Any  # the arguments of __init__, all of plain types: checkpoints hold them
+    trainer: Any  # pl.Trainer, while it uses this
 
     def __init__(
         self,
@@ -289,42 +290,37 @@ class TextDataModule(pl.LightningDataModule):
     def val_tokens(self) -> np.ndarray:
         return self.splits.val
 
-    def train_dataloader(self) -> TrainBatches | EpochBatches:
-        batches = self._endless_batches()
-        trainer = self.trainer
-        assert trainer is not None
-        limit = trainer.limit_train_batches
-        if isinstance(limit, int) and limit > 0:
-            return EpochBatches(batches, limit, trainer)
-        return batches
-
-    def _endless_batches(self) -> TrainBatches:
+    def _sizes_and_ranks(self) -> tuple[tuple[int, int], tuple[int, int]]:
         h = self.hparams
         trainer = self.trainer
-        assert trainer is not None
-        sizes = (h.batch_size, h.context_length)
-        ranks = (trainer.global_rank, trainer.world_size)
-        start = trainer.global_step * trainer.accumulate_grad_batches
-        order = (h.order, h.seed)
+        return (h.batch_size, h.context_length), (trainer.global_rank, trainer.world_size)
+
+    def _endless_batches(self) -> TrainBatches:
+        sizes, ranks = self._sizes_and_ranks()
+        order = (self.hparams.order, self.hparams.seed)
+        start = self.trainer.global_step * self.trainer.accumulate_grad_batches
         return TrainBatches(self.train_tokens, *sizes, *order, *ranks, start, self.train_batches)
+
+    def train_dataloader(self) -> TrainBatches | EpochBatches:
+        batches = self._endless_batches()
+        limit = self.trainer.limit_train_batches
+        if isinstance(limit, int) and limit > 0:
+            return EpochBatches(batches, limit, self.trainer)
+        return batches
 
     def val_dataloader(self) -> dict[str, EvalBatches]:
         """Equally many windows of both splits, in the order of `module.SPLITS`.
 
         To overfit, the training split's are the batches that it trains on.
         """
-        h = self.hparams
-        trainer = self.trainer
-        assert trainer is not None
-        sizes = (h.batch_size, h.context_length)
-        ranks = (trainer.global_rank, trainer.world_size)
+        sizes, ranks = self._sizes_and_ranks()
         splits = {"train": self.train_tokens, "val": self.val_tokens}
-        max_windows = (min(map(len, splits.values())) - 1) // h.context_length  # without overlap
+        max_windows = (min(map(len, splits.values())) - 1) // sizes[1]  # without overlap
+        limit = self.trainer.limit_val_batches
         loaders = {
-            name: EvalBatches(tokens, *sizes, max_windows, trainer.limit_val_batches, *ranks)
+            name: EvalBatches(tokens, *sizes, max_windows, limit, *ranks)
             for name, tokens in splits.items()
         }
-        limit = trainer.limit_val_batches
         if limit and not len(loaders["val"].starts):
             problem = f"is less than one of {len(loaders['val']):,} batches"
             hint = "give a number of batches"

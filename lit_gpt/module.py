@@ -79,12 +79,9 @@ def cross_entropy_in_parts(
 def check_precision(precision: str) -> None:
     """Refuses weights in float16: AdamW's epsilon and small updates are zero there."""
     if precision == "16-true":
-        raise UserError(
-            "weights in float16 do not train",
-            field="precision",
-            value=precision,
-            hint="use bf16-mixed or 16-mixed",
-        )
+        problem = "weights in float16 do not train"
+        hint = "use bf16-mixed or 16-mixed"
+        raise UserError(problem, field="precision", value=precision, hint=hint)
 
 
 class LossTotals(Metric):
@@ -304,6 +301,5 @@ class LitGPT(pl.LightningModule):
         if data := getattr(self.trainer, "datamodule", None):
             checkpoint["tokenizer"] = data.tokenizer.to_dict()
             checkpoint["corpus"] = data.splits.info
-        names = ["accumulate_grad_batches", "gradient_clip_val", "precision"]
-        names += ["max_steps", "world_size"]
-        checkpoint["trainer"] = {name: getattr(self.trainer, name) for name in names}
+        names = "accumulate_grad_batches gradient_clip_val precision max_steps world_size"
+        checkpoint["trainer"] = {name: getattr(self.trainer, name) for name in names.split()}
