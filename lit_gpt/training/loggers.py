@@ -75,8 +75,6 @@ def start_loggers(run: Run) -> None:
                 continue_csv(logger, run.checkpoint.global_step or 0)
             getattr(logger, "experiment", None)
         except Exception as error:
-            if is_interrupt(error):
-                raise
             hint = "leave out `trainer.logger`, or choose another"
             if name == "WandbLogger":
                 hint = "run `wandb login`, or set WANDB_MODE=offline to keep the data here"

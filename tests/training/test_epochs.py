@@ -154,6 +154,15 @@ def test_every_window_is_read_in_each_shuffled_epoch(record, data):
     assert sorted(read) in wanted
 
 
+def test_two_intervals_between_evaluations_are_refused(train):
+    result = train(**{"trainer.check_val_every_n_epoch": 1, "trainer.limit_train_batches": 4})
+    assert result.status == 2
+    assert result.err == (
+        "error: --trainer.check_val_every_n_epoch: there are two intervals; set only one of "
+        "--trainer.val_check_interval (steps) and --trainer.check_val_every_n_epoch\n"
+    )
+
+
 def test_a_run_without_end_says_how_many_steps_make_an_epoch(record, data):
     options = {"trainer.max_steps": -1, "early_stopping.patience": 1, "model.learning_rate": 0.3}
     out = record(**options)[1].out

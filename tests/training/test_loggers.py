@@ -184,6 +184,20 @@ def test_ctrl_c_while_a_logger_starts_is_130(train, service, monkeypatch, error)
     assert (result.status, result.err) == (130, "")
 
 
+def test_ctrl_c_while_a_logger_logs_is_130(train, service, monkeypatch):
+    """A service's library may wrap it in an error of its own, which would only be said."""
+
+    def interrupted(self, metrics, step=None):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise ConnectionError("interrupted") from interrupt
+
+    monkeypatch.setattr(Recorder, "log_metrics", interrupted)
+    result = train(**service("Recorder"))
+    assert (result.status, result.err) == (130, "")
+
+
 def test_wandb(train, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("HOME", str(tmp_path))
