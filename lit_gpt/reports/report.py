@@ -102,6 +102,8 @@ def progress(run: Run) -> str:
     step = max((points[-1][0] for points in history.curves.values() if points), default=0)
     planned = run.options.get("trainer.max_steps", "")
     is_known = planned.isdecimal() and len(planned) < 20
+    if run.options.get("trainer.max_epochs", "null") not in ("null", "-1"):
+        is_known = False  # the epochs may end first
     parts = [f"Step {step:,} of {int(planned):,}" if is_known else f"Step {step:,}"]
     if newest := history.newest("time"):
         parts.append(time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(newest[1])))

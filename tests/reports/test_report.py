@@ -390,6 +390,16 @@ def test_without_loggers_or_evaluations_there_is_a_report_too(train, tmp_path):
     assert "val/loss" not in history.curves
 
 
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [({"trainer.max_steps": 9}, "Step 9 of 9"), ({"trainer.max_epochs": 1}, "Step 4, 20")],
+)
+def test_a_planned_end_is_that_of_steps_alone(train, options, shown):
+    result = train(**{"trainer.limit_train_batches": 4} | options)
+    page = (result.run.folder / "report.html").read_text(encoding="utf-8")
+    assert shown in page
+
+
 def test_a_trial_run_leaves_none(train, tmp_path):
     assert train(**{"trainer.fast_dev_run": "true"}).status == 0
     assert list(tmp_path.rglob("history.json")) == []
