@@ -173,8 +173,7 @@ class TextDataModule(pl.LightningDataModule):
             4096 tokens (the 256 bytes among them) trained on the training split; `chars` for the
             bytes and the characters of that split; a .tiktoken file (its text is split as by
             cl100k_base); a SentencePiece .model file; or, in the training command, a tokenizer.json
-            file, a .ckpt file or a local Hugging Face folder for its model's own tokenizer. Python
-            code sets `given_tokenizer` for that.
+            file, a .ckpt file or a local Hugging Face folder for its model's own tokenizer.
         compact_vocab: whether to leave tokens that the corpus never uses out of the vocabulary;
             does not apply to bpe:N and chars, nor to a model's own tokenizer.
         encoding: encoding of the files, as a Python codec name.
@@ -182,11 +181,9 @@ class TextDataModule(pl.LightningDataModule):
             of the field `data`), or a list of them, joined with line ends; a field may also hold
             chat messages. None: `text`, while .csv and .tsv files are plain text.
         tsv_quotes: whether fields of .tsv files may be in double quotes, as those of .csv files.
-        train_fraction: share of the tokens, from the front, that trains; the rest validates. Does
-            not apply where `val_path` is given.
-        val_path: what validates instead, as in `path`, all of which then trains. It is encoded by
-            the training text's tokenizer.
-        exclude: globs of files and folders to leave out of folders and globs: of names ("*.log")
+        train_fraction: share of the tokens, from the front, that trains; the rest validates.
+        val_path: another text that validates, named like `path`; all of `path` trains then.
+        exclude: globs of files and folders to leave out of folders, globs and archives: of names ("*.log")
             or, with a slash, of paths inside the folder ("old/*").
         batch_size: windows per step and device.
         context_length: tokens per window.
@@ -196,10 +193,9 @@ class TextDataModule(pl.LightningDataModule):
         cache: folder for encoded corpora; None: the platform's cache folder.
 
     Attributes:
-        given_tokenizer: a model's own tokenizer, used unchanged instead of `tokenizer`'s; set it
-            before the corpus is first used.
-        train_batches: how many training batches there are, which come round again and again; None:
-            no limit. The training command sets it to `limit_train_batches` or `overfit_batches`.
+        given_tokenizer: a model's own tokenizer instead of `tokenizer`'s; set it before first use.
+        train_batches: how many batches come round again and again in training; None: no limit. The
+            training command sets it to `limit_train_batches` or `overfit_batches`.
         overfit: whether the evaluation of the training split uses these very batches.
 
     Raises:

@@ -54,13 +54,9 @@ def next_token_loss(model: GPT, x: Tensor, y: Tensor) -> Tensor:
 def cross_entropy_in_parts(
     hidden_states: Tensor, weight: Tensor, targets: Tensor, rows: int
 ) -> Tensor:
-    """The mean cross-entropy of all logits, of which only `rows` rows exist at a time.
+    """The mean cross-entropy of targets (N,), for hidden states (N, C) and output weights (V, C).
 
-    Args:
-        hidden_states: (N, C).
-        weight: of the output layer, (V, C).
-        targets: (N,).
-        rows: how many rows of logits, each V wide, and of their gradient fit into memory.
+    Only `rows` rows of the logits (N, V) and of their gradient exist at a time.
     """
     # Since torch 2.13; of weights in half precision it rounds the loss to their type.
     if hasattr(F, "linear_cross_entropy") and not is_half(weight):
@@ -133,9 +129,8 @@ class LitGPT(pl.LightningModule):
         compile: whether torch.compile compiles the blocks; reduce-overhead: with CUDA graphs.
         skip_bad_steps: how many updates with a non-finite loss or gradient are skipped before the
             run stops; 0: it stops at the first.
-        init_from: checkpoint, or local folder of a GPT-2 or Qwen3 (config.json, model.safetensors,
-            tokenizer.json), whose weights a new run of the training command starts from, to
-            fine-tune them on another text. It sets the fields of GPTConfig and data.tokenizer.
+        init_from: checkpoint, or local folder of a GPT-2 or Qwen3, whose weights a new run of the
+            training command starts from; it sets the fields of GPTConfig and data.tokenizer.
         gpt: the fields of GPTConfig.
 
     Raises:
@@ -218,10 +213,7 @@ class LitGPT(pl.LightningModule):
         return loss
 
     def gradient_norm(self) -> Tensor:
-        """Norm of all gradients together, before clipping; computed at most once a step.
-
-        On the CPU it takes a fortieth of a small step, so it is not computed unless asked for.
-        """
+        """Norm of all gradients together, before clipping; computed once a step, if asked for."""
         if self._gradient_norm is None:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             # The norm of norms is the norm of all: those of half precision are taken in float32.

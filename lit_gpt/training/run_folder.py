@@ -110,6 +110,17 @@ def run_folder_arguments(config: Any, ckpt_path: str | None) -> dict[str, Any]:
     return {**place, "logger": [ours, *loggers]}
 
 
+def scratch_arguments(config: Any, folder: Path) -> dict[str, Any]:
+    """Arguments for the Trainer of a dry run, which writes only into this folder."""
+    logger = TensorBoardLogger(folder, name="", version="")
+    return {
+        "default_root_dir": str(folder),
+        "logger": config.logger is not False and logger,
+        "enable_progress_bar": False,
+        "enable_checkpointing": False,
+    }
+
+
 def as_list(value: Any) -> list[Any]:
     """The objects of an option that takes one, several, or true for the default."""
     if value is None or isinstance(value, bool):

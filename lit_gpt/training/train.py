@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt.callbacks.checkpoints import (
@@ -34,14 +33,14 @@ from lit_gpt.command import command_line
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
-from lit_gpt.training import slurm, summary
+from lit_gpt.training import run_folder, slurm, summary
 from lit_gpt.training.epochs import Epoch, epoch_of
 from lit_gpt.training.init_from import load_weights
 from lit_gpt.training.loggers import start_loggers
 from lit_gpt.training.options import SaveConfig, TrainOptions, option_name
 from lit_gpt.training.restored_state import OptimizerStateCheck
 from lit_gpt.training.resume import check_resume, fit
-from lit_gpt.training.run_folder import as_list, lock_run_folder, run_folder_arguments
+from lit_gpt.training.run_folder import as_list
 from lit_gpt.training.trainer_options import build_trainer
 from lit_gpt.training.warning_filters import silence_warnings
 
@@ -133,17 +132,12 @@ def build_run(
     if not objects.trainer.fast_dev_run:
         more.append(config)
     if scratch is None:
-        arguments = run_folder_arguments(objects.trainer, options.config.ckpt_path)
+        arguments = run_folder.run_folder_arguments(objects.trainer, options.config.ckpt_path)
         theirs = as_list(objects.trainer.callbacks)
         arguments["callbacks"] = [*theirs, *ours.values(), *more, *callbacks]
     else:
-        logger = TensorBoardLogger(scratch, name="", version="")
-        arguments = {
-            "default_root_dir": str(scratch),
-            "logger": objects.trainer.logger is not False and logger,
-            "callbacks": [*callbacks],
-            "enable_progress_bar": False,
-            "enable_checkpointing": False,
+        arguments = run_folder.scratch_arguments(objects.trainer, scratch) | {
+            "callbacks": [*callbacks]
         }
     arguments["plugins"] = [*as_list(objects.trainer.plugins), CheckpointIO(stop)]
     trainer = build_trainer(vars(objects.trainer) | arguments, data)
@@ -162,7 +156,7 @@ def train(run: Run) -> int:
         run.check_space(run.folder / "checkpoints")
     run.report.card = summary.print_start(run) or []  # None on the other ranks
     run.stop.signals += slurm.requeue_signals(trainer)
-    with lock_run_folder(run.folder):
+    with run_folder.lock_run_folder(run.folder):
         start_loggers(run)  # here, where Ctrl-C ends the process
         with run.stop:
             if not run.checkpoint and trainer.limit_val_batches != 0:
