@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -74,6 +75,22 @@ def read_json(path: Path) -> Any:
     if not isinstance(content, dict) or content.get("sha256") != _digest(content.get("value")):
         raise ValueError(f"{path} does not match its checksum")
     return content["value"]
+
+
+def read_limited(path: Path, max_bytes: int) -> bytes:
+    """The content of a file, which may be a stranger's.
+
+    Raises:
+        OSError: there is no such file, or it can't be read.
+        ValueError: it is something else than a file, or too large.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device has no end
+        raise ValueError(f"{path.name} is not a regular file")
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{path.name} is larger than {max_bytes / 1e6:,.0f} MB")
+    return content
 
 
 def _digest(value: Any) -> str:

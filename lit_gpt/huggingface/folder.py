@@ -13,6 +13,8 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_gpt.storage import read_limited
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -30,11 +32,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
     Raises:
         ValueError, OSError, RecursionError: it can't be read, is too large or something else.
     """
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"{path.name} has more than {max_bytes:,} bytes")
-    value = json.loads(content)
+    value = json.loads(read_limited(path, max_bytes))
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return value

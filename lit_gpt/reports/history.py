@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_gpt.errors import UserError
-from lit_gpt.reports.run_files import EVENTS, read_curves, read_limited
-from lit_gpt.storage import atomic_write_text
+from lit_gpt.reports.run_files import EVENTS, read_curves
+from lit_gpt.storage import atomic_write_text, read_limited
 
 Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)

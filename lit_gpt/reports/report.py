@@ -15,8 +15,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.reports.charts import Chart, Series
 from lit_gpt.reports.history import HISTORY, History, perplexity, read_run
 from lit_gpt.reports.html import charts_page
-from lit_gpt.reports.run_files import MAX_OPTIONS, load_options, read_limited
-from lit_gpt.storage import atomic_write_text
+from lit_gpt.reports.run_files import MAX_OPTIONS, load_options
+from lit_gpt.storage import atomic_write_text, read_limited
 
 REPORT = "report.html"
 NUM_COLORS = 8

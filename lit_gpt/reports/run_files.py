@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import struct
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -19,23 +18,7 @@ MAX_RECORD = 1 << 20  # bytes of an event; those of curves have 100
 EVENTS = "events.out.tfevents.*"
 
 
-def read_limited(path: Path, max_bytes: int) -> str:
-    """The text of a file.
-
-    Raises:
-        OSError: there is no such file, or it can't be read.
-        ValueError: it is something else than a file, too large, or not UTF-8.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device has no end
-        raise ValueError("not a regular file")
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"larger than {max_bytes / 1e6:,.0f} MB")
-    return content.decode("utf-8")
-
-
-def load_tree(text: str) -> Any:
+def load_tree(text: bytes) -> Any:
     """What a stranger's YAML holds.
 
     Raises:
@@ -61,7 +44,7 @@ def load_tree(text: str) -> Any:
     return tree
 
 
-def load_options(text: str) -> dict[str, str]:
+def load_options(text: bytes) -> dict[str, str]:
     """The values in YAML by their full names, `model.d_model`, as typed in a shell.
 
     Raises: as `load_tree` does.

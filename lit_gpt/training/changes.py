@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ import yaml
 from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.model import GPTConfig
 from lit_gpt.optim import learning_rate_factor
-from lit_gpt.reports.run_files import MAX_OPTIONS, load_tree, read_limited
+from lit_gpt.reports.run_files import MAX_OPTIONS, load_tree
+from lit_gpt.storage import read_limited
 
 if TYPE_CHECKING:
     from lit_gpt.training.train import Run
@@ -88,15 +88,13 @@ def config_of(path: Path) -> dict[str, Any]:
 
 def by_name(options: dict[str, Any]) -> dict[str, Any]:
     """{"model": {"dropout": 0.1}} as {"model.dropout": 0.1}: values of options may be dicts."""
-    return dict(_names_and_values(options))
-
-
-def _names_and_values(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    found: dict[str, Any] = {}
     for group, value in options.items():
         if isinstance(value, dict):
-            yield from ((f"{group}.{name}", part) for name, part in value.items())
+            found |= {f"{group}.{name}": part for name, part in value.items()}
         else:
-            yield group, value
+            found[group] = value
+    return found
 
 
 def plain(value: Any) -> Any:

@@ -130,7 +130,7 @@ def long_json(path: Path) -> None:
 
 FILES = {
     "deep json": (lambda f: deep_json(f / "config.json"), "config.json can't be read"),
-    "long json": (lambda f: long_json(f / "config.json"), "more than 1,048,576 bytes"),
+    "long json": (lambda f: long_json(f / "config.json"), "larger than 1 MB"),
     "a number of 5,000 digits": (
         lambda f: (f / "config.json").write_text('{"model_type": ' + "1" * 5000 + "}"),
         "config.json",
