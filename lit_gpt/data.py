@@ -183,8 +183,8 @@ class TextDataModule(pl.LightningDataModule):
         tsv_quotes: whether fields of .tsv files may be in double quotes, as those of .csv files.
         train_fraction: share of the tokens, from the front, that trains; the rest validates.
         val_path: another text that validates, named like `path`; all of `path` trains then.
-        exclude: globs of files and folders to leave out of folders, globs and archives: of names ("*.log")
-            or, with a slash, of paths inside the folder ("old/*").
+        exclude: globs of files and folders to leave out of folders, globs and archives: of names
+            ("*.log") or, with a slash, of paths inside the folder ("old/*").
         batch_size: windows per step and device.
         context_length: tokens per window.
         order: random (each window starts anywhere) or shuffled (each epoch goes through the text

@@ -14,8 +14,13 @@ PACKERS = ("gz", "bz2", "xz", "zst")  # as file names end
 # stays bounded whatever a file expands to.
 PACKED = 1 << 10  # bytes
 UNPACKED = 1 << 18  # bytes that are passed on together
-WINDOW = 1 << 31  # bytes of text that a .zst file may look back, as `zstd --long=31` makes them
+# Bytes of text that any .zst file may look back, as for the command zstd; and that a large one may,
+# as `zstd --long=31` makes them. They are held in memory.
+WINDOW = 1 << 27
+LONG_WINDOW = 1 << 31
+MAX_RATIO = 16  # of a window to the file: small files can't ask for gigabytes
 XZ_MEMORY = 1 << 29  # bytes that decoding a .xz file may take; `xz -9` needs 65 MB
+TOO_MUCH = ("Memory usage limit exceeded", "requires too much memory")  # in messages of xz and zstd
 
 
 def unpack(path: Path, packed: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -40,6 +45,10 @@ def unpack(path: Path, packed: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
                     piece = decoder.unused_data
                     decoder = None if decoder.eof else decoder
     except failure as error:
+        if any(words in str(error) for words in TOO_MUCH):
+            problem = f"{path} needs too much memory to unpack"
+            command = "xz -d" if packed == "xz" else "zstd -d --long=31"
+            raise UserError(problem, hint=f"unpack it first, with {command}") from error
         raise UserError(
             f"{path} is not a valid .{packed} file ({error}): it is damaged or in another format"
         ) from error
@@ -76,7 +85,9 @@ def _decoder(path: Path, packed: str) -> tuple[Callable[[], Any], type[Exception
         import zstandard
     except ImportError as error:
         raise needs_package(path, "zstandard", "zstd") from error
-    unpacker = zstandard.ZstdDecompressor(max_window_size=WINDOW)
+    size = path.stat().st_size if path.is_file() else 0  # 0: it is in an archive
+    window = min(max(WINDOW, MAX_RATIO * size), LONG_WINDOW)
+    unpacker = zstandard.ZstdDecompressor(max_window_size=window)
     return unpacker.decompressobj, zstandard.ZstdError
 
 

@@ -16,6 +16,7 @@ from lit_gpt.text.windows import PIECE, Store, Window
 
 SHORT = PIECE  # characters, quotes and end included, of a field that stays in memory
 MAX_COLUMNS = 1 << 14
+MAX_SHAPE = 100  # characters of text that are looked at for whether it looks like a row's field
 MANY_ROWS = 20  # lines: fewer may look like rows by chance
 
 LINE_END = re.compile(r"\r\n|\n|\r")
@@ -45,6 +46,7 @@ class Table:
         self._window = Window(path, texts)
         self._store = Store(path)
         self._end = re.compile(rf"{self._delimiter}|\r\n|\n|\r|\Z")
+        self._long = re.compile(rf"[^{self._delimiter}\r\n]{{{MAX_SHAPE},}}")
         self._plain = re.compile(rf"[^{self._delimiter}\r\n]*")
         self._simple = re.compile(rf"([^{self._quote}\r\n]*)(\r\n|\n|\r)")  # a row without quotes
         field = rf"()({self._plain.pattern})"
@@ -123,34 +125,39 @@ class Table:
     def _pieces(self, row: list[str], is_quoted: bool) -> Iterator[str]:
         part = PART_OF_QUOTED if is_quoted else self._plain
         window = self._window
-        is_first = True
+        shape = ""  # the lines of the beginning, their text shortened
         while window.fill(2):
             match = part.match(window.text, window.at, window.at + PIECE)
             piece = match.group() if match else ""
             if not piece:
-                return
+                break
             window.advance(window.at + len(piece))
-            if is_quoted and is_first:
-                self._check_lines(row, piece, is_whole=False)
-            is_first = False
+            if is_quoted and len(shape) < PIECE // 2:
+                shape += self._long.sub(lambda text: text[0][:MAX_SHAPE], piece)
+                if len(shape) >= PIECE // 2:
+                    self._check_lines(row, shape, is_whole=False)
             yield piece.replace('""', '"') if is_quoted else piece
+        if is_quoted and len(shape) < PIECE // 2:
+            self._check_lines(row, shape, is_whole=window.fill(1) > 0)
 
     def _check_lines(self, row: list[str], content: str, is_whole: bool) -> None:
         """Refuses what a stray quote makes of rows: a field over lines that look like them.
 
         They do if there are as many delimiters in each line as in the header. If fewer than
         MANY_ROWS do so, they are refused only if they have numbers wherever this row has one, and
-        counted otherwise: prose may look like that too.
+        counted otherwise: prose may look like that too, as any text without a comma does in a file
+        of one column.
 
         Args:
             row: the fields before.
             content: of the field, as written; the beginning of it, unless `is_whole`.
         """
         first, *lines = LINE_END.split(content)
-        if not lines or self._width < 2:
+        if not lines or not self._width:
             return
         fields = [line.split(self._delimiter) for line in lines]
         *inner, last = fields
+        inner = [line for line in inner if line != [""]]
         widths = {len(row) + first.count(self._delimiter) + 1, *map(len, inner)}
         if is_whole:
             widths.add(self._width - len(row) - 1 + len(last))
@@ -162,7 +169,8 @@ class Table:
         numbers = [
             NUMBER.fullmatch(fields[i]) for fields in rows for i in columns if i < len(fields)
         ]
-        if len(rows) >= MANY_ROWS or (len(rows) > 1 and numbers and all(numbers)):
+        is_many = len(rows) >= MANY_ROWS or (len(rows) > 1 and numbers and all(numbers))
+        if is_many and self._width > 1:  # a text of many lines may be the only column
             raise self._error(
                 f"has a field in double quotes over {len(rows) + 1:,} lines that look like rows",
                 "remove the stray quote, or write the file as .jsonl if these lines are one text",

@@ -47,7 +47,7 @@ OFFICE = {  # by the folder that a zip-based one has
     b"mimetypeapplication/vnd.oasis.opendocument": "an OpenDocument file (.odt, .ods, .odp)",
 }
 SAVE_AS_TEXT = "save it as plain text or .csv"
-LEAVE_OUT = "leave it out, in a folder with `exclude`"
+LEAVE_OUT = "leave it out, in a folder or archive with `exclude`"
 
 # What texts are in that are neither UTF-8 nor marked.
 MANY_BYTES = ("utf_16_le", "utf_16_be", "gb18030", "big5", "cp932", "euc_jp", "cp949")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.windows import Store
+from lit_gpt.text.windows import PIECE, Store
 
 FIELD = "text"  # which holds the documents, unless `text_field` names others
 MAX_LISTED = 20  # field names in an error
@@ -86,15 +87,24 @@ def _chat(messages: list[Any], what: str, store: Store) -> Iterator[str]:
 
 def _string(value: Any, what: str, store: Store) -> Iterator[str]:
     """The text of a string, or of UTF-8 bytes."""
-    if not isinstance(value, str | bytes):
+    if isinstance(value, bytes):
+        value = memoryview(value)
+    if not isinstance(value, str | memoryview):
         raise UserError(f"{what} holds {_kind(value)}, not text")
     try:
-        for piece in store.pieces(value.decode() if isinstance(value, bytes) else value):
+        for piece in store.pieces(value) if isinstance(value, str) else _decoded(value):
             piece.encode()  # fails on a lone surrogate, as \ud800 writes it
             if piece:
                 yield piece
     except UnicodeError as error:
         raise UserError(f"{what} is not valid Unicode text: {error}") from error
+
+
+def _decoded(content: memoryview) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for at in range(0, len(content), PIECE):
+        yield decoder.decode(content[at : at + PIECE])
+    yield decoder.decode(b"", final=True)
 
 
 def _kind(value: Any) -> str:
@@ -118,5 +128,7 @@ def no_field(where: str, field: str, names: list[str]) -> UserError:
     number = names.count(field)
     has = f"{number} fields {field!r}" if number > 1 else f"no field {field!r}"
     return UserError(
-        f"{where} has {has}", hint=f"name one with `text_field`; there are {listed}{more}"
+        f"{where} has {has}",
+        hint="name one with `text_field`, or leave the file out, in a folder with `exclude`; there "
+        f"are {listed}{more}",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 import os
 import tempfile
 from collections import Counter
@@ -19,7 +20,7 @@ from lit_gpt.text import archives, encodings
 from lit_gpt.text.compression import unpack
 from lit_gpt.text.documents import Format, format_of, read_rows
 from lit_gpt.text.fields import text_of
-from lit_gpt.text.finding import find_files
+from lit_gpt.text.finding import find_files, is_member_excluded
 from lit_gpt.text.parquet_rows import read_parquet
 from lit_gpt.text.windows import Store
 
@@ -45,7 +46,7 @@ class TextFiles:
 
     Args:
         path: text file, folder of them, glob, or list of such.
-        exclude: files of folders and globs to leave out, by glob.
+        exclude: files of folders, globs and archives to leave out, by glob.
         encoding: of the files.
         text_field: field or column that holds the documents, or a list of them.
         tsv_quotes: true if fields of .tsv files may be in double quotes.
@@ -101,10 +102,16 @@ class Reader:
     @cached_property
     def has_documents(self) -> bool:
         """Looked up before the text is read: a .tar shows its files only as it is read."""
-        return any(form.kind != "text" for _, form, _ in self._sources())
+        kinds = (form.kind for _, form, _ in self._sources(self.excluded))
+        # Without globs, the first will do; with some, all that is left out is counted.
+        return any(kind != "text" for kind in (list(kinds) if self.excluded else kinds))
 
-    def _sources(self) -> Iterator[tuple[Path, Format, Iterator[bytes]]]:
-        """The files, those in archives among them, and their chunks as they are stored."""
+    def _sources(self, excluded: Counter[str]) -> Iterator[tuple[Path, Format, Iterator[bytes]]]:
+        """The files, those in archives among them, and their chunks as they are stored.
+
+        Args:
+            excluded: globs of files in archives to leave out, which are counted here.
+        """
         for path, form in self.files:
             if form.kind not in archives.KINDS:
                 yield path, form, self._read_bytes(path, form)
@@ -112,6 +119,8 @@ class Reader:
             content = self._unpacked(path, form, self._read_bytes(path, form))
             for name, chunks in archives.read_members(path, form.kind, content):
                 inside = Path(f"{path}/{name}")
+                if is_member_excluded(name, excluded):
+                    continue
                 if self.format_of(inside).kind in archives.KINDS:
                     problem = f"{inside} is an archive in an archive"
                     raise UserError(problem, hint=f"unpack {path}")
@@ -146,7 +155,7 @@ class Reader:
         has_documents = self.has_documents
         self._begin()
         last = ""  # character of the plain text so far
-        for path, form, chunks in self._sources():
+        for path, form, chunks in self._sources(self.excluded.copy()):
             if form.kind != "text":
                 yield from self._documents(path, form, chunks)
                 continue
@@ -263,6 +272,8 @@ class Reader:
     def _read_bytes(self, path: Path, form: Format) -> Iterator[bytes]:
         """Chunks of the file, the last b""; format, bytes and length go into the digest."""
         self._digest.update(form.label.encode())
+        if form.kind in archives.KINDS and self.excluded:
+            self._digest.update(json.dumps(list(self.excluded)).encode())
         try:
             with path.open("rb") as file:
                 while chunk := file.read(CHUNK):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 
 from lit_gpt.errors import UserError
 
@@ -32,7 +32,7 @@ def find_files(
     Args:
         exclude: globs of names ("*.log") or, with a slash, of paths inside the folder ("old/*");
             what they match is left out of folders and globs, with all that is in it. A file or
-            folder that `paths` names is never left out.
+            folder that `paths` names is never left out. See `is_member_excluded` for archives.
         excluded: counts the files and folders that were left out, by glob, 0 too.
 
     Raises:
@@ -60,7 +60,7 @@ def find_files(
     return list(found.values())
 
 
-def _is_excluded(place: Path, base: Path, excluded: Counter[str]) -> bool:
+def _is_excluded(place: PurePath, base: PurePath, excluded: Counter[str]) -> bool:
     """Whether a glob matches the name of a file or folder, or its path below `base`."""
     inside = place.relative_to(base).as_posix()
     for pattern in excluded:
@@ -69,6 +69,18 @@ def _is_excluded(place: Path, base: Path, excluded: Counter[str]) -> bool:
             excluded[pattern] += 1
             return True
     return False
+
+
+def is_member_excluded(name: str, excluded: Counter[str]) -> bool:
+    """Whether a glob matches a file in an archive, or a folder in it that has the file.
+
+    Args:
+        name: of the file, in the archive.
+        excluded: counts the files that were left out, by glob.
+    """
+    base = PurePosixPath("/")
+    place = base / name
+    return any(_is_excluded(part, base, excluded) for part in [*reversed(place.parents), place])
 
 
 def _roots(path: str) -> list[tuple[Path, Path]]:

@@ -20,12 +20,13 @@ MAX_ABRIDGED = 1 << 22  # characters: the parser may make 30 bytes of each
 SHORT = 1 << 10  # characters of a string that stays where it is
 
 BLANK = re.compile(r"[ \t\r\n]*")
+BLANK_LINES = re.compile(r"[ \t\r\n]*\n")
 SPACE = re.compile(r"[ \t\r\n]+")
 SHORT_STRING = re.compile(rf'"(?:[^"\\\x00-\x1f]|\\.){{0,{SHORT}}}"')
 # Of a string, up to an escape sequence that goes on in the next piece.
 WHOLE = re.compile(r'(?:[^"\\\x00-\x1f]+|\\u[0-9a-fA-F]{4}|\\[^u])*')
 OTHER = re.compile(r'[\[{]+|[\]}]|\n|[^\[\]{}"\n]+')  # no string
-DECODER = json.JSONDecoder()
+DECODER = json.JSONDecoder(parse_int=float)  # whose digits have no limit; numbers are no text
 
 Row = tuple[str, Any, Store]  # where it is, its value, and the store of its long strings
 
@@ -53,6 +54,10 @@ def read_json(
 def _lines(window: Window, store: Store, counts: dict[str, int]) -> Iterator[Any]:
     """The value on each line."""
     while window.fill(1):
+        if blank := BLANK_LINES.match(window.text, window.at):
+            counts["blank_lines"] += blank.group().count("\n")
+            window.advance(blank.end())
+            continue
         window.row = window.line
         if end := _line_end(window):
             line = window.text[window.at : end]
@@ -63,7 +68,7 @@ def _lines(window: Window, store: Store, counts: dict[str, int]) -> Iterator[Any
         if BLANK.fullmatch(line):
             counts["blank_lines"] += 1
         else:
-            yield json.loads(line) if end else _parsed(line)
+            yield DECODER.decode(line) if end else _parsed(line)
 
 
 def _line_end(window: Window) -> int | None:
@@ -180,8 +185,8 @@ def _string(window: Window) -> Iterator[str]:
 
 
 def _parsed(text: str) -> Any:
-    """Like `json.loads`, without a column in the error: the text is not as in the file."""
+    """Decodes JSON, without a column in the error: the text is not as in the file."""
     try:
-        return json.loads(text)
+        return DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(error.msg) from error

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.text.compression import needs_package
 from lit_gpt.text.fields import no_field
+from lit_gpt.text.parquet_pages import measure
 from lit_gpt.text.windows import Store
 
-ROWS = 1 << 6  # read at a time
-BUFFER = 1 << 20  # bytes read at a time
+ROWS = 1 << 6  # read at a time, if they are short
+BATCH = 1 << 26  # bytes read at a time, unless one row has more
+BUFFER = 1 << 20  # bytes of the file read at a time
+LONG = 1 << 22  # bytes of a page: only a longer one has values that are decoded in pieces
+MAX_PAGE = 1 << 29  # bytes; writers aim at 1 MB, but never divide a value
+MAX_ITEMS = 1 << 26  # of the lists in a row group: they are in memory together
 STRINGS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 
 
@@ -34,18 +40,57 @@ def read_parquet(
     number = 0
     store = Store(path)  # of nothing
     try:
-        # Without `pre_buffer`, which would read the whole column of a large row group ahead.
-        table = parquet.ParquetFile(source, buffer_size=BUFFER, pre_buffer=False)
-        for field in fields:
-            _check_column(path, field, list(table.schema_arrow))
-        for batch in table.iter_batches(ROWS, columns=list(fields)):
-            for values in zip(*batch.columns, strict=True):
-                number += 1
-                row = {x: v.as_py() for x, v in zip(batch.schema.names, values, strict=True)}
-                yield f"{path}, row {number:,}", row, store
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
+            # Without `pre_buffer`, which would read the whole column of a large row group ahead.
+            table = parquet.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
+            for field in fields:
+                _check_column(path, field, list(table.schema_arrow))
+            longest = _longest(path, fields, table, file)
+            rows = max(1, min(ROWS, BATCH // longest))
+            for batch in table.iter_batches(rows, columns=list(fields)):
+                for values in zip(*batch.columns, strict=True):
+                    number += 1
+                    plain = (_plain(value, longest) for value in values)
+                    row = dict(zip(batch.schema.names, plain, strict=True))
+                    yield f"{path}, row {number:,}", row, store
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         after = f" after row {number - 1:,}" if number > 1 else ""
         raise UserError(f"{path} cannot be read as .parquet{after}: {error}") from error
+
+
+def _longest(path: Path, fields: tuple[str, ...], table: Any, file: IO[bytes]) -> int:
+    """Bytes of the largest page of the fields: no value is longer, whatever its encoding.
+
+    Raises:
+        UserError: there is a page that would take too much memory.
+        ValueError: one that is damaged.
+    """
+    longest = 1
+    for i in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(i)
+        for j in range(group.num_columns):
+            column = group.column(j)
+            if not f"{column.path_in_schema}.".startswith(tuple(f"{x}." for x in fields)):
+                continue
+            pages = measure(file, column)
+            has_lists = table.schema.column(j).max_repetition_level > 0
+            if pages.largest > MAX_PAGE or (has_lists and pages.num_values > MAX_ITEMS):
+                size = f"a page of {pages.largest / 1e6:,.0f} MB"
+                items = f"{pages.num_values:,} list items in a row group"
+                raise UserError(
+                    f"{path} has {size if pages.largest > MAX_PAGE else items}, which would be in "
+                    "memory all at once",
+                    hint="write it as .jsonl, or with smaller pages and row groups",
+                )
+            longest = max(longest, pages.largest)
+    return longest
+
+
+def _plain(value: Any, longest: int) -> Any:
+    """A value of Arrow's as one of Python's; a string that may be long as its bytes."""
+    if longest > LONG and value.is_valid and hasattr(value, "as_buffer"):
+        return memoryview(value.as_buffer())
+    return value.as_py()
 
 
 def _check_column(path: Path, field: str, columns: list[Any]) -> None:

@@ -102,6 +102,22 @@ def test_each_file_has_the_format_of_its_name(kind, tmp_path):
     assert len(prints) == 3
 
 
+@pytest.mark.parametrize("kind", ["x.zip", "x.tgz"])
+def test_files_in_an_archive_are_excluded_and_counted(kind, tmp_path):
+    files = {"a.txt": b"a\n", "p.png": b"\x89PNG\r\n\x1a\n\0", "old/b.txt": b"b\n"}
+    files |= {"old/c/d.txt": b"d\n", "new/old.txt": b"n\n", "new/e.jsonl": b"{}"}
+    write(
+        tmp_path / kind, (zipped if kind == "x.zip" else lambda f: gzip.compress(tarred(f)))(files)
+    )
+    globs = ["*.png", "old", "new/*.jsonl", "d.txt", "x"]
+    reader = Reader(TextFiles(str(tmp_path / kind), exclude=globs))
+    assert "".join(reader) == "".join(reader) == "a\nn\n"
+    assert [reader.excluded[glob] for glob in globs] == [1, 2, 1, 0, 0]
+    other = Reader(TextFiles(str(tmp_path / kind), exclude=[*globs, "a.txt"]))
+    assert other.fingerprint != reader.fingerprint
+    assert "".join(other) == "n\n"
+
+
 def test_parquet_files_in_archives(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet

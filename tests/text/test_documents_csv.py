@@ -86,6 +86,40 @@ def test_lines_in_a_field_that_look_like_rows(rows, found, tmp_path):
         assert reader.counts["row_like_fields"] == found
 
 
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (["1,{}", '2,"{}', "3,{}", '4,{}"'], None),
+        (["1,{}", '2,"{}', "", "3,{}", "", '4,{}"'], None),  # blank lines are no rows
+        (["1,{}", '2,"{}', "3,{}", "4,{}"], None),  # up to the end of the file
+        (["1,{}", '2,"{}', '3,{}"'], 1),
+        (["1,{}", '2,"{}', "{}", '3,{}"'], 0),
+    ],
+)
+@pytest.mark.parametrize("size", [5, 70_000])
+def test_lines_that_look_like_rows_may_be_of_any_length(size, lines, found, tmp_path):
+    rows = [line.format("x" * size) for line in lines]
+    reader = read(write_rows(tmp_path / "x.csv", ["id,text", *rows]), "text")
+    if found is None:
+        with pytest.raises(UserError, match="line 3 has a field in double quotes over"):
+            documents_in(reader)
+    else:
+        documents_in(reader)
+        assert reader.counts["row_like_fields"] == found
+
+
+def test_a_stray_quote_in_the_only_column_is_counted(tmp_path):
+    """It may also be a poem."""
+    rows = ["text", "one", '"two', *["three"] * 30, 'four"', '"a, b', 'c, d"']
+    reader = read(write_rows(tmp_path / "x.csv", rows), "text")
+    assert documents_in(reader) == [
+        "one",
+        "\n".join(["two", *["three"] * 30, "four"]),
+        "a, b\nc, d",
+    ]
+    assert reader.counts["row_like_fields"] == 1
+
+
 def test_fields_that_look_like_rows_are_in_the_data_card(train, tmp_path):
     rows = ["text,id", *['"' + "b a\n" * 50 + '",x', '"b,x', 'c",x'] * 3]
     path = write_rows(tmp_path / "x.csv", rows)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,26 @@ def test_blank_lines_are_skipped_and_counted(load, tmp_path):
     corpus = load(tmp_path, text_field="text")
     assert documents_of(corpus) == ["a", "b", "c\n\nd"]
     assert (corpus.info.blank_lines, corpus.info.num_documents) == (4 + 2, 3)
+
+
+def test_many_blank_lines_take_no_time(tmp_path):
+    """One by one, these take ten seconds."""
+    blank = b"\n" * 3_000_000 + b" \t\r\n" * 300_000
+    (tmp_path / "x.jsonl").write_bytes(blank + b'{"text": "a"}\n' + blank + b'{"text": 1}')
+    reader = read(str(tmp_path / "x.jsonl"))
+    start = time.process_time()
+    with pytest.raises(UserError, match="line 6,600,002: 'text' holds a number"):
+        list(reader)
+    assert reader.counts["blank_lines"] == 6_600_000
+    assert time.process_time() - start < 2
+
+
+def test_numbers_of_any_size_are_skipped(tmp_path):
+    """Python refuses to parse whole numbers of more than 4,300 digits."""
+    row = f'{{"n": {"9" * 5000}, "text": "a", "x": [-{"1" * 10_000}]}}\n'
+    for name in ("x.jsonl", "x.json"):
+        (tmp_path / name).write_text(row * 2)
+        assert documents_in(read(str(tmp_path / name))) == ["a", "a"]
 
 
 def test_blank_lines_are_in_the_data_card(train, tmp_path):
@@ -93,7 +114,7 @@ def test_what_of_a_row_is_text(row, field, text, name, tmp_path, monkeypatch):
         monkeypatch.setattr(json_rows, "SHORT_STRING", re.compile(r'"[^"\\]{0,20}"'))
         if text is None:
             with pytest.raises(
-                UserError, match="'x' has no field 'c'; name one with text_field; there are 'a'"
+                UserError, match=r"'x' has no field 'c'; name one with .*; there are 'a'"
             ):
                 documents_in(read(str(tmp_path / name), field))
         elif text == "":
@@ -115,12 +136,14 @@ def test_what_of_a_row_is_text(row, field, text, name, tmp_path, monkeypatch):
         ("x.json", '["a",\n"b', None, "line 2 is not valid JSON (Unterminated string"),
         ("x.json", '["a"', None, "line 1 is not valid JSON (Expecting ',' or ']' after a value)"),
         ("x.json", '[\n"a", {"t": {"b": 1, "c": {"d": 2}}}]', None, "line 2 has no field 'text'; "
-         "name one with text_field; there are 't.b', 't.c.d'"),
+         "name one with text_field, or leave the file out, in a folder with exclude; there are "
+         "'t.b', 't.c.d'"),
         ("x.json", '[["a"]]', None, 'line 1 is not a JSON object such as {"text": ...}'),
         ("x.json", "[1]", None, "line 1 is not a JSON object"),
         ("x.json", '["a"]', "body", 'line 1 is not a JSON object such as {"body": ...}'),
         ("x.json", '{"name": "a package", "version": "1"}', None, "line 1 has no field 'text'; "
-         "name one with text_field; there are 'name', 'version'"),
+         "name one with text_field, or leave the file out, in a folder with exclude; there are "
+         "'name', 'version'"),
         ("x.jsonl", '{"a": 5}', "a.b", "line 1: 'a' holds a number, so it has no 'b'"),
         ("x.jsonl", '{"m": ["a"]}', "m", "line 1: 'm' holds a list, not text, and its element 1 is "
          "no chat message; name a field with text, or with messages like"),

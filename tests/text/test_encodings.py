@@ -104,7 +104,7 @@ def database(folder: Path) -> bytes:
         (office("xl/workbook.xml"), "an Excel workbook (.xlsx)", "save it as plain text or .csv"),
         (office("other"), "a zip archive", "name it .zip"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "an old Office file (.doc,", "save it"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "an image (PNG)", "leave it out, in a folder with"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "an image (PNG)", "leave it out, in a folder"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF", "an image (JPEG)", "leave it out"),
         (b"\x1f\x8b\x08\0\0\0\0\0", "a gzip file", "name it .gz"),
         (database, "an SQLite database", "export its text as .csv"),

@@ -158,7 +158,7 @@ def test_names_that_are_no_unicode(root):
     except OSError:
         pytest.skip("this file system takes only names in Unicode")
     assert find_files(str(root)) == [path]
-    with pytest.raises(UserError, match=r"caf\udce9.txt is not utf-8 text"):
+    with pytest.raises(UserError, match=r"caf\\udce9.txt is not utf-8 text"):
         read([path])
 
 
