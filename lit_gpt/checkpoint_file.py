@@ -27,7 +27,7 @@ MAX_OPCODES = 2_000_000  # a model of 1000 blocks needs 1.2 million
 MAX_DEPTH = 50  # of dicts, lists and tuples in each other
 MAX_DIMS = 8  # of a tensor
 MAX_KEY = 1 << 31  # of an int as a key: larger ones could be made to collide
-MAX_SHARING = 2  # how often the numbers in a file count on average: tied embeddings stand twice
+MAX_SHARING = 2  # how often tensors may use each number on average: tied embeddings use it twice
 
 STORAGES = {
     "torch DoubleStorage": torch.float64,
@@ -41,7 +41,7 @@ STORAGES = {
     "torch ByteStorage": torch.uint8,
     "torch BoolStorage": torch.bool,
 }
-TOO_MUCH = "too many parts, or parts in each other"
+TOO_MUCH = "too many parts, or nested too deeply"
 PLAIN = (str, int, float, bool, type(None))
 
 CONSTANTS: dict[str, Callable[[], Any]] = {
@@ -118,7 +118,7 @@ class Members:
         return numbers
 
     def storage(self, identity: Any) -> Storage:
-        """What a persistent id stands for: the kind, member, device and number of its numbers."""
+        """The numbers that a persistent id names by kind, member, device and count."""
         match identity:
             case ("storage", Global(kind), str(key), str(), int(count)):
                 if key not in self.storages:
@@ -126,7 +126,7 @@ class Members:
                 storage = self.storages[key]
                 if (storage.numbers.dtype, len(storage.numbers)) == (STORAGES[kind], count):
                     return storage
-        raise ValueError("numbers that differ from what is said of them")
+        raise ValueError("numbers that don't match their description")
 
 
 class Unpickler:
@@ -163,7 +163,7 @@ class Unpickler:
         return content
 
     def combine(self, name: str) -> None:
-        """What replaces the end of the stack by something made of it."""
+        """Replaces the top of the stack with something made of it."""
         if name == "TUPLE":
             self.stack.append(tuple(self.pop_to_mark()))
         elif name in TUPLES:
@@ -197,16 +197,16 @@ class Unpickler:
 
 def extend(target: Any, items: list[Any]) -> None:
     if type(target) is not list:
-        raise TypeError("items of what is not a list")
+        raise TypeError("appends to something other than a list")
     target.extend(items)
 
 
 def update(target: Any, items: list[Any]) -> None:
     if not isinstance(target, dict):
-        raise TypeError("keys of what is not a dict")
+        raise TypeError("sets keys of something other than a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not (type(key) is str or (type(key) is int and abs(key) < MAX_KEY)):
-            raise TypeError("a key that is neither text nor a small whole number")
+            raise TypeError("a key that is neither a string nor a small integer")
         target[key] = value
 
 
@@ -238,7 +238,7 @@ def check_parts(content: Any, max_bytes: float = math.inf) -> None:
 
     Args:
         content: whatever a checkpoint is to hold.
-        max_bytes: of its tensors, each counted wherever it stands.
+        max_bytes: of its tensors, each counted as often as it occurs.
 
     Raises:
         TypeError: it has something else than dicts, lists, tuples, PLAIN values and tensors.
@@ -255,7 +255,7 @@ def check_parts(content: Any, max_bytes: float = math.inf) -> None:
 
 
 def parts_of(content: Any) -> Iterator[Any]:
-    """A content and all in it but keys, as often as it stands there.
+    """A content and everything in it except keys, as often as it occurs.
 
     Raises:
         ValueError: as for `check_parts`.

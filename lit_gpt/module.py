@@ -83,7 +83,7 @@ def check_precision(precision: str) -> None:
 class LossTotals(Metric):
     """Sums of the losses of batches of any sizes, over all processes; a NaN stays visible.
 
-    In float64 whatever the precision, as long as it is no part of a module, which Lightning casts.
+    In float64 at any precision, unless it is a submodule: Lightning casts those.
     """
 
     full_state_update = False

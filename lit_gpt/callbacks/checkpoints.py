@@ -64,7 +64,7 @@ class StepCheckpoints(ModelCheckpoint):
         return {"step": torch.tensor(trainer.global_step)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Ranks anew, as `keep` may be lower now; Lightning would look for the worst of none."""
+        """Ranks the files again: `keep` may be lower now, and Lightning expects a worst one."""
         super().load_state_dict(state_dict)
         oldest_first = sorted(self.best_k_models, key=lambda path: self.best_k_models[path])
         kept = oldest_first if self.keep < 0 else oldest_first[-self.keep :]

@@ -34,7 +34,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
     """
     value = json.loads(read_limited(path, max_bytes))
     if not isinstance(value, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
+        raise ValueError(f"{path.name} is not a JSON object")
     return value
 
 
@@ -55,7 +55,7 @@ def weight_files(folder: Path) -> list[Path]:
     for name in names:
         is_inside = re.fullmatch(r"[\w.-]+\.safetensors", name)
         if not (is_inside and (folder / name).is_file()):
-            raise ValueError(f"{index.name} names {name!r}, which is no .safetensors file in it")
+            raise ValueError(f"{index.name} names {name!r}, not a .safetensors file beside it")
     return [folder / name for name in sorted(names)]
 
 

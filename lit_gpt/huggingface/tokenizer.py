@@ -264,7 +264,7 @@ def _ordinary_ids(spec: dict[str, Any]) -> dict[bytes, int]:
         count = f"{len(missing)} of the 256 bytes (the first is 0x{missing[0]:02x})"
         raise Unsupported(f"it has no token for {count}")
     if not all(type(i) is int and i >= 0 for i in vocab.values()):
-        raise Unsupported("it has ids that are no whole numbers")
+        raise Unsupported("it has ids that are not integers")
     singles = sorted(bytes_of, key=vocab.__getitem__)
     ids: dict[bytes, int] = {bytes([bytes_of[char]]): vocab[char] for char in singles}
     for merge in model["merges"]:

@@ -21,7 +21,7 @@ Member = tuple[str, Iterator[bytes]]  # the name of a file, and its chunks, the 
 
 
 def read_members(path: Path, kind: str, chunks: Iterable[bytes]) -> Iterator[Member]:
-    """The files in an archive, but for hidden ones and links.
+    """The files in an archive, except hidden ones and links.
 
     Those of a .zip are in the order of a folder, those of a .tar as they come: it is read once.
 

@@ -12,7 +12,7 @@ from typing import Any
 CHUNK = 1 << 20  # characters looked at together
 LONGEST = 1 << 19  # characters held without a safe cut; a longer word is cut
 AT_ONCE = 64  # words, which is five times as fast as one by one
-MARGIN = 16  # characters: what stands this far behind the end of a word can't lengthen it
+MARGIN = 16  # characters: text this far behind the end of a word can't lengthen it
 SECONDS = 10.0  # a pattern that needs longer to split this little text is left alone
 
 # Most split patterns end a word where a letter or digit is followed by white space or one of these

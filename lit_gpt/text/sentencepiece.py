@@ -22,7 +22,7 @@ NORMAL, USER_DEFINED = 1, 4  # SentencePiece.Type
 
 
 def parse_sentencepiece(content: bytes, name: str) -> Tokenizer:
-    """The tokenizer in a SentencePiece model; its pieces are numbered anew, after the 256 bytes.
+    """The tokenizer in a SentencePiece model; its pieces are renumbered, after the 256 bytes.
 
     Text is split into the same pieces as by SentencePiece without normalization: no space is put
     before a text, and none is removed. A character that is no piece becomes its bytes, or a prefix

@@ -58,7 +58,7 @@ class Window:
         return True
 
     def fill(self, size: int) -> int:
-        """Looks that many characters ahead, if there are so many; returns how many are in view."""
+        """Looks ahead `size` characters, or to the end; returns how many are in view."""
         while len(self.text) - self.at < size and not self.is_last:
             self.more()
         return len(self.text) - self.at

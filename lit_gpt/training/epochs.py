@@ -1,6 +1,6 @@
 """How long a run is, in steps and in epochs, and when it evaluates.
 
-Lightning counts epochs and starts anew with each; a run here is one endless epoch, so that a
+Lightning counts epochs and restarts the data at each; a run here is one endless epoch, so that a
 resumed run knows its place. What is given in epochs becomes steps once the text is known.
 """
 
@@ -56,12 +56,12 @@ class Epoch:
         return self.step_windows * self.context_length
 
     def steps(self, epochs: float) -> int:
-        """The fewest steps that make so many epochs, at least one."""
+        """The fewest steps that cover this many epochs, at least one."""
         share = Fraction(str(epochs))  # 0.1 is a tenth
         return max(1, math.ceil(share * self.windows / self.step_windows))
 
     def count(self, steps: int) -> str:
-        """So many steps as people read them: `500 of 256 tokens, 1.6 epochs`."""
+        """A number of steps for people to read: `500 of 256 tokens, 1.6 epochs`."""
         epochs = steps * self.step_windows / self.windows
         number = f"{epochs:,.1f}" if epochs >= 0.1 else f"{epochs:.2g}"
         return f"{steps:,} of {self.step_tokens:,} tokens, {number} epochs"
@@ -128,7 +128,7 @@ def count_batches(
 
 
 def check_epochs_left(options: TrainOptions, epoch: Epoch, checkpoint: Checkpoint) -> None:
-    """Refuses to resume a run that has done all its epochs, in the words of who gave epochs.
+    """Refuses to resume a run that has done all its epochs, naming epochs rather than steps.
 
     Raises:
         UserError: it has.

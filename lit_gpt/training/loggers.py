@@ -123,7 +123,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def logger_options(config: Any) -> list[Namespace]:
-    """The options of each logger of the user's, from those of the Trainer."""
+    """The options of each of the user's loggers, from those of the Trainer."""
     value = config.logger
     found = value if isinstance(value, list) else [value]
     return [options for options in found if isinstance(options, Namespace)]

@@ -247,7 +247,7 @@ def print_stop(run: Run) -> None:
 
 
 def reason_of_callbacks(run: Run) -> str | None:
-    """Why an EarlyStopping of the user's own ended the run; None: none did."""
+    """Why the user's own EarlyStopping ended the run; None: it didn't."""
     if run.stop.reason or 0 <= run.trainer.max_steps <= run.trainer.global_step:
         return None
     callbacks = run.trainer.callbacks  # type: ignore[attr-defined]

@@ -61,8 +61,8 @@ def in_file(pickled: bytes, path: Path, **members: bytes) -> Path:
 
 
 GLOBAL = "a call that is not of a checkpoint"
-TOO_MANY = "too many parts, or parts in each other"
-DIFFERS = "numbers that differ from what is said of them"
+TOO_MANY = "too many parts, or nested too deeply"
+DIFFERS = "numbers that don't match their description"
 LARGER = "a tensor larger than its data"
 HOSTILE = {
     # What torch.load(weights_only=True) calls with any arguments.
@@ -86,10 +86,10 @@ HOSTILE = {
     "a billion laughs": (laughs(60), TOO_MANY),
     "a list in itself": (NESTED, TOO_MANY),
     "a deep list": (b"]" * 10**4 + b"a" * (10**4 - 1), TOO_MANY),
-    "nested keys": (b"}" + b")\x85\x85Ns", "a key that is neither text nor a small whole number"),
+    "nested keys": (b"}" + b")\x85\x85Ns", "a key that is neither a string nor a small integer"),
     "colliding keys": (
         b"}\x8a\x08" + struct.pack("<q", 2**61 - 1) + b"Ns",
-        "a key that is neither text nor a small whole number",
+        "a key that is neither a string nor a small integer",
     ),
     # Tensors that are not what they say.
     "no such member": (storage("9"), "'data/9'"),

@@ -285,8 +285,8 @@ def test_a_checkpoint_s_pattern_is_proved_before_its_export():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab": {"a": -1}}, "ids that are no whole numbers"),
-        ({"vocab": {"a": "1"}}, "ids that are no whole numbers"),
+        ({"vocab": {"a": -1}}, "ids that are not integers"),
+        ({"vocab": {"a": "1"}}, "ids that are not integers"),
         ({"merges": [["", ""]], "vocab": {"": 999}}, "has an empty token"),
         ({"continuing_subword_prefix": "#"}, "continuing_subword_prefix"),  # panics in tokenizers
     ],
