@@ -20,7 +20,7 @@ from lit_gpt import storage
 from lit_gpt.errors import UserError
 from lit_gpt.text import bpe
 from lit_gpt.text.cutting import cut_safely
-from lit_gpt.text.files import Reader, TextFiles
+from lit_gpt.text.files import COUNTED, Reader, TextFiles
 from lit_gpt.text.overlap import chunks
 from lit_gpt.text.tokenizer import END_OF_TEXT, Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
@@ -49,16 +49,9 @@ class CorpusInfo:
     @property
     def changes(self) -> list[tuple[str, int]]:
         """What there is to say about how the text was read: names, and numbers above 0."""
-        numbers = [
-            ("Documents", self.num_documents),
-            ("Empty documents skipped", self.empty_documents),
-            ("Blank lines skipped", self.blank_lines),
-            ("Quoted fields over lines that look like rows", self.row_like_fields),
-            ("Byte-order marks removed", self.removed_boms),
-            ("Line breaks added between files", self.added_line_ends),
-            ("Overlong words cut", self.cut_words),
-        ]
-        return [(name, number) for name, number in numbers if number]
+        titles = {**COUNTED, "cut_words": "Overlong words cut"}
+        numbers = ((title, getattr(self, name)) for name, title in titles.items())
+        return [(title, number) for title, number in numbers if number]
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,14 @@ from lit_gpt.text.parquet_rows import read_parquet
 from lit_gpt.text.windows import Store
 
 CHUNK = 1 << 20  # bytes read at a time
-COUNTED = (
-    "removed_boms",
-    "added_line_ends",
-    "num_documents",
-    "empty_documents",
-    "blank_lines",
-    "row_like_fields",
-)
+COUNTED = {  # while a text is read: fields of CorpusInfo, and how people read them
+    "num_documents": "Documents",
+    "empty_documents": "Empty documents skipped",
+    "blank_lines": "Blank lines skipped",
+    "row_like_fields": "Quoted fields over lines that look like rows",
+    "removed_boms": "Byte-order marks removed",
+    "added_line_ends": "Line breaks added between files",
+}
 BOMS = {  # removed from the start of a file by Python's own decoders
     "utf-8-sig": (codecs.BOM_UTF8,),
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),

@@ -152,8 +152,8 @@ def save_ids(run: Run) -> None:
             run.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_text(run.folder / IDS, json.dumps(ids, indent=1, default=str))
         except OSError as error:
-            run.model.print(f"Could not write {IDS}, so a resumed run is a new one in its loggers: "
-                            f"{reason_of(error)}")  # fmt: skip
+            effect = "a resumed run is a new one in its loggers"
+            run.model.print(f"Could not write {IDS}, so {effect}: {reason_of(error)}")
 
 
 def continue_loggers(config: Any, ckpt_path: str | None) -> None:
