@@ -149,7 +149,7 @@ def export(
     logs: str = "logs",
     data_path: str | None = None,
     encoding: str | None = None,
-    text_field: str | None = None,
+    text_field: str | list[str] | None = None,
 ) -> None:
     """Write a folder that transformers loads, after checking that it computes the same.
 
@@ -159,7 +159,8 @@ def export(
         logs: where to look for the newest run.
         data_path: text to compare the export on; default: the run's own.
         encoding: of that text; default: utf-8, or for the run's own text as in the run.
-        text_field: of its documents; default: none, or for the run's own text as in the run.
+        text_field: of its documents, or a list of them; default: none, or for the run's own text
+            as in the run.
 
     Raises:
         UserError: a checkpoint, text or folder that can't be used, or a comparison that failed.

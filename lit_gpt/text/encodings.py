@@ -22,6 +22,9 @@ BEGINNINGS = (  # of files that are no text: bytes, and the offset where they st
     (b"\x89PNG\r\n\x1a\n", 0, "an image (PNG)", ""),
     (b"\xff\xd8\xff", 0, "an image (JPEG)", ""),
     (b"GIF8", 0, "an image (GIF)", ""),
+    (b"BM", 0, "an image (BMP)", ""),
+    (b"ftypheic", 4, "an image (HEIC)", ""),
+    (b"ftypavif", 4, "an image (AVIF)", ""),
     (b"II*\0", 0, "an image (TIFF)", ""),
     (b"MM\0*", 0, "an image (TIFF)", ""),
     (b"WEBP", 8, "an image (WebP)", ""),
@@ -62,6 +65,8 @@ ONE_BYTE = (
     "cp1256",
     "cp1257",
 )
+LATIN = ("cp1250", "cp1254", "cp1257")  # differ from cp1252 in a few letters
+KANA = re.compile(r"[\u3041-\u30fa]")  # only Japanese has these
 MAX_RIVALS = 2
 SAMPLED = 1 << 16  # bytes: the beginning of a file, or what is around the byte in question
 SHOWN = 24  # characters of an example
@@ -134,17 +139,21 @@ def detect(sample: bytes) -> list[str]:
         sample = b"".join(line for line in lines if not line.isascii())
     sample = sample[:SAMPLED]
     matches = charset_normalizer.from_bytes(sample, cp_isolation=[*MANY_BYTES, *ONE_BYTE])
-    likely: list[tuple[float, int, str]] = []
+    likely: list[tuple[bool, float, int, str]] = []
     for rank, match in enumerate(matches):
         for name in {match.encoding, *match.could_be_from_charset}:
             text = decode(sample, name)
             if text is None or BAD.search(text):
                 continue
             if name in MANY_BYTES and (name.startswith("utf_16") or not is_glued(text)):
-                likely.append((match.chaos, rank, name))
+                is_japanese = 5 * len(KANA.findall(text)) > sum(char > "\x7f" for char in text)
+                likely.append((not is_japanese, match.chaos, rank, name))
             elif name in ONE_BYTE:  # of those that are equally clean, the most common
-                likely.append((match.chaos, len(matches) + ONE_BYTE.index(name), name))
-    return [common_name(sample, name) for *_, name in sorted(likely)]
+                likely.append((True, match.chaos, len(matches) + ONE_BYTE.index(name), name))
+    names = [name for *_, name in sorted(likely)]
+    if names and names[0] in LATIN and "cp1252" not in names and decode(sample, "cp1252"):
+        names.insert(1, "cp1252")  # rejected too easily, as for short French texts
+    return [common_name(sample, name) for name in names]
 
 
 def is_glued(text: str) -> bool:

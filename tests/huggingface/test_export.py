@@ -289,6 +289,17 @@ def test_another_text_is_read_by_its_own_options(text, tmp_path, capsys):
     assert out.startswith(f"Tokens: {count} identical\n")
 
 
+def test_several_fields_of_a_text_can_be_compared_on(text, tmp_path, capsys):
+    path = write_checkpoint(tmp_path, compact(text).with_end_of_text(), text)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"data": {"title": "On mats", "text": "The cat sat there."}}\n' * 2)
+    options = {"data_path": other, "text_field": "[data.title, data.text]"}
+    status, out, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder", **options)
+    assert (status, err) == (0, "")
+    count = 2 * (1 + len(compact(text).encode("On mats\nThe cat sat there.")))
+    assert out.startswith(f"Tokens: {count} identical\n")
+
+
 def test_text_of_a_file_that_a_checkpoint_names_is_not_shown(text, tmp_path, capsys):
     """It may come from a stranger, and the card may be published."""
     path = write_checkpoint(tmp_path, compact(text), text)

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lit_gpt import storage
 from lit_gpt.command import run
 from lit_gpt.errors import UserError
 from lit_gpt.text import vocabularies
@@ -255,6 +257,19 @@ def test_damaged_cache_is_built_again(file, damage, load, tmp_path, cache_folder
         "",
         f"The tokens in {folder} are damaged: encoding the text again\n",
     )
+
+
+def test_a_cache_with_a_token_that_is_in_no_vocabulary_is_built_again(load, tmp_path, cache_folder):
+    """Even if the checksum fits: training would end in an IndexError."""
+    path = write(tmp_path / "x.txt", b"hello world")
+    load(path)
+    (folder,) = cache_folder.iterdir()
+    tokens = np.fromfile(folder / "tokens.bin", np.uint16)
+    tokens[3] = 256
+    tokens.tofile(folder / "tokens.bin")
+    meta = storage.read_json(folder / "meta.json")
+    storage.write_json(folder / "meta.json", meta | {"crc32": zlib.crc32(tokens.tobytes())})
+    assert text_of(load(path)) == "hello world"
 
 
 @pytest.mark.parametrize("value", [{"a": [1, 0.1, None]}, None])

@@ -66,6 +66,26 @@ def xz_with_a_huge_window() -> bytes:
     return bytes(content)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "json", "csv", "tsv", "txt"])
+def test_a_line_of_any_length_takes_little_memory(kind, tmp_path):
+    """However small the file: this one has 80 KB."""
+    path = tmp_path / f"x.{kind}.gz"
+    with gzip.open(path, "wb") as file:
+        file.write({"csv": b'text,n\n"', "tsv": b"text\tn\n", "txt": b""}.get(kind, b'{"text": "'))
+        for _ in range(40):
+            file.write(b"word " * 200_000)
+        file.write({"csv": b'",1', "tsv": b"\t1", "txt": b""}.get(kind, b'", "n": 1}'))
+    fields = [] if kind == "txt" else ["text"]
+    tracemalloc.start()
+    try:
+        num_characters = sum(len(part or "") for part in read(str(path), *fields))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert num_characters == 40_000_000
+    assert peak < 16_000_000
+
+
 def zst_with_a_long_window(text: bytes) -> bytes:
     """As `zstd --long=28` writes it."""
     params = zstandard.ZstdCompressionParameters(window_log=28, hash_log=6, chain_log=6)

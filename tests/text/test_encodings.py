@@ -26,6 +26,7 @@ SENTENCES = {
     "The price of 农夫山泉 is 2 yuan.\nNext line": ["gb18030", "utf-16-le", "utf-16-be"],
     "今天天氣很好，我們一起去公園散步吧。臺灣的夏天非常炎熱。": ["big5", "utf-16-le"],
     "今日はとても天気がいいので、公園を散歩しましょう。": ["shift_jis", "utf-16-le"],
+    "川は街を流れ、人々は橋の上から景色を眺める。朝は静かだった。": ["shift_jis", "euc_jp"],
     "오늘은 날씨가 아주 좋아서 공원에서 산책합시다.": ["euc_kr"],
     "plain English with a “quote”": ["cp1252", "utf-16-le", "utf-16-be"],
     "In German it is Größe, and in the same line there is a lot of English.": ["latin-1"],
@@ -50,6 +51,16 @@ def test_what_is_suggested_reads_the_text_right(text, encoding, times, tmp_path)
     assert found, said
     again = Reader(TextFiles(str(path), encoding=found.group(1)))
     assert "".join(again) == text * times
+
+
+@pytest.mark.parametrize(
+    "text", ["Être déçu à l'été, ça gêne.", "Får får får? Nej, får får lamm. Åäö"]
+)
+def test_what_might_be_western_is_never_sure_to_be_something_else(text, tmp_path):
+    said = refusal(write(tmp_path / "x.txt", text.encode("cp1252")))
+    assert "perhaps" in said
+    assert "cp1252" in said
+    assert "shift_jis" not in said  # of which a letter inside of a word would be half a character
 
 
 def test_the_suggestion_says_how_sure_it_is_and_shows_the_text(tmp_path):
