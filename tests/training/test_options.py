@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from lit_gpt.training.options import option_name
@@ -139,3 +142,20 @@ def test_the_help_of_a_class_lists_its_options(train):
     assert (result.status, result.err) == (0, "")
     assert "--trainer.callbacks.monitor" in result.out
     assert "quantity to be monitored" in result.out
+
+
+def test_a_number_of_batches_is_no_share_whatever_was_imported_before():
+    """typing gives Lightning's Optional[Union[int, float]] the order of an equal one it knows."""
+    code = (
+        "import lightning.pytorch.loops, typing, sys\n"
+        "del sys.modules['lightning.pytorch.trainer.trainer']\n"
+        "[clear() for clear in typing._cleanups]\n"
+        "typing.Optional[typing.Union[float, int]]\n"
+        "import lightning.pytorch.trainer.trainer as trainer\n"
+        "import lightning.pytorch as pl\n"
+        "pl.Trainer = pl.trainer.Trainer = trainer.Trainer\n"
+        "from lit_gpt.training.options import TrainOptions\n"
+        "print(repr(TrainOptions(['--trainer.limit_val_batches=2']).config.trainer.limit_val_batches))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n"
