@@ -66,7 +66,7 @@ def check_least(lowest: int, **values: float | None) -> None:
 
 
 def check_choice(choices: Collection[Any], **values: Any) -> None:
-    """Refuses a value that is none of the choices."""
+    """Refuses a value that is not one of the choices."""
     for name, value in values.items():
         if value not in choices:
             raise UserError(

@@ -66,6 +66,15 @@ def write_text(path: Path) -> Path:
     return path
 
 
+def train_apart(folder: Path, steps: int) -> Path:
+    """Trains in a process of its own; returns its last.ckpt."""
+    options = SMALL | {"trainer.max_steps": steps, "trainer.default_root_dir": folder / "logs"}
+    options |= {"data.path": write_text(folder / "text.txt"), "data.cache": folder / "cache"}
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *command_line(options)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "logs" / "version_0" / "checkpoints" / "last.ckpt"
+
+
 @contextlib.contextmanager
 def limited_memory(more: int) -> Iterator[None]:
     """Lets this process take this many bytes more, used or not; unlimited but on Linux."""

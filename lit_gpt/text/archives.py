@@ -46,7 +46,7 @@ def _one_line(path: Path, kind: str) -> Iterator[None]:
         yield
     except (
         *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError),
-        *(ValueError, OSError),  # a number that is none; "Invalid data stream" of bzip2
+        *(ValueError, OSError),  # an invalid number in a header; bzip2: "Invalid data stream"
     ) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(

@@ -44,7 +44,7 @@ def cut_safely(
             held = ""
             continue
         for at in range(0, len(text), CHUNK):
-            start = max(len(held) - 1, 0)  # before it, there is no safe cut
+            start = max(len(held) - 1, 0)  # what precedes it has no safe cut
             held += text[at : at + CHUNK]
             if is_usual and (cut := LAST_CUT.match(held, start)):
                 yield held[: cut.end()]

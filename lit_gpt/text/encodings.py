@@ -41,7 +41,7 @@ BEGINNINGS = (  # of files that are no text: bytes, and the offset where they st
     (b"\x89HDF\r\n\x1a\n", 0, "an HDF5 file", ""),
     (b"\x93NUMPY", 0, "a NumPy array", ""),
 )
-MARKUP = (b"%PDF-", b"{\\rtf")  # can be ASCII throughout, and still is no text that anybody reads
+MARKUP = (b"%PDF-", b"{\\rtf")  # may be ASCII throughout, yet is not text to read
 OFFICE = {  # by the folder that a zip-based one has
     b"word/": "a Word document (.docx)",
     b"xl/": "an Excel workbook (.xlsx)",

@@ -121,7 +121,7 @@ def _names(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def no_field(where: str, field: str, names: list[str]) -> UserError:
-    """What is wrong if there is no field of that name, or not exactly one, among those."""
+    """The error for a row that has not exactly one field of that name."""
     short = [x if len(x) <= MAX_NAME else f"{x[:MAX_NAME]}..." for x in names[:MAX_LISTED]]
     listed = ", ".join(map(repr, short)) or "none"
     more = f" and {len(names) - MAX_LISTED:,} more" if len(names) > MAX_LISTED else ""

@@ -25,8 +25,8 @@ def parse_sentencepiece(content: bytes, name: str) -> Tokenizer:
     """The tokenizer in a SentencePiece model; its pieces are renumbered, after the 256 bytes.
 
     Text is split into the same pieces as by SentencePiece without normalization: no space is put
-    before a text, and none is removed. A character that is no piece becomes its bytes, or a prefix
-    that it shares with one that is. Control symbols are left out.
+    before a text, and none is removed. A character without a piece becomes its bytes, or a prefix
+    that it shares with one that has. Control symbols are left out.
 
     Raises:
         UserError: damaged, or a model that works differently.

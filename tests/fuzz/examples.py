@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 
 def numbers(few: int, many: int) -> pytest.MarkDecorator:
@@ -13,6 +14,15 @@ def numbers(few: int, many: int) -> pytest.MarkDecorator:
 
 def examples(number: int) -> settings:
     return settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def nested(odd: st.SearchStrategy) -> st.SearchStrategy:
+    """Plain values, odd ones among them, in lists and dicts."""
+    return st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | odd,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+        max_leaves=5,
+    )
 
 
 def check_refusal(status: int, err: str) -> None:

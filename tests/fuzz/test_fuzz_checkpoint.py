@@ -8,8 +8,6 @@ from __future__ import annotations
 import pickletools
 import random
 import struct
-import subprocess
-import sys
 import zipfile
 from itertools import pairwise
 from pathlib import Path
@@ -23,34 +21,22 @@ from hypothesis import strategies as st
 from lit_gpt.checkpoint import load_checkpoint, read_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.training.resume import open_checkpoint
-from tests.conftest import ROOT, SMALL, command_line, limited_memory, write_text
+from tests.conftest import limited_memory, train_apart
 from tests.core.test_checkpoint import equal
-from tests.fuzz.examples import examples, numbers
+from tests.fuzz.examples import examples, nested, numbers
 
 MORE = 500_000_000  # bytes that reading a checkpoint of 200 KB may take
 
-plain = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=5)
-    | st.sampled_from([10**18, -1, 1 << 40, "rotary", "x" * 1000, b"\0"])
+plain = nested(
+    st.sampled_from([10**18, -1, 1 << 40, "rotary", "x" * 1000, b"\0"])
     | st.sampled_from([torch.zeros(0), torch.ones(3), torch.zeros(2, 2, dtype=torch.bool)]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=5,
 )
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """The checkpoint of a run."""
-    folder = tmp_path_factory.mktemp("fuzz")
-    options = SMALL | {"trainer.max_steps": 2, "trainer.default_root_dir": folder / "logs"}
-    options |= {"data.path": write_text(folder / "text.txt"), "data.cache": folder / "cache"}
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *command_line(options)]
-    subprocess.run(command, check=True)
-    return folder / "logs" / "version_0" / "checkpoints" / "last.ckpt"
+    return train_apart(tmp_path_factory.mktemp("fuzz"), 2)
 
 
 def places_in(content: Any, path: tuple = ()) -> list[tuple]:

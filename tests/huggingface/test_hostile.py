@@ -19,23 +19,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.huggingface.importing import folder_fields, load_folder, read_model_config
 from lit_gpt.huggingface.tokenizer import from_hf, to_hf
 from lit_gpt.text.tokenizer import SINGLE_BYTES, Tokenizer
-from tests.huggingface.folders import make_folder
 
-KINDS = ("gpt2", "qwen3")
 WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("folders")
-    for kind in KINDS:
-        make_folder(root / kind, kind)
-    return root
-
-
-@pytest.fixture(params=KINDS)
-def folder(folders, tmp_path, request) -> Path:
-    return Path(shutil.copytree(folders / request.param, tmp_path / request.param))
 
 
 def edit(path: Path, **changes) -> None:

@@ -22,25 +22,10 @@ from lit_gpt.huggingface.tokenizer import from_hf
 from lit_gpt.text.utf8 import unfinished_bytes
 from lit_gpt.training.init_from import build_data, model_fields
 from tests.conftest import SMALL
-from tests.huggingface.folders import TEXT, make_folder, make_model
+from tests.huggingface.folders import KINDS, TEXT, make_folder, make_model
 
-KINDS = ("gpt2", "qwen3")
 PLAIN = {name: value for name, value in SMALL.items() if not name.startswith("model.")}
 FINE_TUNING = TEXT[:3000] + "<|endoftext|> is text here, and <think> too. e\u0301\n" * 30
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("folders")
-    for kind in KINDS:
-        make_folder(root / kind, kind)
-    return root
-
-
-@pytest.fixture(params=KINDS)
-def folder(folders, tmp_path, request) -> Path:
-    """A copy to be changed."""
-    return Path(shutil.copytree(folders / request.param, tmp_path / request.param))
 
 
 @pytest.fixture

@@ -89,11 +89,8 @@ def test_a_number_of_steps_of_5000_digits(folder, capsys):
     assert "Step 50<" in (folder / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["history.json", "config.yaml"])
-@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop", "nowhere", "large"])
-def test_what_is_not_a_file_of_a_run_is_one_line(folder, name, kind, monkeypatch):
-    path = folder / name
-    path.unlink(missing_ok=True)
+def put(kind: str, path: Path) -> None:
+    """Makes something that is not a file of a run at this place."""
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "device":
@@ -103,10 +100,20 @@ def test_what_is_not_a_file_of_a_run_is_one_line(folder, name, kind, monkeypatch
     elif kind == "loop":
         path.symlink_to(path)
     elif kind == "nowhere":
-        path.symlink_to(folder / "nothing")
-    else:
+        path.symlink_to(path.with_name("nothing"))
+    elif kind == "large":
         with path.open("wb") as file:
             file.truncate(1 << 40)
+    else:
+        path.write_bytes(b"\xff" * 1000)
+
+
+@pytest.mark.parametrize("name", ["history.json", "config.yaml"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop", "nowhere", "large"])
+def test_what_is_not_a_file_of_a_run_is_one_line(folder, name, kind, monkeypatch):
+    path = folder / name
+    path.unlink(missing_ok=True)
+    put(kind, path)
     if kind == "nowhere" and name == "config.yaml":
         assert read_options(folder) == {}
         return
@@ -161,14 +168,7 @@ def test_a_record_longer_than_its_file_takes_no_memory(tmp_path, length):
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "rubbish"])
 def test_events_that_are_none(tmp_path, kind):
     path = tmp_path / "events.out.tfevents.1.host"
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        path.write_bytes(b"\xff" * 1000)
+    put(kind, path)
     with pytest.raises(UserError, match=r"has no history\.json and no curves"):
         read_run(tmp_path)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lit_gpt.callbacks.checkpoints import save_atomically
 from lit_gpt.checkpoint import read_checkpoint
-from tests.conftest import ROOT, SMALL, command_line, write_text
+from tests.conftest import train_apart
 
 COUNTERS = ("loops", "fit_loop")
 OPTIMIZER_STEPS = (
@@ -31,12 +29,7 @@ BEST = ("callbacks", "BestCheckpoint")
 @pytest.fixture(scope="module")
 def last(tmp_path_factory) -> Path:
     """The checkpoint of a run of four steps."""
-    folder = tmp_path_factory.mktemp("run")
-    options = SMALL | {"trainer.max_steps": 4, "trainer.default_root_dir": folder / "logs"}
-    options |= {"data.path": write_text(folder / "text.txt"), "data.cache": folder / "cache"}
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *command_line(options)]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / "logs" / "version_0" / "checkpoints" / "last.ckpt"
+    return train_apart(tmp_path_factory.mktemp("run"), 4)
 
 
 @pytest.fixture
