@@ -6,7 +6,10 @@ import os
 import pkgutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 import lit_gpt
 from tests.conftest import ROOT
@@ -84,6 +87,16 @@ def test_generating_does_not_load_lightning(tmp_path):
     modules = ["lit_gpt.generation.generate", "lit_gpt.generation.interactive"]
     heavy = {"lightning", "torchmetrics", "rich", "transformers"}
     assert loaded(modules, heavy, tmp_path) == set()
+
+
+@pytest.mark.parametrize(("platform", "tolerance"), [(sys.platform, 0.02), ("another", 1.02)])
+def test_the_clock_starts_with_the_process(tmp_path, platform, tolerance):
+    """psutil, used on other platforms, takes Linux to have booted at a whole second."""
+    code = "import sys, time; time.sleep(1); from lit_gpt import command; sys.platform = {!r}; "
+    code += "print(time.monotonic() - {!r} - command.seconds_since_start())"
+    done = run_python(code.format(platform, time.monotonic()), tmp_path)
+    before = float(done.stdout)  # the time from here to the start of the process
+    assert -tolerance <= before < 0.9
 
 
 def test_the_import_contract_holds(tmp_path):

@@ -19,7 +19,7 @@ from lit_gpt.callbacks.checkpoints import file_bytes, free_bytes
 from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.callbacks.progress import Throughput
 from lit_gpt.callbacks.stopping import keep_signal_handlers
-from lit_gpt.command import stop_at_once
+from lit_gpt.command import seconds_since_start, stop_at_once
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.planning.dry_run import DryRun, peak_memory
@@ -237,8 +237,7 @@ def make_plan(options: TrainOptions, exits: ExitStack) -> Plan:
     dry_run = DryRun(folder)
     run = build_run(options, [NonFiniteGuard(), Throughput(), dry_run], scratch=folder)
     keep_signal_handlers(run.trainer)
-    since_start = time.time() - psutil.Process().create_time()
-    return Plan(run, dry_run, since_start - encoding)
+    return Plan(run, dry_run, seconds_since_start() - encoding)
 
 
 def main(argv: list[str]) -> int:
