@@ -1,0 +1,157 @@
+"""The models and batches to choose from, and what is counted of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from lit_gpt.budget.text_facts import TokenizerFacts
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPTConfig
+
+WIDTHS = (32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1600)
+DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 36, 48)
+ASPECT = (16, 80)  # least and most width per block: GPT-2 has 64, GPT-3 up to 128
+BATCHES = (2, 4, 8, 16, 32, 64)  # windows
+CONTEXTS = (128, 256, 512)
+MOST_BATCH_TOKENS = 1 << 15
+HEAD_SIZES = ((256, 32), (1 << 20, 64))  # up to this width, heads of this size
+NEWTON_SCHULZ = 5  # iterations of Muon
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model, and the batches it trains on.
+
+    Args:
+        accumulate: batches per step.
+    """
+
+    tokenizer: TokenizerFacts
+    config: GPTConfig
+    batch_size: int
+    optimizer: str = "muon"
+    accumulate: int = 1
+
+    @property
+    def step_tokens(self) -> int:
+        return self.batch_size * self.config.context_length * self.accumulate
+
+    @property
+    def weights(self) -> int:
+        """Of the blocks, but for biases and norms: what a law of scaling counts."""
+        return self.config.num_blocks * sum(m * n for m, n in matrices(self.config))
+
+    @property
+    def vocabulary_weights(self) -> int:
+        """Of the embedding and the output layer."""
+        config = self.config
+        return config.vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
+
+    @property
+    def flops(self) -> float:
+        """Of a step: each weight multiplies and adds twice backward and once forward.
+
+        Attention multiplies each pair of tokens twice more, and Muon's iteration each matrix with
+        itself.
+        """
+        config = self.config
+        head = config.vocab_size * config.d_model
+        attention = config.num_blocks * config.context_length * config.num_heads * head_size(config)
+        products = 6 * self.step_tokens * (self.weights + head + 2 * attention)
+        return products + (self.muon_flops if self.optimizer == "muon" else 0)
+
+    @property
+    def muon_flops(self) -> float:
+        sides = [(min(pair), max(pair)) for pair in matrices(self.config)]
+        once = sum(4 * m * m * n + 2 * m**3 for m, n in sides)
+        return NEWTON_SCHULZ * self.config.num_blocks * once
+
+    @property
+    def bytes_moved(self) -> float:
+        """Of a step, roughly, in arithmetic that waits for the memory: logits, moments, norms."""
+        config = self.config
+        logits = 5 * self.step_tokens * config.vocab_size
+        moments = 7 * (self.weights + self.vocabulary_weights)
+        activations = 40 * self.step_tokens * config.num_blocks * config.d_model
+        return 4.0 * (logits + moments + activations)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What the time of a step depends on."""
+        return (*vars(self.config).values(), self.batch_size, self.optimizer, self.accumulate)
+
+
+def head_size(config: GPTConfig) -> int:
+    assert config.head_size is not None
+    return config.head_size
+
+
+def matrices(config: GPTConfig) -> list[tuple[int, int]]:
+    """Shapes of the matrices of a block."""
+    width = config.d_model
+    assert config.num_kv_heads is not None
+    assert config.hidden_size is not None
+    inner = config.num_heads * head_size(config)
+    keys = config.num_kv_heads * head_size(config)
+    hidden = config.hidden_size
+    up = 2 * hidden if config.activation == "swiglu" else hidden
+    return [(inner + 2 * keys, width), (width, inner), (up, width), (width, hidden)]
+
+
+def num_heads(width: int) -> int:
+    size = next(size for most, size in HEAD_SIZES if width <= most)
+    return max(1, width // size)
+
+
+def candidates(
+    tokenizers: tuple[TokenizerFacts, ...], given: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> list[Candidate]:
+    """All models and batches that the given options allow.
+
+    Args:
+        given: options that the user set, by plain name, which leave one choice each.
+        fixed: arguments of GPTConfig for all of them.
+
+    Raises:
+        UserError: the given options don't fit together.
+    """
+    found: list[Candidate] = []
+    problem: UserError | None = None
+    for tokenizer, context in product(tokenizers, choices(given, "context_length", CONTEXTS)):
+        if context >= min(tokenizer.train_tokens, tokenizer.val_tokens):
+            continue
+        for width, depth in shapes(given):
+            heads = given.get("num_heads", num_heads(width))
+            sizes = {"d_model": width, "num_blocks": depth, "num_heads": heads}
+            sizes |= {"vocab_size": tokenizer.vocab_size, "context_length": context}
+            try:
+                config = GPTConfig(**{**fixed, **sizes})
+            except UserError as error:
+                problem = error
+                continue
+            more = (given.get("optimizer", "muon"), given.get("accumulate_grad_batches", 1))
+            found += (
+                Candidate(tokenizer, config, batch, *more)
+                for batch in choices(given, "batch_size", BATCHES)
+                if "batch_size" in given or batch * context <= MOST_BATCH_TOKENS
+            )
+    if problem and not found:
+        raise problem
+    return found
+
+
+def choices(given: Mapping[str, Any], name: str, values: tuple[int, ...]) -> tuple[int, ...]:
+    return (given[name],) if name in given else values
+
+
+def shapes(given: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """Widths and numbers of blocks, neither too thin nor too flat unless they were asked for."""
+    least, most = ASPECT
+    for width in choices(given, "d_model", WIDTHS):
+        for depth in choices(given, "num_blocks", DEPTHS):
+            is_asked = "d_model" in given or "num_blocks" in given
+            if is_asked or least <= width / depth <= most:
+                yield width, depth

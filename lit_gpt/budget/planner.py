@@ -1,0 +1,98 @@
+"""From a text and a time to options: facts, trial and choice, one after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lit_gpt.budget import recipe
+from lit_gpt.budget.candidates import Candidate
+from lit_gpt.budget.choice import TOKENIZER, Budget, Choice, choose
+from lit_gpt.budget.text_facts import exact_facts, measure_text
+from lit_gpt.budget.trial import Rates, Times, Trial
+from lit_gpt.command import seconds_since_start
+from lit_gpt.text.files import TextFiles
+from lit_gpt.text.splits import Splits
+
+TRIES = 3  # candidates that are timed, each if it is the best with what the last one took
+SHORTEST = 16  # tokens of a window, with which the text is encoded
+
+
+@dataclass
+class Corrected:
+    """Rates, corrected by what the candidates took that were timed."""
+
+    rates: Rates
+    trial: Trial
+    factor: float = 1.0
+    timed: dict[tuple[Any, ...], Times] = field(default_factory=dict)
+    is_closed: bool = False  # to candidates that were not timed
+
+    def __call__(self, candidate: Candidate) -> Times:
+        if candidate.key in self.timed:
+            return self.timed[candidate.key]
+        if self.is_closed:
+            return Times(math.inf, math.inf, math.inf)
+        times = self.rates(candidate)
+        return Times(times.step * self.factor, times.eval_batch * self.factor, times.token)
+
+    def time(self, candidate: Candidate) -> bool:
+        """Times it; False: that has been done."""
+        if candidate.key in self.timed:
+            return False
+        self.timed[candidate.key] = self.trial.time(candidate)
+        found = self.timed[candidate.key].step / self.rates(candidate).step
+        if found < 10:  # else it was too large for the memory, or paged
+            self.factor = found
+        return True
+
+
+def plan_budget(
+    seconds: float,
+    text: TextFiles,
+    encode: Callable[[str, int], Splits],
+    *,
+    train_fraction: float,
+    val_path: str | list[str] | None,
+    given: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    device: torch.device,
+    precision: str,
+) -> Choice:
+    """Chooses a run's options.
+
+    Args:
+        seconds: of the whole process.
+        encode: the splits of the text by a tokenizer, given the shortest window they must have.
+        given: options that the user set, by plain name.
+        fixed: arguments of GPTConfig that are no sizes.
+
+    Raises:
+        UserError: a text that can't be used, or options that don't fit together.
+    """
+    fixed = {**{name: recipe.FIXED[name] for name in ("style", "tie_embeddings")}, **fixed}
+    optimizer = given.get("optimizer", recipe.FIXED["optimizer"])
+    trial = Trial(device, precision, optimizer, dict(fixed))
+    clock = Corrected(trial.rates(), trial)
+    name = given.get("tokenizer")
+    first: Choice | None = None
+    compressed: float | None = None
+    if name is None:
+        facts = measure_text(text, train_fraction, val_path)
+        first = choose(Budget(seconds, seconds_since_start(), given, fixed), facts, clock)
+        name = first.plan.candidate.tokenizer.name
+        compressed = facts.compressed
+    splits = encode(name, given.get("context_length", SHORTEST))
+    exact = exact_facts(splits, name, compressed)
+    for attempt in range(TRIES + 1):
+        clock.is_closed = attempt == TRIES
+        choice = choose(Budget(seconds, seconds_since_start(), given, fixed), exact, clock)
+        if not clock.time(choice.plan.candidate):
+            break
+    if first is not None:  # which compared the tokenizers
+        choice.reasons[TOKENIZER] = first.reasons[TOKENIZER]
+    return choice

@@ -1,0 +1,242 @@
+"""What matters of a text for the choice: its length, and what each tokenizer makes of it."""
+
+from __future__ import annotations
+
+import bz2
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lit_gpt.text.bpe import load_trainer
+from lit_gpt.text.corpus import split_at
+from lit_gpt.text.cutting import cut_safely
+from lit_gpt.text.files import Reader, TextFiles
+from lit_gpt.text.splits import Splits
+from lit_gpt.text.tokenizer import BYTES, Tokenizer
+from lit_gpt.text.vocabularies import PATTERN, load_tokenizer
+
+SAMPLE = 1 << 20  # bytes that the tokenizers are tried on
+BLOCK = 1 << 15  # characters that stay together in the sample
+NAMED = "cl100k_base"
+BPE_SIZES = (512, 1024, 2048, 4096, 8192, 16384)
+BYTES_PER_ENTRY = 50  # of text, for each token of bpe:N: with less, most are never learnt
+
+Parts = list[str | None]  # texts; None ends a document
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """A text in the tokens of one tokenizer.
+
+    Args:
+        name: as `tokenizer` names it.
+        vocab_size: of the vocabulary as the run will have it: compact, where that applies.
+        bytes_per_token: on text that the vocabulary was not trained on.
+        train_tokens: length of the training split.
+        val_tokens: length of the validation split.
+        encoding: seconds to train it and to encode both splits; 0 once that is done.
+    """
+
+    name: str
+    vocab_size: int
+    bytes_per_token: float
+    train_tokens: int
+    val_tokens: int
+    encoding: float = 0.0
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """A text, whatever its tokens.
+
+    Args:
+        train_bytes: length of the training split, as UTF-8.
+        compressed: bits per byte of a sample, compressed by bzip2: how hard the text is.
+        tokenizers: the ones to choose from.
+    """
+
+    train_bytes: int
+    compressed: float
+    tokenizers: tuple[TokenizerFacts, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Blocks spread evenly over a text, those of the validation split apart.
+
+    Args:
+        share: of the text that the sample is.
+    """
+
+    train: Parts
+    val: Parts
+    train_bytes: int  # of the whole split
+    val_bytes: int
+    share: float
+
+
+def size(parts: Iterable[str | None]) -> int:
+    return sum(len(part.encode()) for part in parts if part)
+
+
+def blocks(parts: Iterable[str | None]) -> Iterable[Parts]:
+    """The text in blocks of about BLOCK characters: pieces, or many short documents."""
+    block: Parts = []
+    length = 0
+    for part in parts:
+        for at in range(0, len(part or " "), BLOCK):
+            piece = None if part is None else part[at : at + BLOCK]
+            block.append(piece)
+            length += len(piece or "")
+            if length >= BLOCK:
+                yield block
+                block = []
+                length = 0
+    if block:
+        yield block
+
+
+def take_sample(text: TextFiles, train_fraction: float, val_path: str | list[str] | None) -> Sample:
+    """Reads the training text twice: to count its bytes, then to take blocks of it.
+
+    Args:
+        val_path: another text, which validates; it is not read here.
+
+    Raises:
+        UserError: the text can't be read.
+    """
+    reader = Reader(text, needs_fields=val_path is None)
+    total = size(reader)
+    train_bytes = total if val_path is not None else int(total * train_fraction)
+    every = -(-total // SAMPLE)
+    train: Parts = []
+    val: Parts = []
+    at = 0
+    for i, block in enumerate(blocks(reader)):
+        if i % every == 0:
+            (train if at < train_bytes else val).extend(block)
+        at += size(block)
+    share = (size(train) + size(val)) / total
+    return Sample(train, val, train_bytes, total - train_bytes, share)
+
+
+def measure_text(
+    text: TextFiles, train_fraction: float = 0.9, val_path: str | list[str] | None = None
+) -> TextFacts:
+    """Tries all tokenizers on a sample of a text.
+
+    Raises:
+        UserError: the text can't be read.
+    """
+    sample = take_sample(text, train_fraction, val_path)
+    compressed = compressed_bits(sample.train)
+    found = [byte_facts(sample), named_facts(sample), *bpe_facts(sample)]
+    return TextFacts(sample.train_bytes, compressed, tuple(found))
+
+
+def compressed_bits(parts: Parts) -> float:
+    """Bits per byte of a text under bzip2, the best of what Python brings for plain text."""
+    content = "".join(part or "\n\n" for part in parts).encode()
+    return 8 * len(bz2.compress(content)) / max(1, len(content))
+
+
+def byte_facts(sample: Sample) -> TokenizerFacts:
+    return facts_of(load_tokenizer(BYTES), sample, 0.0)
+
+
+def named_facts(sample: Sample) -> TokenizerFacts:
+    """Of compact cl100k_base, whose vocabulary grows with the text.
+
+    The number of different tokens grows as a power of the text's length (Heaps' law), whose
+    exponent is taken from the sample's first half and the whole.
+    """
+    tokenizer = load_tokenizer(NAMED)
+    found = facts_of(tokenizer, sample, 0.0)
+    parts = [*sample.train, *sample.val]
+    half = tokenizer.compact(used(tokenizer, parts[: len(parts) // 2]))[0].vocab_size
+    whole = tokenizer.compact(used(tokenizer, parts))[0].vocab_size
+    first = max(size(parts[: len(parts) // 2]), 1)
+    exponent = math.log(whole / half) / math.log(max(2.0, size(parts) / first))
+    grown = int(min(tokenizer.vocab_size, whole * (1 / sample.share) ** exponent))
+    names = {"name": NAMED, "vocab_size": grown}
+    return TokenizerFacts(**vars(found) | names)
+
+
+def used(tokenizer: Tokenizer, parts: Parts) -> np.ndarray:
+    """The different ids of a text."""
+    return np.unique(tokenizer.encode_parts([part for part in parts if part]))
+
+
+def bpe_facts(sample: Sample) -> list[TokenizerFacts]:
+    """Of bpe:N: the first merges of a large vocabulary are those of a smaller one."""
+    start = time.perf_counter()
+    most = (sample.train_bytes + sample.val_bytes) // BYTES_PER_ENTRY
+    sizes = [size for size in BPE_SIZES if size <= max(most, BPE_SIZES[0])]
+    texts = (part for part in cut_safely(sample.train, PATTERN) if part)
+    largest = load_trainer(sizes[-1])(texts)
+    training = time.perf_counter() - start
+    found: list[TokenizerFacts] = []
+    for number in sizes:
+        if found and number > 2 * largest.vocab_size:
+            break  # the text has no more pairs to merge
+        tokenizer = Tokenizer(f"bpe:{number}", PATTERN, largest.tokens[:number])
+        tokenizer.use_splintr()
+        found.append(facts_of(tokenizer, sample, training))
+    return found
+
+
+def facts_of(tokenizer: Tokenizer, sample: Sample, training: float) -> TokenizerFacts:
+    """What a tokenizer makes of the sample, scaled up to the text.
+
+    Args:
+        training: seconds that it took to train it on the sample.
+    """
+    start = time.perf_counter()
+    train_tokens = count_tokens(tokenizer, sample.train)
+    val_tokens = count_tokens(tokenizer, sample.val)
+    encoding = time.perf_counter() - start + training
+    per_train_token = max(1, size(sample.train)) / max(1, train_tokens)
+    has_val = size(sample.val) > BLOCK // 4  # else too little to tell
+    per_token = size(sample.val) / val_tokens if has_val else per_train_token
+    return TokenizerFacts(
+        name=tokenizer.name,
+        vocab_size=tokenizer.vocab_size,
+        bytes_per_token=per_token,
+        train_tokens=int(sample.train_bytes / per_train_token),
+        val_tokens=int(sample.val_bytes / per_token),
+        encoding=encoding / sample.share,
+    )
+
+
+def count_tokens(tokenizer: Tokenizer, parts: Parts) -> int:
+    """Tokens of a text, one for each end of a document among them."""
+    pieces: list[str | None] = [part for part in cut_safely(parts, tokenizer.pattern) if part]
+    ends = sum(part is None for part in parts)
+    return ends + (len(tokenizer.encode_parts(pieces)) if pieces else 0)
+
+
+def exact_facts(splits: Splits, name: str, compressed: float | None = None) -> TextFacts:
+    """Of a text that is encoded already.
+
+    Args:
+        name: the tokenizer's.
+        compressed: of `TextFacts`, if it is known.
+    """
+    tokenizer = splits.corpus.tokenizer
+    lengths = tokenizer.token_lengths()
+    train_bytes = int(np.bincount(splits.train, minlength=len(lengths)) @ lengths)
+    val_bytes = int(np.bincount(splits.val, minlength=len(lengths)) @ lengths)
+    if compressed is None:
+        ids = splits.train[: split_at(len(splits.train), min(1.0, SAMPLE / max(1, train_bytes)))]
+        compressed = compressed_bits([tokenizer.decode(ids.tolist())])
+    facts = TokenizerFacts(
+        name=name,
+        vocab_size=tokenizer.vocab_size,
+        bytes_per_token=val_bytes / len(splits.val),
+        train_tokens=len(splits.train),
+        val_tokens=len(splits.val),
+    )
+    return TextFacts(train_bytes, compressed, (facts,))

@@ -1,0 +1,203 @@
+"""The trial: what steps take on this machine, measured in a few seconds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from lit_gpt.budget.candidates import Candidate
+from lit_gpt.budget.text_facts import TokenizerFacts
+from lit_gpt.command import resource_error
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.module import next_token_loss
+from lit_gpt.optim import OptimizerKind, build_optimizer
+
+PROBES = (  # vocabulary, width, blocks, context, windows: from the start-up of kernels to products
+    *((256, 32, 2, 64, 4), (256, 64, 8, 64, 4), (8192, 64, 2, 128, 4), (256, 128, 4, 128, 8)),
+    *((4096, 256, 6, 128, 8), (8192, 512, 8, 256, 16), (32768, 768, 12, 512, 16)),
+)
+ENOUGH = 0.25  # seconds of steps for each
+LONGEST = 0.8  # seconds of a step: larger models are not tried
+WHOLE = 5.0  # seconds for all of them
+LEAST_FEATURES = 4
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds that a candidate takes here.
+
+    Args:
+        step: of an optimizer step.
+        eval_batch: of a batch without gradients.
+        token: of one more token of a sample.
+    """
+
+    step: float
+    eval_batch: float
+    token: float
+
+
+class Clock(Protocol):
+    def __call__(self, candidate: Candidate) -> Times: ...
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of a step as a sum of what it does: see `features`.
+
+    Args:
+        seconds: of one of each feature.
+    """
+
+    seconds: tuple[float, ...]
+
+    def __call__(self, candidate: Candidate) -> Times:
+        counts = features(candidate)
+        step = float(np.dot(self.seconds, counts))
+        overhead = float(np.dot(self.seconds[:2], counts[:2])) / candidate.accumulate
+        batch = (step / candidate.accumulate - overhead) / 3 + overhead / 4
+        return Times(step, batch, overhead / 4)
+
+
+def features(candidate: Candidate) -> tuple[float, ...]:
+    """What the time of a step depends on: kernels to start, products, memory."""
+    parts = candidate.accumulate
+    return (parts, parts * candidate.config.num_blocks, candidate.flops, candidate.bytes_moved)
+
+
+def fit_rates(measured: list[tuple[Candidate, float]]) -> Rates:
+    """The rates that fit measured seconds best, none of them negative, all relative errors alike.
+
+    Lawson and Hanson 1974 for the problem; with four rates, all subsets can be tried.
+    """
+    rows = np.array([np.array(features(c)) / seconds for c, seconds in measured])
+    best = (math.inf, np.zeros(rows.shape[1]))
+    columns = range(rows.shape[1])
+    for number in range(1, len(columns) + 1):
+        for chosen in combinations(columns, number):
+            part = rows[:, chosen]
+            scale = np.abs(part).max(axis=0)
+            found = np.linalg.lstsq(part / scale, np.ones(len(rows)), rcond=None)[0] / scale
+            if (found < 0).any():
+                continue
+            error = float(np.square(part @ found - 1).sum())
+            if error < best[0]:
+                rates = np.zeros(len(columns))
+                rates[list(chosen)] = found
+                best = (error, rates)
+    return Rates(tuple(best[1].tolist()))
+
+
+@dataclass
+class Trial:
+    """Steps of plain PyTorch, with the model, loss and optimizer of a run.
+
+    Args:
+        device: to compute on.
+        precision: as the Trainer names it.
+        optimizer: adamw or muon.
+        fixed: arguments of GPTConfig besides the sizes.
+    """
+
+    device: torch.device
+    precision: str = "32-true"
+    optimizer: OptimizerKind = "muon"
+    fixed: dict[str, Any] = field(default_factory=dict)
+    measured: dict[tuple[Any, ...], Times] = field(default_factory=dict)
+
+    def rates(self) -> Rates:
+        """Times models from tiny to as large as this machine computes in a second."""
+        start = time.perf_counter()
+        found: list[tuple[Candidate, float]] = []
+        for probe in PROBES:
+            candidate = self.probe(*probe)
+            seconds = self.time(candidate).step
+            if math.isinf(seconds):
+                break
+            found.append((candidate, seconds))
+            is_late = time.perf_counter() - start > WHOLE or seconds > LONGEST
+            if is_late and len(found) >= LEAST_FEATURES:
+                break
+        return fit_rates(found)
+
+    def probe(self, vocab_size: int, width: int, depth: int, context: int, batch: int) -> Candidate:
+        tokenizer = TokenizerFacts("bytes", vocab_size, 1.0, 1, 1)
+        sizes = {"d_model": width, "num_blocks": depth, "num_heads": max(1, width // 32)}
+        styles = ("style", "position", "norm", "activation", "bias", "tie_embeddings", "qk_norm")
+        choices = {name: self.fixed[name] for name in styles if name in self.fixed}
+        config = GPTConfig(**{**choices, **sizes}, vocab_size=vocab_size, context_length=context)
+        return Candidate(tokenizer, config, batch, self.optimizer)
+
+    def time(self, candidate: Candidate) -> Times:
+        """Measures a candidate; infinite times where the memory is too small for it."""
+        if candidate.key not in self.measured:
+            try:
+                self.measured[candidate.key] = self._time(candidate)
+            except Exception as error:
+                if resource_error(error) is None:
+                    raise
+                self.measured[candidate.key] = Times(math.inf, math.inf, math.inf)
+        return self.measured[candidate.key]
+
+    def _time(self, candidate: Candidate) -> Times:
+        config = candidate.config
+        model = GPT(config).to(self.device, weight_type(self.precision))
+        fused = self.precision != "16-mixed"
+        optimizer = build_optimizer(model, 1e-4, 0.1, (0.9, 0.95), fused, self.optimizer)
+        shape = (candidate.batch_size, config.context_length)
+        ids = torch.randint(config.vocab_size, shape, device=self.device)  # (B, T)
+
+        def step() -> None:
+            for _ in range(candidate.accumulate):
+                with self.context():
+                    loss = next_token_loss(model, ids, ids)
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        @torch.no_grad()
+        def evaluate(x: torch.Tensor) -> None:
+            with self.context():
+                next_token_loss(model, x, x)
+
+        model.train()
+        seconds = self.repeat(step)
+        model.eval()
+        batch = self.repeat(lambda: evaluate(ids), ENOUGH / 8)
+        token = self.repeat(lambda: evaluate(ids[:1, :1]), ENOUGH / 16)
+        return Times(seconds, batch, token)
+
+    def context(self) -> AbstractContextManager[Any]:
+        """The autocast of the Trainer's precision."""
+        dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        dtype = dtypes.get(self.precision)
+        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+
+    def repeat(self, call: Callable[[], None], enough: float = ENOUGH) -> float:
+        """The median of some calls after a first one; at least one is timed."""
+        call()
+        self.wait()
+        times: list[float] = []
+        while not times or sum(times) < enough:
+            start = time.perf_counter()
+            call()
+            self.wait()
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+
+def weight_type(precision: str) -> torch.dtype:
+    return {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
