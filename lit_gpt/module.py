@@ -86,6 +86,20 @@ class LossTotals(Metric):
     In float64 at any precision, unless it is a submodule: Lightning casts those.
     """
 
+def is_plan(horizons: Any) -> bool:
+    """Whether these are the horizons of a run, as LitGPT takes them."""
+    step, end = -1, 1  # so that the first step is 0
+    try:
+        for start, last in horizons:
+            is_later = type(start) is type(last) is int and step < start < min(end, last)
+            if not is_later:
+                return False
+            step, end = start, last
+    except (TypeError, ValueError):  # no pairs
+        return False
+    return step >= 0
+
+
     full_state_update = False
     nats: Tensor
     tokens: Tensor
@@ -131,6 +145,8 @@ class LitGPT(pl.LightningModule):
             run stops; 0: it stops at the first.
         init_from: checkpoint, or local folder of a GPT-2 or Qwen3, whose weights a new run of the
             training command starts from; it sets the fields of GPTConfig and data.tokenizer.
+        horizons: [[0, 500], [300, 480]]: the schedule was planned for 500 steps at step 0, and for
+            480 from step 300 on; null: for max_steps.
         gpt: the fields of GPTConfig.
 
     Raises:
@@ -155,6 +171,7 @@ class LitGPT(pl.LightningModule):
         init_from: str | None = None,
         **gpt: Any,
     ) -> None:
+        horizons: list[tuple[int, int]] | None = None,
         super().__init__()
         self.save_hyperparameters()
         self._check()
@@ -187,6 +204,10 @@ class LitGPT(pl.LightningModule):
         if self.trainer.precision == "64-true":
             self.double()  # Lightning restores weights before it does so, rounded to float32
         if data := getattr(self.trainer, "datamodule", None):
+        if h.horizons is not None and not is_plan(h.horizons):
+            problem = "must be [step, last step] pairs: the first from step 0, each later one from "
+            problem += "a step between that of the one before and its last"
+            raise UserError(problem, field="horizons", value=[list(pair) for pair in h.horizons])
             self.token_lengths = torch.from_numpy(data.tokenizer.token_lengths())
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -282,7 +303,10 @@ class LitGPT(pl.LightningModule):
         final_share = h.min_learning_rate / h.learning_rate
 
         def factor(step: int) -> float:
-            return learning_rate_factor(step, max_steps, h.warmup_steps, h.schedule, final_share)
+            # Horizons may come later: callbacks/budget_clock.py.
+            return learning_rate_factor(
+                step, max_steps, h.warmup_steps, h.schedule, final_share, h.horizons
+            )
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -6,7 +6,7 @@ To add an optimizer, follow docs/architecture.md#adding-an-optimizer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -82,18 +82,33 @@ def build_optimizer(
 
 
 def learning_rate_factor(
-    step: int, max_steps: int, warmup_steps: int, schedule: Schedule, final_share: float
+    step: int,
+    max_steps: int,
+    warmup_steps: int,
+    schedule: Schedule,
+    final_share: float,
+    horizons: Sequence[Sequence[int]] | None = None,
 ) -> float:
     """The learning rate of optimizer step `step` (from 0), as a share of its peak.
 
     Rises linearly over `warmup_steps`, then stays (constant) or falls to `final_share` at
     `max_steps`, linearly or along half a cosine (Loshchilov and Hutter 2017). Without an end
     (max_steps -1) it stays.
+
+    Args:
+        horizons: (step, last step) pairs instead of `max_steps`: from `step` on, what is left of
+            the fall takes until `last step`.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    if schedule == "constant" or max_steps < 0:
+    plan = horizons or [(0, max_steps)]
+    if schedule == "constant" or plan[-1][1] < 0:
         return 1.0
-    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    progress = 0.0
+    ends = [start for start, _ in plan[1:]] + [step]
+    for (start, last), end in zip(plan, ends, strict=True):
+        start = max(start, warmup_steps)
+        if (done := min(step, end) - start) > 0:
+            progress += (1.0 - progress) * min(1.0, done / max(1, last - start))
     fall = progress if schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
     return 1.0 - (1.0 - final_share) * fall

@@ -52,6 +52,11 @@ class Throughput(Callback):
             self.since = now
 
 
+def planned_steps(trainer: pl.Trainer) -> int | None:
+    """The last step, which BudgetClock may set anew; None: there is none."""
+    return trainer.max_steps if trainer.max_steps > 0 else None
+
+
 class ProgressBar(TQDMProgressBar):
     """Shows all optimizer steps of the run, loss and tokens/s; nothing without a terminal."""
 
@@ -73,7 +78,7 @@ class ProgressBar(TQDMProgressBar):
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         bar = self.init_train_tqdm()
         bar.leave = False
-        bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)
+        bar.reset(total=planned_steps(trainer))
         bar.initial = trainer.global_step  # of a resumed run
         bar.n = trainer.global_step
         self.train_progress_bar = bar
@@ -102,6 +107,7 @@ class ProgressBar(TQDMProgressBar):
         if self.is_enabled and time.monotonic() - self.last_refresh > REFRESH:
             self.last_refresh = time.monotonic()
             self.train_progress_bar.n = trainer.global_step
+            self.train_progress_bar.total = planned_steps(trainer)
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

@@ -130,6 +130,8 @@ class ReportWriter(Checkpoint):
             metrics = trainer.callback_metrics
             values = {name: metrics[name].item() for name in EVALUATED if name in metrics}
             self.history.add(step, values | {"time": time.time()})
+            if "trainer.max_steps" in self.options:  # BudgetClock may have set it anew
+                self.options["trainer.max_steps"] = str(trainer.max_steps)
             if self.samples.texts:
                 self.history.add_samples(step, self.samples.prompt_texts, self.samples.texts)
             self.write(self.history)

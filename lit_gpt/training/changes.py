@@ -10,6 +10,7 @@ import yaml
 
 from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.model import GPTConfig
+from lit_gpt.module import is_plan
 from lit_gpt.optim import learning_rate_factor
 from lit_gpt.reports.run_files import MAX_OPTIONS, load_tree
 from lit_gpt.storage import read_limited
@@ -23,8 +24,8 @@ NO_EFFECT = (  # on the weights and losses: options, and groups of them
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.profiler"),
     *("trainer.enable_checkpointing", "trainer.fast_dev_run", "trainer.detect_anomaly"),
     *("trainer.num_sanity_val_steps", "trainer.inference_mode", "trainer.barebones"),
-    # Only how long it trains; a schedule that depends on max_steps is reported by itself.
-    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time"),
+    # Only how long it trains; a schedule that depends on it is reported by itself.
+    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "model.horizons"),
     *("trainer.min_steps", "trainer.min_epochs"),
 )
 BY_EFFECT = (  # compared by what they lead to
@@ -113,21 +114,36 @@ def shown(value: Any) -> str:
 
 def changed_schedule(run: Run, checkpoint: Checkpoint, saved: dict[str, Any]) -> list[str]:
     """Whether the schedule now ends at another step, and what that does to the learning rate."""
-    before = saved.get("trainer.max_steps")
-    now = run.trainer.max_steps
-    if run.model.hparams.schedule == "constant" or before == now or not isinstance(before, int):
+    last = saved.get("trainer.max_steps")
+    if run.model.hparams.schedule == "constant" or not isinstance(last, int):
         return []
-    rates = schedule_jump(run, checkpoint.global_step or 0, before, now)
-    return [f"max_steps {before} -> {now}, so the learning rate jumps {rates}"]
+    step = checkpoint.global_step or 0
+    horizons = saved.get("model.horizons")
+    before: list[list[int]] = horizons if is_plan(horizons) else [[0, last]]  # type: ignore[assignment]
+    now = plan_of(run)
+    if before == now:
+        return []
+    jump = schedule_jump(run, step, before, now)
+    change = f"max_steps {before[-1][1]} -> {now[-1][1]}"
+    if before[-1] == now[-1]:
+        change = f"horizons {before} -> {now}"
+    return [f"{change}, so the learning rate jumps {jump}"]
 
 
-def schedule_jump(run: Run, step: int, before: int, now: int) -> str:
-    """The learning rate at a step on the schedule to one last step and on that to another."""
+def plan_of(run: Run) -> list[list[int]]:
+    """The run's horizons: the last step that it is planned for, and from which step on."""
+    horizons = run.model.hparams.horizons or [(0, run.trainer.max_steps)]
+    return [list(pair) for pair in horizons]
+
+
+def schedule_jump(run: Run, step: int, before: list[list[int]], now: list[list[int]]) -> str:
+    """The learning rate at a step on the schedule of some horizons and on that of others."""
     h = run.model.hparams
     final_share = h.min_learning_rate / h.learning_rate
     old, new = (
-        h.learning_rate * learning_rate_factor(step, end, h.warmup_steps, h.schedule, final_share)
-        for end in (before, now)
+        h.learning_rate
+        * learning_rate_factor(step, -1, h.warmup_steps, h.schedule, final_share, horizons)
+        for horizons in (before, now)
     )
     return f"from {old:.3g} to {new:.3g} at step {step}"
 

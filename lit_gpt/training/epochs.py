@@ -7,7 +7,7 @@ resumed run knows its place. What is given in epochs becomes steps once the text
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -95,6 +95,17 @@ def set_limits(trainer: pl.Trainer, data: TextDataModule, options: dict[str, Any
     trainer.fit_loop.epoch_loop.min_steps = min_steps(options, epoch, max_steps)
     # Lightning's interval counts batches; ours counts steps, like everything else here.
     trainer.val_check_interval = interval * trainer.accumulate_grad_batches
+
+
+def check_horizons(trainer: pl.Trainer, horizons: Sequence[Sequence[int]] | None) -> None:
+    """Refuses horizons that don't end where the run does."""
+    if horizons and horizons[-1][1] != trainer.max_steps:
+        raise UserError(
+            f"end at step {horizons[-1][1]:,}, but the run at {trainer.max_steps:,}",
+            field="horizons",
+            value=[list(pair) for pair in horizons],
+            hint=f"give `max_steps`={horizons[-1][1]}, or `horizons`=null for another length",
+        )
 
 
 def min_steps(options: dict[str, Any], epoch: Epoch, max_steps: int) -> int | None:

@@ -256,6 +256,13 @@ class SaveConfig(SaveConfigCallback):
 
 class TrainOptions(LightningCLI):
     """The options of a run, parsed and checked; `build_run` makes the objects.
+        horizons = pl_module.hparams["horizons"]
+        if horizons != self.config.model.horizons:  # BudgetClock has planned anew
+            self.config.model.horizons = horizons
+            self.config.trainer.max_steps = trainer.max_steps
+            self.__dict__.pop("text", None)
+            if trainer.is_global_zero:
+                self.save_config()
 
     Attributes:
         argv: what the user typed.

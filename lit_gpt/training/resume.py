@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
+import jsonargparse
 import torch
 
 from lit_gpt.checkpoint import RESUME_KEYS, Checkpoint
@@ -14,7 +15,7 @@ from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generation.language_model import named_checkpoint
 from lit_gpt.model import GPTConfig
-from lit_gpt.module import LitGPT
+from lit_gpt.module import LitGPT, is_plan
 from lit_gpt.training import slurm, summary
 from lit_gpt.training.epochs import check_epochs_left
 from lit_gpt.training.init_from import adopt_model
@@ -44,6 +45,7 @@ def resolve_checkpoint(options: TrainOptions) -> Checkpoint | None:
     if config.ckpt_path is None:
         return None
     checkpoint = open_checkpoint(config.ckpt_path)
+    adopt_horizons(config, checkpoint)
     if requeued:
         max_steps = config.trainer.max_steps
         summary.print_requeued(requeued, checkpoint.global_step or 0, max_steps)
@@ -73,6 +75,24 @@ def open_checkpoint(path: str) -> Checkpoint:
             hint=f"start a new run from its weights with `init_from`={path}",
         )
     return checkpoint.without_tensors()
+
+
+def adopt_horizons(config: jsonargparse.Namespace, checkpoint: Checkpoint) -> None:
+    """Sets the steps that a run was planned for on its way, as its checkpoint has them.
+
+    The options may be those it began with. Another max_steps is the user's: then the schedule is
+    that of an ordinary run. Horizons that contradict the checkpoint's stay, to be reported.
+    """
+    saved = checkpoint.hyperparameters.get("horizons")
+    if saved is None or not is_plan(saved):
+        return
+    saved = [list(pair) for pair in saved]
+    given = [list(pair) for pair in config.model.horizons or []]
+    if config.trainer.max_steps not in {last for _, last in saved + given}:
+        config.model.horizons = None
+    elif given == saved[: len(given)]:
+        config.model.horizons = saved
+        config.trainer.max_steps = saved[-1][1]
 
 
 def shape_of(state: dict[str, Any]) -> torch.Size:

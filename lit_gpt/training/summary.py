@@ -19,7 +19,7 @@ from lit_gpt.command import command_line
 from lit_gpt.data import TextDataModule
 from lit_gpt.text.ngrams import frequency_baselines
 from lit_gpt.text.overlap import SharedLines, copied_tokens, shared_lines
-from lit_gpt.training.changes import changed_devices, changed_options, schedule_jump
+from lit_gpt.training.changes import changed_devices, changed_options, plan_of, schedule_jump
 
 if TYPE_CHECKING:
     from lit_gpt.training.train import Run
@@ -206,7 +206,7 @@ def print_commands(run: Run, best: str, last: str) -> None:
     step = trainer.global_step
     schedule = run.model.hparams.schedule
     if schedule != "constant" and 0 <= trainer.max_steps <= step:
-        jump = schedule_jump(run, step, trainer.max_steps, 2 * step)
+        jump = schedule_jump(run, step, plan_of(run), [[0, 2 * step]])
         print(f"(its {schedule} schedule would end later: the learning rate jumps {jump})")
 
 

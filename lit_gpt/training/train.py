@@ -34,7 +34,7 @@ from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.training import run_folder, slurm, summary
-from lit_gpt.training.epochs import Epoch, epoch_of
+from lit_gpt.training.epochs import Epoch, check_horizons, epoch_of
 from lit_gpt.training.init_from import load_weights
 from lit_gpt.training.loggers import start_loggers
 from lit_gpt.training.options import SaveConfig, TrainOptions, option_name
@@ -145,6 +145,8 @@ def build_run(
     if checkpoint:
         check_resume(run, checkpoint)
     elif model.hparams.init_from:
+    if not objects.trainer.fast_dev_run:
+        check_horizons(trainer, model.hparams.horizons)
         load_weights(model.gpt, model.hparams.init_from)
     return run
 
