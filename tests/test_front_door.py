@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -195,6 +199,85 @@ def test_help_comes_from_the_docstring(capsys):
     assert "--size INT" in text
     assert "of the thing (required)" in text
     assert "a part of it, at most 100 % (default: 0.5)" in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def importing(monkeypatch):
+    """Runs a command of the front door with a module that a function makes when it is imported."""
+
+    def run(name: str, make: Callable[[], object], main: Callable = lambda argv: 0) -> int:
+        monkeypatch.setattr(front_door, "import_module", lambda path: make() or module)
+        module = SimpleNamespace(main=main)
+        return front_door.main([name])
+
+    yield run
+    gc.unfreeze()
+
+
+NOTICE = "Starting: loading PyTorch ..."
+
+
+@pytest.mark.parametrize("name", sorted(front_door.COMMANDS.keys() - {"report"}))
+def test_a_notice_is_on_the_terminal_until_the_imports_are_done(importing, monkeypatch, name):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    seen = []
+
+    def look(*_) -> None:
+        seen.append(sys.stderr.getvalue())
+
+    assert importing(name, look, look) == 0
+    wiped = f"{NOTICE}\r{' ' * len(NOTICE)}\r"
+    assert seen == [wiped + NOTICE, 2 * wiped]  # first lit_gpt.command, then the command's module
+
+
+@pytest.mark.parametrize("case", ["pipe", "another rank", "report", "closed"])
+def test_no_notice_where_it_would_stay_or_is_not_needed(importing, monkeypatch, case):
+    stream = io.StringIO() if case == "pipe" else Terminal()
+    monkeypatch.setattr("sys.stderr", None if case == "closed" else stream)
+    monkeypatch.setenv("LOCAL_RANK", "1" if case == "another rank" else "0")
+    assert importing("report" if case == "report" else "train", lambda: None) == 0
+    assert stream.getvalue() == ""
+
+
+def test_the_notice_comes_before_any_import_that_takes_long():
+    code = (
+        "import sys, types\n"
+        "from lit_gpt.__main__ import main\n"
+        "class Terminal:\n"
+        "    isatty = lambda self: True\n"
+        "    flush = lambda self: None\n"
+        "    write = lambda self, text: print(text.strip(), *{'jsonargparse'} & set(sys.modules))\n"
+        "sys.modules['lit_gpt.training.train'] = types.SimpleNamespace(main=lambda argv: 0)\n"
+        "sys.stderr = Terminal()\n"
+        "main(['train'])"
+    )
+    assert run_python(code).splitlines()[0] == NOTICE
+
+
+def test_imports_collect_no_garbage_and_their_objects_are_left_alone(importing, monkeypatch):
+    seen = []
+
+    def load() -> None:
+        seen.append(gc.isenabled())
+        monkeypatch.setitem(sys.modules, "one_more", SimpleNamespace())
+
+    def start(argv: list[str]) -> int:
+        seen.append(gc.isenabled())
+        seen.append(gc.get_freeze_count())
+        return 0
+
+    gc.unfreeze()
+    assert importing("train", lambda: seen.append(gc.isenabled()), start) == 0
+    assert seen == [False, True, 0]  # nothing was imported that was not there
+    seen.clear()
+    assert importing("train", load, start) == 0
+    assert seen[:2] == [False, True]
+    assert seen[2] > 1000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="segments expand on Linux only")

@@ -41,6 +41,7 @@ def loaded(modules: list[str], candidates: set[str], folder: Path) -> set[str]:
 
 IMPORT_EVERYTHING = """
 import builtins, importlib, os, random, signal
+import lit_gpt.training  # torchmetrics by itself has matplotlib write to the home
 import lightning.pytorch, numpy, torch
 
 OPTIONAL = {
@@ -81,6 +82,14 @@ def test_the_package_and_its_help_load_next_to_nothing(tmp_path):
     heavy = {"torch", "numpy", "lightning", "rich", "tiktoken"}
     assert loaded(["lit_gpt"], heavy | {"jsonargparse"}, tmp_path) == set()
     assert loaded(["lit_gpt.__main__"], heavy, tmp_path) == set()
+
+
+def test_training_and_planning_load_nothing_that_they_do_not_use(tmp_path):
+    """torchmetrics alone would import the first three; torch._dynamo comes with any optimizer."""
+    unused = {"transformers", "matplotlib", "torchvision", "torch._inductor.compile_fx", "triton"}
+    unused |= {"pandas", "wandb", "optuna", "onnx", "tensorflow", "IPython", "pyarrow"}
+    for module in ("lit_gpt.training.train", "lit_gpt.planning.plan"):
+        assert loaded([module], unused, tmp_path) == set()
 
 
 def test_generating_does_not_load_lightning(tmp_path):
