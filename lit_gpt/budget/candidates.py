@@ -15,7 +15,7 @@ WIDTHS = (32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024,
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 36, 48)
 ASPECT = (16, 80)  # least and most width per block: GPT-2 has 64, GPT-3 up to 128
 BATCHES = (2, 4, 8, 16, 32, 64)  # windows
-CONTEXTS = (128, 256, 512)
+CONTEXTS = (128, 256)
 MOST_BATCH_TOKENS = 1 << 15
 HEAD_SIZES = ((256, 32), (1 << 20, 64))  # up to this width, heads of this size
 NEWTON_SCHULZ = 5  # iterations of Muon
@@ -138,8 +138,8 @@ def candidates(
                 for batch in choices(given, "batch_size", BATCHES)
                 if "batch_size" in given or batch * context <= MOST_BATCH_TOKENS
             )
-    if problem and not found:
-        raise problem
+    if not found:
+        raise problem or UserError("too short for a window and a validation split", field="path")
     return found
 
 

@@ -12,13 +12,14 @@ from lit_gpt.budget.candidates import Candidate
 from lit_gpt.budget.text_facts import TextFacts
 
 RANGE = (0.90, 1.12)  # of what is expected: nine of ten runs end within
-FLOOR = 0.55  # as shares of what bzip2 reaches: at any size of model and text,
-MODEL = (0.13, 0.15)  # times (weights / million) ** -0.15,
-DATA = (0.20, 0.35)  # times (megabytes seen) ** -0.35,
+FLOOR = 0.68  # as shares of what bzip2 reaches: at any size of model and text,
+MODEL = (0.09, 0.12)  # times (weights / million) ** -0.12,
+DATA = (0.153, 0.2)  # times (megabytes seen) ** -0.2,
 CONTEXT = 0.02  # for 512 bytes of context,
-RARE = 0.5  # times the vocabulary's size by training token: tokens too rare to be learnt
+LONG = 0.1  # all times (bytes per token) ** -0.1: long tokens hold what others have to learn
+RARE = 0.1  # times the vocabulary's size by training token: tokens too rare to be learnt
 REPEATS = 15.4  # passes after which a repeated text is worth 1 - 1/e of new ones (Muennighoff)
-CRITICAL = (1024, 250_000)  # tokens per step at which half of each is lost, for so many tokens
+CRITICAL = (800, 250_000)  # tokens per step at which half of each is lost, for so many tokens
 
 
 def expected(text: TextFacts, candidate: Candidate, steps: int) -> float:
@@ -33,7 +34,7 @@ def expected(text: TextFacts, candidate: Candidate, steps: int) -> float:
     share += DATA[0] * (seen_bytes / 1e6) ** -DATA[1]
     share += CONTEXT * (context / 512) ** -0.5
     share += RARE * tokenizer.vocab_size / tokenizer.train_tokens
-    return text.compressed * share
+    return text.compressed * share * tokenizer.bytes_per_token**-LONG
 
 
 def useful_tokens(seen: float, different: int, step_tokens: int) -> float:

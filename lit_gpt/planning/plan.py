@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lit_gpt.budget.durations import duration
 from lit_gpt.callbacks.checkpoints import file_bytes, free_bytes
 from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.callbacks.progress import Throughput
@@ -49,7 +50,7 @@ class PlanOptions(TrainOptions):
         parser.add_argument(
             "--json",
             action="store_true",
-            help="end with the predicted seconds and peak memory as one line of JSON",
+            help="end with the predicted numbers as one line of JSON",
         )
 
 
@@ -169,9 +170,9 @@ def print_disk(run: Run) -> None:
 
 
 def suggestions(plan: Plan) -> list[Suggestion]:
-    """Changes that would help; none for a resumed run, which must keep its options."""
+    """Changes that would help; none for a resumed run, which must keep its options, or a budget."""
     run = plan.run
-    if run.checkpoint:
+    if run.checkpoint or run.options.choice:
         return []
     steps = run.trainer.max_steps
     config = run.model.gpt.config
@@ -199,19 +200,6 @@ def print_suggestions(found: list[Suggestion], shared: SharedLines) -> None:
         print("Nothing to change")
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: 12 ms, 1.5 s, 45 s, 2 min 10 s, 3 h 20 min."""
-    if seconds < 1:
-        return f"{1e3 * seconds:.3g} ms"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 @rank_zero_only
 def print_measured(plan: Plan) -> None:
     print_costs(plan)
@@ -219,7 +207,8 @@ def print_measured(plan: Plan) -> None:
     print_suggestions(suggestions(plan), summary.find_shared_lines(plan.run.data))
     if plan.run.options.config.json:
         seconds = sum(plan.seconds().values())
-        print(json.dumps({"seconds": seconds, "memory_bytes": peak_memory()}))
+        numbers = {"seconds": seconds, "memory_bytes": peak_memory()}
+        print(json.dumps(numbers | summary.choice_numbers(plan.run.options)))
 
 
 def make_plan(options: TrainOptions, exits: ExitStack) -> Plan:
@@ -246,7 +235,9 @@ def main(argv: list[str]) -> int:
     # Lightning would continue after Ctrl-C for a while, and call it a failure.
     with stop_at_once(), ExitStack() as exits:
         try:
-            plan = make_plan(PlanOptions(argv), exits)
+            options = PlanOptions(argv)
+            summary.print_choice(options)
+            plan = make_plan(options, exits)
             print_text(plan.run.data)
             print_model(plan)
             plan.dry_run.measure(plan.run)

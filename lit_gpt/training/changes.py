@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from lit_gpt.training.train import Run
 
 NO_EFFECT = (  # on the weights and losses: options, and groups of them
-    *("config", "ckpt_path", "find_lr", "samples", "checkpoints", "overfit", "early_stopping"),
+    *("config", "ckpt_path", "find_lr", "budget", "samples", "checkpoints"),
+    *("overfit", "early_stopping"),
     *("data.cache", "trainer.default_root_dir", "trainer.logger", "trainer.log_every_n_steps"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.profiler"),
     *("trainer.enable_checkpointing", "trainer.fast_dev_run", "trainer.detect_anomaly"),

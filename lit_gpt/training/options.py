@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cached_property, reduce
 from operator import or_
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import jsonargparse
 import lightning.pytorch as pl
@@ -32,6 +32,9 @@ from lit_gpt.training.init_from import build_data
 from lit_gpt.training.loggers import continue_loggers
 from lit_gpt.training.resume import resolve_checkpoint
 from lit_gpt.training.trainer_options import check_trainer, not_a_choice
+
+if TYPE_CHECKING:
+    from lit_gpt.budget.choice import Choice
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_steps": 500,
@@ -65,7 +68,7 @@ MODEL_HELP = "style d_model num_blocks num_heads dropout learning_rate optimizer
 DATA_HELP = "path tokenizer context_length batch_size order train_fraction"
 SHORT_HELP = {  # what --help shows
     *OUR_HELP,
-    *("help", "print_config", "ckpt_path", "find_lr"),
+    *("help", "print_config", "ckpt_path", "find_lr", "budget"),
     *(f"model.{name}" for name in f"{MODEL_HELP} warmup_steps compile init_from".split()),
     *(f"data.{name}" for name in DATA_HELP.split()),
     *("samples.prompts", "checkpoints.every_n_steps"),
@@ -223,6 +226,7 @@ class SaveConfig(SaveConfigCallback):
         config = config.clone()
         config["ckpt_path"] = None
         config["find_lr"] = False
+        config["budget"] = None  # what it chose is among the options
         super().__init__(parser, config, save_to_log_dir=False)
         self.folder: Path | None = None
         self.path: Path | None = None  # once it is written
@@ -251,11 +255,6 @@ class SaveConfig(SaveConfigCallback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        write_options(checkpoint, yaml.safe_load(self.text))
-
-
-class TrainOptions(LightningCLI):
-    """The options of a run, parsed and checked; `build_run` makes the objects.
         horizons = pl_module.hparams["horizons"]
         if horizons != self.config.model.horizons:  # BudgetClock has planned anew
             self.config.model.horizons = horizons
@@ -263,12 +262,22 @@ class TrainOptions(LightningCLI):
             self.__dict__.pop("text", None)
             if trainer.is_global_zero:
                 self.save_config()
+        write_options(checkpoint, yaml.safe_load(self.text))
+
+
+class TrainOptions(LightningCLI):
+    """The options of a run, parsed and checked; `build_run` makes the objects.
 
     Attributes:
         argv: what the user typed.
         checkpoint: the one to continue, without its tensors; None: a new run.
         config: the values by group: `config.model.d_model`.
+        budget: seconds; None: as many as it takes.
+        choice: what a budget chose for a new run.
     """
+
+    budget: float | None = None
+    choice: Choice | None = None
 
     def __init__(self, argv: list[str], description: str = "Train a GPT on a text.") -> None:
         self.argv = list(argv)
@@ -297,6 +306,11 @@ class TrainOptions(LightningCLI):
             action="store_true",
             help="don't train: try rising learning rates, suggest one and plot the losses",
         )
+        parser.add_argument(
+            "--budget",
+            type=str | None,
+            help="time for all of it, as in 90s, 10m or 1h30m: chooses the options that learn most",
+        )
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(EvaluationPrinter, "overfit")
         parser.add_lightning_class_args(EarlyStop, "early_stopping")
@@ -310,7 +324,19 @@ class TrainOptions(LightningCLI):
         take_whole_numbers_first(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        self.parse(args)
+        if self.config.budget is not None:
+            from lit_gpt.training import budget  # what only a budget needs
+
+            self.budget = budget.check_budget(self.config)
+            chosen = budget.resumed_options(self)
+            if chosen is None:
+                self.choice = budget.choose_options(self, self.budget)
+                chosen = self.choice.options
+            self.parse([*budget.words(chosen), *args])  # so that the user's win
+
+    def parse(self, args: list[str]) -> None:
+        self.config = self.parser.parse_args(args)
         seed = self.config.seed_everything
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UserError("must be at least 0 and below 2**32", field="seed", value=seed)

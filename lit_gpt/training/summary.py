@@ -14,14 +14,17 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_gpt.budget.processor import bfloat16_slowdown
 from lit_gpt.callbacks.samples import line_starts
 from lit_gpt.command import command_line
 from lit_gpt.data import TextDataModule
+from lit_gpt.optim import fastest_dtype
 from lit_gpt.text.ngrams import frequency_baselines
 from lit_gpt.text.overlap import SharedLines, copied_tokens, shared_lines
 from lit_gpt.training.changes import changed_devices, changed_options, plan_of, schedule_jump
 
 if TYPE_CHECKING:
+    from lit_gpt.training.options import TrainOptions
     from lit_gpt.training.train import Run
 
 MIN_COPY = 20  # tokens in a row that the training text has too, to count as copied
@@ -40,7 +43,37 @@ def print_start(run: Run) -> list[tuple[str, str]]:
     if sentence := changed_devices(run):
         print(sentence)
     print(parameters)
+    if sentence := slow_precision(run):
+        print(sentence)
     return card
+
+
+@rank_zero_only
+def print_choice(options: TrainOptions) -> None:
+    """Prints what a budget chose, why, and the same command without it."""
+    choice = options.choice
+    if choice is None:
+        return
+    from lit_gpt.training.budget import plain_command
+
+    print("\n".join(choice.reasons))
+    expected, low, high = choice.bits_per_byte
+    print(f"Expected: {expected:.2f} bits per byte ({low:.2f} to {high:.2f})")
+    print(f"The same without --budget:  {plain_command(options)}")
+
+
+def choice_numbers(options: TrainOptions) -> dict[str, Any]:
+    """The same as plain data; empty without a choice."""
+    choice = options.choice
+    if choice is None:
+        return {}
+    expected, low, high = choice.bits_per_byte
+    return {
+        "options": choice.options,
+        "reasons": choice.reasons,
+        "bits_per_byte": expected,
+        "bits_per_byte_range": [low, high],
+    }
 
 
 def text_card(data: TextDataModule) -> list[tuple[str, str]]:
@@ -99,7 +132,7 @@ def data_card(run: Run) -> list[tuple[str, str]]:
     return [
         *text_card(run.data),
         ("Steps", steps(run)),
-        ("Device", f"{device.type}{name}, precision {precision(run)}"),
+        ("Device", f"{device.type}{name}, precision {precision(run)}{muon(run)}"),
         ("Parameters", parameters),
     ]
 
@@ -110,6 +143,31 @@ def precision(run: Run) -> str:
     used = str(run.trainer.precision)
     is_other = asked in (16, "16", "16-mixed") and used != "16-mixed"
     return f"{used} (16-mixed needs a GPU)" if is_other else used
+
+
+def muon(run: Run) -> str:
+    """What a new run's Muon computes in, which is measured; checkpoints keep it."""
+    if run.checkpoint or run.model.hparams.optimizer != "muon":
+        return ""
+    is_half = run.trainer.precision == "bf16-true"
+    dtype = torch.bfloat16 if is_half else fastest_dtype(run.trainer.strategy.root_device)
+    return f", Muon in {str(dtype).removeprefix('torch.')}"
+
+
+def slow_precision(run: Run) -> str | None:
+    """That bfloat16 was asked for where it is slower than float32, in a sentence."""
+    used = run.trainer.precision
+    if run.trainer.strategy.root_device.type != "cpu" or used not in ("bf16-mixed", "bf16-true"):
+        return None
+    h = run.data.hparams
+    slowdown = bfloat16_slowdown(run.model.gpt.config.d_model, h.batch_size * h.context_length)
+    if slowdown < 1.1:
+        return None
+    saved = ", if the memory is enough" if used == "bf16-true" else ""
+    return (
+        f"On this processor a layer takes {slowdown:.1f} times as long in bfloat16 as in float32: "
+        f"--trainer.precision=32-true is faster{saved}"
+    )
 
 
 def steps(run: Run) -> str:

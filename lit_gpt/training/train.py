@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lit_gpt.callbacks.budget_clock import BudgetClock
 from lit_gpt.callbacks.checkpoints import (
     BestCheckpoint,
     CheckpointIO,
@@ -128,6 +129,9 @@ def build_run(
         more.append(OptimizerStateCheck(checkpoint.path))
     if slurm.job_id():
         more.append(slurm.SlurmJobMarker(options.argv))
+    if options.budget is not None:
+        useful = options.choice.max_useful_steps if options.choice else None
+        more.append(BudgetClock(options.budget, useful))
     config = SaveConfig(options.parser, options.config)
     if not objects.trainer.fast_dev_run:
         more.append(config)
@@ -141,12 +145,12 @@ def build_run(
         }
     arguments["plugins"] = [*as_list(objects.trainer.plugins), CheckpointIO(stop)]
     trainer = build_trainer(vars(objects.trainer) | arguments, data)
+    if not objects.trainer.fast_dev_run:
+        check_horizons(trainer, model.hparams.horizons)
     run = Run(options, trainer, model, data, checkpoint, config, **ours)
     if checkpoint:
         check_resume(run, checkpoint)
     elif model.hparams.init_from:
-    if not objects.trainer.fast_dev_run:
-        check_horizons(trainer, model.hparams.horizons)
         load_weights(model.gpt, model.hparams.init_from)
     return run
 
@@ -174,6 +178,7 @@ def train(run: Run) -> int:
 def main(argv: list[str]) -> int:
     silence_warnings()
     options = TrainOptions(argv)
+    summary.print_choice(options)
     try:
         if options.config.find_lr:
             from lit_gpt.training.lr_finder import find_learning_rate  # loads Lightning's Tuner

@@ -109,10 +109,17 @@ def read_sweep(path: str, trials: int | None, study: str | None, more: list[str]
         if name in OWN:
             hint = f"leave it out (the runs go to {content['study']}; `study` names another folder)"
             raise UserError("can't be given to a sweep", field=name, hint=hint)
+        if name == "budget":
+            raise no_budget()
         if name in spaces and name in fixed:
             problem = f"has a fixed value, but {path} also searches it"
             raise UserError(problem, field=name, hint="leave one of them out")
     return Sweep(spaces, fixed, content["trials"], Path(content["study"]).expanduser())
+
+
+def no_budget() -> UserError:
+    problem = "can't be given to a sweep: it would choose other options for each trial"
+    return UserError(problem, field="budget", hint="give `max_steps` instead")
 
 
 def read_content(path: str, given: Mapping[str, Any]) -> dict[str, Any]:

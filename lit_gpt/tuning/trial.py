@@ -18,6 +18,7 @@ from lit_gpt.command import as_user_error
 from lit_gpt.errors import UserError
 from lit_gpt.training.train import build_run, option_name, train
 from lit_gpt.training.warning_filters import silence_warnings
+from lit_gpt.tuning.search_space import no_budget
 
 
 class Pruned(Exception):
@@ -89,8 +90,10 @@ def check_options(runs: list[list[str]], connection: Connection) -> None:
     try:
         for argv in runs:
             with tempfile.TemporaryDirectory() as folder:
-                trainer = build_run(argv, scratch=Path(folder)).trainer
-            if trainer.world_size > 1:  # Lightning would start the sweep once more for each device
+                run = build_run(argv, scratch=Path(folder))
+            if run.options.budget is not None:  # in a file
+                raise no_budget()
+            if run.trainer.world_size > 1:  # Lightning would start the sweep once more for each device
                 raise UserError("a sweep trains on one device", hint="leave out `devices`")
     except Exception as error:
         connection.send(message_of(error))

@@ -1,0 +1,286 @@
+"""Why a budget chooses what it chooses, with made-up texts and machines: nothing is timed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from lit_gpt.budget import choice, recipe
+from lit_gpt.budget.candidates import ASPECT
+from lit_gpt.budget.choice import CHOSEN, Budget, Choice, choose
+from lit_gpt.budget.text_facts import TextFacts, TokenizerFacts
+from lit_gpt.budget.trial import Rates, Times
+from lit_gpt.errors import UserError
+
+MODERN = {"style": "modern", "tie_embeddings": False}
+LAPTOP = Rates((1e-3, 1e-3, 1.5e-11, 3e-10))  # 67 GFLOP/s
+SLOWER = Rates(tuple(10 * rate for rate in LAPTOP.seconds))
+
+
+def text(train_bytes: int, compressed: float, **tokenizers: tuple[int, float]) -> TextFacts:
+    """`bpe_512=(512, 2.3)`: vocabulary size and bytes per token. A ninth as much validates."""
+    found = [
+        TokenizerFacts(
+            name.replace("bpe_", "bpe:"),
+            vocab_size,
+            per_token,
+            int(train_bytes / per_token),
+            int(train_bytes / 9 / per_token),
+        )
+        for name, (vocab_size, per_token) in tokenizers.items()
+    ]
+    return TextFacts(train_bytes, compressed, tuple(found))
+
+
+ENGLISH = text(
+    415_000,
+    2.3,
+    bytes=(256, 1.0),
+    cl100k_base=(9300, 5.9),
+    bpe_512=(512, 2.3),
+    bpe_1024=(1024, 3.0),
+    bpe_2048=(2048, 3.6),
+    bpe_4096=(4096, 4.2),
+)
+CHINESE = text(
+    720_000,
+    3.2,
+    bytes=(256, 1.0),
+    cl100k_base=(855, 1.45),
+    bpe_512=(512, 1.6),
+    bpe_1024=(1024, 2.1),
+    bpe_2048=(2048, 2.4),
+    bpe_4096=(4096, 2.5),
+)
+LONG = replace(
+    ENGLISH, tokenizers=(TokenizerFacts("bpe:4096", 4096, 4.0, 200_000_000, 20_000_000),)
+)
+SHORT = text(80_000, 2.6, bpe_1024=(1024, 2.9))
+
+
+def choose_in(seconds: float, facts: TextFacts, spent: float = 10.0, rates=LAPTOP, **given):
+    fixed = MODERN | {name: given[name] for name in MODERN if name in given}
+    return choose(Budget(seconds, spent, given, fixed), facts, rates)
+
+
+def size(found: Choice) -> int:
+    return found.plan.candidate.weights
+
+
+def tokens(found: Choice) -> int:
+    return found.plan.steps * found.plan.candidate.step_tokens
+
+
+def test_english_takes_the_words_of_cl100k():
+    assert choose_in(60, ENGLISH).options["tokenizer"] == "cl100k_base"
+
+
+def test_chinese_takes_a_vocabulary_of_its_own():
+    """To cl100k, most characters are two or three bytes."""
+    assert choose_in(60, CHINESE).options["tokenizer"].startswith("bpe:")
+
+
+def test_more_time_takes_a_larger_model_and_more_tokens():
+    """Hoffmann et al. 2022: both grow with the arithmetic there is."""
+    short, long = choose_in(60, LONG), choose_in(600, LONG)
+    assert size(long) > 1.5 * size(short)
+    assert tokens(long) > 1.5 * tokens(short)
+    assert long.bits_per_byte[0] < short.bits_per_byte[0]
+
+
+def test_a_slower_machine_takes_a_smaller_model():
+    fast, slow = choose_in(600, LONG), choose_in(600, LONG, rates=SLOWER)
+    assert size(slow) < size(fast)
+    assert slow.bits_per_byte[0] > fast.bits_per_byte[0]
+
+
+def test_time_that_is_gone_is_not_planned_again():
+    early, late = choose_in(120, LONG, spent=5.0), choose_in(120, LONG, spent=65.0)
+    assert tokens(late) < tokens(early)
+
+
+def test_time_for_encoding_is_not_planned_again():
+    slow = replace(LONG, tokenizers=(replace(LONG.tokenizers[0], encoding=60.0),))
+    assert tokens(choose_in(120, slow)) < tokens(choose_in(120, LONG))
+
+
+def test_all_parts_of_the_run_fit_into_the_budget():
+    """Recomputed from the options alone, each part by its own rate."""
+    for seconds in (60, 300, 3600):
+        found = choose_in(seconds, ENGLISH)
+        o = found.options
+        times = LAPTOP(found.plan.candidate)
+        facts = found.plan.candidate.tokenizer
+        evaluations = 1 + math.ceil(o["max_steps"] / o["val_check_interval"])
+        assert evaluations == choice.EVALUATIONS + 1
+        batches = 2 * evaluations * o["limit_val_batches"]
+        windows = (o["max_tokens"] or facts.val_tokens) / o["context_length"]
+        whole = 10 + o["max_steps"] * times.step + batches * times.eval_batch
+        whole += windows / o["batch_size"] * times.eval_batch
+        assert 0.75 * seconds < whole < 0.98 * seconds
+        assert batches * times.eval_batch < 0.05 * seconds
+
+
+def test_the_final_loss_covers_the_whole_split_only_where_that_is_quick():
+    assert choose_in(600, ENGLISH).options["max_tokens"] is None
+    found = choose_in(60, LONG)
+    times = found.plan.times
+    windows = found.options["max_tokens"] / found.options["context_length"]
+    assert windows / found.options["batch_size"] * times.eval_batch < 0.055 * 60
+
+
+def test_a_new_text_needs_no_dropout():
+    found = choose_in(60, LONG)
+    assert found.plan.epochs < 1
+    assert found.options["dropout"] == 0
+    assert found.options["weight_decay"] == 0.1
+
+
+def test_a_short_text_and_a_long_time_take_dropout_and_end_early():
+    """The steps that more than a few epochs would take are left out, and said so."""
+    found = choose_in(3600, SHORT, d_model=64, num_blocks=2)
+    assert 1 < found.plan.epochs <= recipe.MOST_EPOCHS + 0.1
+    assert found.options["dropout"] >= 0.1
+    assert found.plan.steps == found.max_useful_steps
+    assert found.plan.seconds < 1800
+    assert any("would not help" in reason for reason in found.reasons)
+
+
+def test_more_time_never_ends_higher():
+    for facts in (ENGLISH, CHINESE, LONG, SHORT):
+        ends = [choose_in(s, facts).bits_per_byte[0] for s in (45, 60, 120, 300, 600, 3600)]
+        assert ends == sorted(ends, reverse=True)
+
+
+GIVEN = {
+    "tokenizer": "bpe:1024",
+    "context_length": 64,
+    "batch_size": 3,
+    "d_model": 72,
+    "num_blocks": 5,
+    "num_heads": 6,
+    "order": "random",
+    "style": "classic",
+    "tie_embeddings": True,
+    "dropout": 0.25,
+    "optimizer": "adamw",
+    "learning_rate": 2e-3,
+    "weight_decay": 0.02,
+    "schedule": "cosine",
+    "warmup_steps": 7,
+    "max_steps": 90,
+    "val_check_interval": 30,
+    "limit_val_batches": 4,
+    "max_tokens": 5000,
+}
+
+
+def test_every_option_that_is_chosen_can_be_given():
+    assert sorted(GIVEN) == sorted(CHOSEN)
+    assert sorted(choose_in(60, ENGLISH).options) == sorted(CHOSEN)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_an_option_that_is_given_is_kept(name):
+    """It is not among those that are chosen, and the others suit it."""
+    facts = ENGLISH
+    if name == "tokenizer":  # the text is encoded by it, and by no other
+        facts = replace(ENGLISH, tokenizers=ENGLISH.tokenizers[3:4])
+    found = choose_in(60, facts, **{name: GIVEN[name]})
+    assert sorted(found.options) == sorted(set(CHOSEN) - {name})
+    candidate = found.plan.candidate
+    config = candidate.config
+    if name in ("d_model", "num_blocks", "num_heads", "context_length", "tie_embeddings"):
+        assert getattr(config, name) == GIVEN[name]
+    in_use = {
+        "batch_size": candidate.batch_size,
+        "optimizer": candidate.optimizer,
+        "max_steps": found.plan.steps,
+        "limit_val_batches": found.plan.eval_batches,
+        "max_tokens": found.plan.final_tokens,
+        "style": config.style,
+    }
+    assert in_use.get(name, GIVEN[name]) == GIVEN[name]
+
+
+def test_all_options_may_be_given():
+    facts = replace(ENGLISH, tokenizers=ENGLISH.tokenizers[3:4])
+    assert choose_in(60, facts, **GIVEN).options == {}
+
+
+def test_a_given_number_of_steps_takes_the_best_model_for_which_they_fit():
+    few, many = (choose_in(120, LONG, max_steps=steps) for steps in (100, 2000))
+    assert (few.plan.steps, many.plan.steps) == (100, 2000)
+    assert size(few) > size(many)
+    assert few.max_useful_steps == 100  # the clock must not add any
+
+
+def test_a_learning_rate_is_that_of_the_width_and_the_optimizer():
+    narrow, wide = (choose_in(60, ENGLISH, d_model=width, num_blocks=2) for width in (80, 320))
+    assert narrow.options["learning_rate"] == 6e-3  # configs/modern.yaml
+    assert wide.options["learning_rate"] == 3e-3  # with the root of the width
+    adamw = choose_in(60, ENGLISH, d_model=80, num_blocks=2, optimizer="adamw")
+    assert adamw.options["learning_rate"] == 3e-3
+
+
+def test_models_are_neither_thin_nor_flat():
+    least, most = ASPECT
+    for seconds in (45, 600, 36_000):
+        config = choose_in(seconds, LONG).plan.candidate.config
+        assert least <= config.d_model / config.num_blocks <= most
+
+
+def test_the_reasons_are_ten_lines_at_most_with_their_numbers():
+    found = choose_in(60, ENGLISH)
+    assert len(found.reasons) <= 10
+    plan = found.plan
+    told = "\n".join(found.reasons)
+    config = plan.candidate.config
+    for text in (
+        "Budget: 1 min 0 s, of which 10 s are gone",
+        "cl100k_base, 9,300 tokens, 5.90 bytes/token; bpe:4096 would end",
+        f"{config.num_blocks} blocks of {config.d_model}, {plan.candidate.weights:,} weights",
+        f"{plan.candidate.batch_size} x {config.context_length} tokens",
+        f"{plan.steps:,}, {plan.epochs:.2g} epochs",
+        f"Dropout {found.options['dropout']:g}, weight decay",
+        f"{found.options['learning_rate']:g} for muon",
+        f"every {found.options['val_check_interval']:,} steps",
+    ):
+        assert text in told
+
+
+def test_what_was_given_is_marked():
+    facts = replace(ENGLISH, tokenizers=ENGLISH.tokenizers[3:4])
+    told = choose_in(60, facts, **GIVEN).reasons
+    assert all("(given)" in line for line in told if not line.startswith(("Budget", "Eval")))
+
+
+def test_too_little_time_is_one_line():
+    with pytest.raises(UserError, match="leaves no time for 20 steps, after 29 s so far"):
+        choose_in(30, ENGLISH, spent=29.0)
+
+
+def test_a_given_size_for_which_there_is_no_time_is_one_line():
+    with pytest.raises(UserError, match="leaves no time"):
+        choose_in(60, ENGLISH, d_model=4096, num_blocks=48)
+
+
+def test_given_sizes_that_do_not_fit_together_are_one_line():
+    with pytest.raises(UserError, match="must be divisible"):
+        choose_in(60, ENGLISH, d_model=80, num_heads=3)
+
+
+def test_a_text_shorter_than_every_window_is_one_line():
+    with pytest.raises(UserError, match="too short for a window"):
+        choose_in(60, text(300, 2.0, bytes=(256, 1.0)))
+
+
+def test_a_model_that_does_not_fit_into_memory_is_not_chosen():
+    def times(candidate):
+        fits = candidate.weights < 100_000
+        return LAPTOP(candidate) if fits else Times(math.inf, math.inf, math.inf)
+
+    found = choose(Budget(3600, 10.0, {}, MODERN), LONG, times)
+    assert found.plan.candidate.weights < 100_000

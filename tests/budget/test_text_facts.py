@@ -1,0 +1,113 @@
+"""What is found out about a text, beside what its encoding says."""
+
+from __future__ import annotations
+
+import bz2
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from lit_gpt.budget import text_facts
+from lit_gpt.budget.text_facts import TextFacts, TokenizerFacts, exact_facts, measure_text
+from lit_gpt.errors import UserError
+from lit_gpt.text.files import TextFiles
+from lit_gpt.text.splits import split_text, two_texts
+from lit_gpt.text.vocabularies import Vocabulary
+
+WORDS = [
+    "".join(random.Random(i).choices("abcdefghijklmnopqrstuvwxyz", k=2 + i % 8))
+    for i in range(3000)
+]
+
+
+@pytest.fixture
+def long_text(tmp_path):
+    """300 kB of words, of which the frequent ones are far more frequent."""
+    rng = random.Random(1)
+    shares = [1 / (1 + i) for i in range(len(WORDS))]
+    lines = (" ".join(rng.choices(WORDS, shares, k=10)) + ".\n" for _ in range(5000))
+    path = tmp_path / "long.txt"
+    path.write_text("".join(lines), encoding="utf-8")
+    return TextFiles(str(path), cache=str(tmp_path / "cache"))
+
+
+def by_name(facts: TextFacts) -> dict[str, TokenizerFacts]:
+    return {tokenizer.name: tokenizer for tokenizer in facts.tokenizers}
+
+
+def exact(text: TextFiles, name: str) -> TokenizerFacts:
+    splits = split_text(text, Vocabulary(name, compact=True), 0.9)
+    return exact_facts(splits, name).tokenizers[0]
+
+
+def test_of_a_short_text_all_is_counted(long_text):
+    """As the run itself counts: every token of both splits."""
+    facts = measure_text(long_text)
+    size = len(Path(long_text.path).read_bytes())
+    assert facts.train_bytes == int(0.9 * size)
+    names = ["bytes", "cl100k_base", "bpe:512", "bpe:1024", "bpe:2048", "bpe:4096"]
+    assert list(by_name(facts)) == names  # 8,192 would have fewer than 50 bytes each
+    for name in ("bytes", "cl100k_base", "bpe:1024"):
+        estimate, real = by_name(facts)[name], exact(long_text, name)
+        assert estimate.vocab_size == real.vocab_size
+        assert estimate.bytes_per_token == pytest.approx(real.bytes_per_token, rel=0.03)
+        assert estimate.train_tokens == pytest.approx(real.train_tokens, rel=0.02)
+        assert estimate.val_tokens == pytest.approx(real.val_tokens, rel=0.05)
+        assert real.encoding == 0 < estimate.encoding
+
+
+def test_of_a_long_text_a_sample_is_scaled_up(long_text, monkeypatch):
+    monkeypatch.setattr(text_facts, "SAMPLE", 60_000)
+    monkeypatch.setattr(text_facts, "BLOCK", 4_000)
+    facts = by_name(measure_text(long_text))
+    for name, vocabulary in {"bytes": 0, "cl100k_base": 0.25}.items():
+        real = exact(long_text, name)
+        assert facts[name].train_tokens == pytest.approx(real.train_tokens, rel=0.02)
+        assert facts[name].val_tokens == pytest.approx(real.val_tokens, rel=0.05)
+        # Grown beyond that of the sample, which has two thirds of the words.
+        assert facts[name].vocab_size == pytest.approx(real.vocab_size, rel=vocabulary)
+
+
+def test_a_compact_vocabulary_grows_with_the_text(long_text, monkeypatch):
+    whole = by_name(measure_text(long_text))["cl100k_base"].vocab_size
+    monkeypatch.setattr(text_facts, "SAMPLE", 60_000)
+    monkeypatch.setattr(text_facts, "BLOCK", 4_000)
+    sample = text_facts.take_sample(long_text, 0.9, None)
+    tokenizer = text_facts.load_tokenizer("cl100k_base")
+    seen = text_facts.used(tokenizer, [*sample.train, *sample.val])
+    assert tokenizer.compact(seen)[0].vocab_size < 0.9 * whole
+
+
+def test_ends_of_documents_are_tokens_too(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": f"row {i} of many"} for i in range(2000)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = TextFiles(str(path), cache=str(tmp_path / "cache"))
+    found = by_name(measure_text(text))["cl100k_base"]
+    real = exact(text, "cl100k_base")
+    assert found.train_tokens == pytest.approx(real.train_tokens, rel=0.02)
+
+
+def test_all_of_the_text_trains_where_another_one_validates(long_text, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("some other words\n" * 100)
+    facts = measure_text(long_text, val_path=str(other))
+    assert facts.train_bytes == len(Path(long_text.path).read_bytes())
+    splits = two_texts(long_text, str(other), Vocabulary("bytes"))
+    assert exact_facts(splits, "bytes").tokenizers[0].val_tokens == 1700
+
+
+def test_how_hard_a_text_is_is_told_by_its_compression(long_text):
+    content = Path(long_text.path).read_bytes()
+    share = 8 * len(bz2.compress(content)) / len(content)
+    assert measure_text(long_text).compressed == pytest.approx(share, rel=0.02)
+    splits = split_text(long_text, Vocabulary("bpe:1024"), 0.9)
+    assert exact_facts(splits, "bpe:1024").compressed == pytest.approx(share, rel=0.02)
+    assert exact_facts(splits, "bpe:1024", 1.5).compressed == 1.5
+
+
+def test_a_text_that_cannot_be_read_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no such"):
+        measure_text(TextFiles(str(tmp_path / "none.txt")))

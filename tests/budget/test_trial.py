@@ -1,0 +1,142 @@
+"""The trial: rates from measured seconds, and what is measured."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_gpt.budget import trial as trial_module
+from lit_gpt.budget.candidates import Candidate
+from lit_gpt.budget.text_facts import TokenizerFacts
+from lit_gpt.budget.trial import Rates, Times, Trial, features, fit_rates
+from lit_gpt.model import GPT, GPTConfig
+
+MODERN = {"style": "modern", "tie_embeddings": False}
+
+
+def make(vocab: int, width: int, blocks: int, context: int = 64, batch: int = 4, **more):
+    config = GPTConfig(vocab, context, width, blocks, max(1, width // 32), **(MODERN | more))
+    return Candidate(TokenizerFacts("bytes", vocab, 1.0, 10_000, 1_000), config, batch)
+
+
+def test_counted_weights_are_those_of_the_model():
+    for more in ({}, {"style": "classic", "bias": False}, {"num_kv_heads": 1}):
+        candidate = make(300, 64, 3, **more)
+        model = GPT(candidate.config)
+        blocks = sum(p.numel() for p in model.blocks.parameters() if p.ndim > 1)
+        assert candidate.weights == blocks
+        assert candidate.vocabulary_weights == 2 * 64 * 300
+    assert make(300, 64, 3, tie_embeddings=True).vocabulary_weights == 64 * 300
+
+
+def test_arithmetic_of_a_step_is_counted_as_torch_counts_it():
+    candidate = make(300, 64, 2)
+    model = GPT(candidate.config)
+    ids = torch.zeros(4, 64, dtype=torch.long)
+    # torch counts no products inside a fused attention.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(ids).sum().backward()
+    counted = candidate.flops - candidate.muon_flops
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_muon_multiplies_each_matrix_five_times_with_itself():
+    def once(rows, columns):
+        """X X^T, the square of that, and X times both, of the smaller side."""
+        return 2 * rows * columns * rows + 2 * rows**3 + 2 * rows * rows * columns
+
+    # Queries, keys and values; their output; gate and up; down, of width 8 * 11 = 88.
+    sides = [(32, 96), (32, 32), (32, 176), (32, 88)]
+    assert make(300, 32, 1).muon_flops == 5 * sum(once(*pair) for pair in sides)
+    assert make(300, 32, 3).muon_flops == 15 * sum(once(*pair) for pair in sides)
+
+
+def test_rates_are_found_from_what_they_lead_to():
+    real = Rates((2e-3, 1e-3, 2e-11, 5e-10))
+    probes = [make(256, 32, 2), make(256, 64, 8), make(8192, 64, 2), make(256, 128, 4, batch=8)]
+    found = fit_rates([(c, real(c).step) for c in [*probes, make(4096, 256, 6, 128, 8)]])
+    assert found.seconds == pytest.approx(real.seconds, rel=1e-6)
+    other = make(2000, 96, 3, 128, 16)
+    assert found(other).step == pytest.approx(real(other).step)
+
+
+def test_no_rate_is_negative():
+    """A noisy measurement must not make a larger model faster."""
+    real = Rates((2e-3, 1e-3, 2e-11, 0.0))
+    probes = [make(256, 32, 2), make(256, 64, 8), make(8192, 64, 2), make(256, 128, 4, batch=8)]
+    seconds = [real(c).step * factor for c, factor in zip(probes, (1, 1, 0.7, 1), strict=True)]
+    found = fit_rates(list(zip(probes, seconds, strict=True)))
+    assert min(found.seconds) >= 0
+    for candidate, taken in zip(probes, seconds, strict=True):
+        assert found(candidate).step == pytest.approx(taken, rel=0.4)
+
+
+def test_each_batch_of_a_step_counts():
+    one = make(256, 64, 2)
+    three = Candidate(one.tokenizer, one.config, one.batch_size, "muon", 3)
+    assert features(three)[:2] == (3, 6)
+    assert three.flops - three.muon_flops == 3 * (one.flops - one.muon_flops)
+    assert three.step_tokens == 3 * one.step_tokens
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A trial that stops as soon as it may."""
+    monkeypatch.setattr(trial_module, "ENOUGH", 0.0)
+    return Trial(torch.device("cpu"), fixed=dict(MODERN))
+
+
+def test_a_trial_ends_when_its_time_is_over(quick, monkeypatch):
+    monkeypatch.setattr(trial_module, "WHOLE", 0.0)
+    monkeypatch.setattr(trial_module, "PROBES", 7 * [(64, 16, 1, 16, 1)])
+    timed = []
+    monkeypatch.setattr(quick, "time", lambda c: timed.append(c) or Times(0.1, 0.03, 0.01))
+    quick.rates()
+    assert len(timed) == trial_module.LEAST_FEATURES
+
+
+def test_a_candidate_is_timed_once(quick):
+    candidate = make(100, 16, 1, 16, 2)
+    times = quick.time(candidate)
+    assert times.token > 0
+    assert times.eval_batch > 0
+    assert times.step > 0
+    assert quick.time(candidate) is times
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_a_trial_computes_in_the_precision_of_the_run(precision, quick, monkeypatch):
+    seen = set()
+
+    def loss(model, x, y):
+        seen.add((model.embedding.weight.dtype, model.head(model.hidden_states(x)).dtype))
+        return model.head(model.hidden_states(x)).float().mean()
+
+    monkeypatch.setattr(trial_module, "next_token_loss", loss)
+    quick.precision = precision
+    quick.time(make(100, 16, 1, 16, 2))
+    weights = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
+    results = torch.bfloat16 if precision == "bf16-mixed" else weights
+    assert seen == {(weights, results)}
+
+
+def test_a_model_that_does_not_fit_takes_for_ever(quick, monkeypatch):
+    def no_memory(*args):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(trial_module, "GPT", no_memory)
+    assert quick.time(make(100, 16, 1, 16, 2)).step == math.inf
+
+
+def test_a_mistake_is_not_taken_for_a_lack_of_memory(quick, monkeypatch):
+    def mistake(*args):
+        raise RuntimeError("shapes don't match")
+
+    monkeypatch.setattr(trial_module, "GPT", mistake)
+    with pytest.raises(RuntimeError, match="shapes"):
+        quick.time(make(100, 16, 1, 16, 2))
