@@ -20,7 +20,13 @@ from torchmetrics import Metric
 
 from lit_gpt.errors import UserError, check_choice, check_least
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.optim import OptimizerKind, Schedule, build_optimizer, learning_rate_factor
+from lit_gpt.optim import (
+    OptimizerKind,
+    Schedule,
+    build_optimizer,
+    fastest_dtype,
+    learning_rate_factor,
+)
 
 if TYPE_CHECKING:  # the schema of the files: a layer above, and of no use at run time
     from lit_gpt.checkpoint import Contents
@@ -80,12 +86,6 @@ def check_precision(precision: str) -> None:
         raise UserError(problem, field="precision", value=precision, hint=hint)
 
 
-class LossTotals(Metric):
-    """Sums of the losses of batches of any sizes, over all processes; a NaN stays visible.
-
-    In float64 at any precision, unless it is a submodule: Lightning casts those.
-    """
-
 def is_plan(horizons: Any) -> bool:
     """Whether these are the horizons of a run, as LitGPT takes them."""
     step, end = -1, 1  # so that the first step is 0
@@ -99,6 +99,12 @@ def is_plan(horizons: Any) -> bool:
         return False
     return step >= 0
 
+
+class LossTotals(Metric):
+    """Sums of the losses of batches of any sizes, over all processes; a NaN stays visible.
+
+    In float64 at any precision, unless it is a submodule: Lightning casts those.
+    """
 
     full_state_update = False
     nats: Tensor
@@ -139,14 +145,14 @@ class LitGPT(pl.LightningModule):
             half a cosine to min_learning_rate at max_steps.
         warmup_steps: steps over which the learning rate rises.
         min_learning_rate: final learning rate of the linear and cosine schedules.
+        horizons: [[0, 500], [300, 480]]: the schedule was planned for 500 steps at step 0, and for
+            480 from step 300 on; null: for max_steps.
         seed: of the dropout masks, together with step and rank.
         compile: whether torch.compile compiles the blocks; reduce-overhead: with CUDA graphs.
         skip_bad_steps: how many updates with a non-finite loss or gradient are skipped before the
             run stops; 0: it stops at the first.
         init_from: checkpoint, or local folder of a GPT-2 or Qwen3, whose weights a new run of the
             training command starts from; it sets the fields of GPTConfig and data.tokenizer.
-        horizons: [[0, 500], [300, 480]]: the schedule was planned for 500 steps at step 0, and for
-            480 from step 300 on; null: for max_steps.
         gpt: the fields of GPTConfig.
 
     Raises:
@@ -165,13 +171,13 @@ class LitGPT(pl.LightningModule):
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
         min_learning_rate: float = 0.0,
+        horizons: list[tuple[int, int]] | None = None,
         seed: int = 1337,
         compile: bool | Literal["reduce-overhead", "max-autotune"] = False,
         skip_bad_steps: int = 0,
         init_from: str | None = None,
         **gpt: Any,
     ) -> None:
-        horizons: list[tuple[int, int]] | None = None,
         super().__init__()
         self.save_hyperparameters()
         self._check()
@@ -198,16 +204,16 @@ class LitGPT(pl.LightningModule):
         if not 0 <= h.min_learning_rate <= h.learning_rate:
             problem = f"must be between 0 and `learning_rate` ({h.learning_rate})"
             raise UserError(problem, field="min_learning_rate", value=h.min_learning_rate)
+        if h.horizons is not None and not is_plan(h.horizons):
+            problem = "must be [step, last step] pairs: the first from step 0, each later one from "
+            problem += "a step between that of the one before and its last"
+            raise UserError(problem, field="horizons", value=[list(pair) for pair in h.horizons])
 
     def setup(self, stage: str) -> None:
         check_precision(self.trainer.precision)
         if self.trainer.precision == "64-true":
             self.double()  # Lightning restores weights before it does so, rounded to float32
         if data := getattr(self.trainer, "datamodule", None):
-        if h.horizons is not None and not is_plan(h.horizons):
-            problem = "must be [step, last step] pairs: the first from step 0, each later one from "
-            problem += "a step between that of the one before and its last"
-            raise UserError(problem, field="horizons", value=[list(pair) for pair in h.horizons])
             self.token_lengths = torch.from_numpy(data.tokenizer.token_lengths())
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -294,8 +300,12 @@ class LitGPT(pl.LightningModule):
         h = self.hparams
         # With a float16 gradient scaler, Lightning clips only what is not fused.
         fused = self.trainer.precision != "16-mixed"
+        dtype = None
+        if h.optimizer == "muon":  # measured: all processes take what the first one finds
+            strategy = self.trainer.strategy
+            dtype = strategy.broadcast(fastest_dtype(strategy.root_device))
         optimizer = build_optimizer(
-            self.gpt, h.learning_rate, h.weight_decay, h.betas, fused, h.optimizer
+            self.gpt, h.learning_rate, h.weight_decay, h.betas, fused, h.optimizer, dtype
         )
         if h.schedule == "constant" and h.warmup_steps == 0:
             return optimizer

@@ -17,6 +17,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lit_gpt import command
+from lit_gpt.budget.processor import set_threads
 from lit_gpt.callbacks.checkpoints import StepCheckpoints
 from lit_gpt.callbacks.early_stopping import EarlyStop
 from lit_gpt.callbacks.evaluation import EvaluationPrinter, FinalEvaluation
@@ -311,6 +312,11 @@ class TrainOptions(LightningCLI):
             type=str | None,
             help="time for all of it, as in 90s, 10m or 1h30m: chooses the options that learn most",
         )
+        parser.add_argument(
+            "--threads",
+            type=int | None,
+            help="threads that PyTorch computes on, on a CPU; none: its own choice",
+        )
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(EvaluationPrinter, "overfit")
         parser.add_lightning_class_args(EarlyStop, "early_stopping")
@@ -358,6 +364,7 @@ class TrainOptions(LightningCLI):
 
     def instantiate(self) -> jsonargparse.Namespace:
         """Model, data module and callbacks, by the names of their options."""
+        set_threads(self.config.threads)
         config = self.config.clone()  # so that the ids of its loggers stay out of config.yaml
         continue_loggers(config.trainer, config.ckpt_path)
         try:

@@ -159,7 +159,10 @@ def test_muon_steps_as_torchs_muon_and_adamw_do():
     for weight, same in zip(model.parameters(), twin.parameters(), strict=True):
         weight.grad = torch.randn_like(weight)
         same.grad = weight.grad.clone()
-    build_optimizer(model, 1e-2, 0.1, (0.9, 0.95), kind="muon").step()
+    optimizer = build_optimizer(
+        model, 1e-2, 0.1, (0.9, 0.95), kind="muon", muon_dtype=torch.bfloat16
+    )
+    optimizer.step()
     matrices = [p for p in twin.blocks.parameters() if p.ndim == 2]
     others = [p for p in twin.parameters() if p.ndim == 1]
     torch.optim.Muon(matrices, 1e-2, 0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw").step()

@@ -1,0 +1,82 @@
+"""What this processor does faster: on how many threads, and in which precision."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from lit_gpt.errors import UserError
+from lit_gpt.optim import shortest_times
+
+MARGIN = 1.1  # by so much one thread must be faster than PyTorch's choice
+
+
+def set_threads(number: int | None) -> None:
+    """Has PyTorch compute on so many threads; None leaves it at its own choice.
+
+    Raises:
+        UserError: below 1, or above the number of cores, where it could only become slower.
+    """
+    if number is None:
+        return
+    cores = os.cpu_count() or 1
+    if not 1 <= number <= cores:
+        problem = f"must be between 1 and {cores}, the number of this machine's cores"
+        raise UserError(problem, field="threads", value=number)
+    torch.set_num_threads(number)
+    os.environ["OMP_NUM_THREADS"] = str(number)  # or Lightning divides the cores by the processes
+
+
+def faster_threads(
+    step: Callable[[], Any], limit: float = 1.0
+) -> tuple[int | None, dict[int, float]]:
+    """Whether steps are faster on one thread than on as many as PyTorch takes by itself.
+
+    Small models are: each operation takes less time than waking the other threads.
+
+    Args:
+        step: one step of the model.
+        limit: seconds to measure for; each number has at least three steps.
+
+    Returns:
+        1, or None for PyTorch's choice, and the median seconds of a step by the number of threads.
+    """
+    usual = torch.get_num_threads()
+    times: dict[int, list[float]] = {number: [] for number in (usual, 1)}
+    end = time.perf_counter() + limit
+    try:
+        while min(map(len, times.values())) < 4 or time.perf_counter() < end:
+            for number, found in times.items():  # in turn, since the speed of machines drifts
+                torch.set_num_threads(number)
+                start = time.perf_counter()
+                step()
+                found.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(usual)
+    medians = {number: median(found[1:]) for number, found in times.items()}
+    return 1 if MARGIN * medians[1] < medians[usual] else None, medians
+
+
+def bfloat16_slowdown(width: int, rows: int) -> float:
+    """How many times as long as in float32 a layer takes in bfloat16, forward and backward.
+
+    Args:
+        width: of the layer's input; its output is four times as wide.
+        rows: of the input.
+    """
+    width = min(width, 256)  # so that it takes no second where bfloat16 is slow
+    x = torch.ones(min(rows, 256), width)
+    weight = torch.ones(4 * width, width, requires_grad=True)
+
+    def layer(dtype: torch.dtype) -> None:
+        loss = F.linear(x.to(dtype), weight.to(dtype)).sum()
+        torch.autograd.grad(loss, weight)
+
+    half, single = shortest_times(lambda: layer(torch.bfloat16), lambda: layer(torch.float32))
+    return half / single
