@@ -33,7 +33,7 @@ CHOSEN = (  # plain names of the options that are chosen, unless they are given
     *("tokenizer", "context_length", "batch_size", "order"),
     *("style", "d_model", "num_blocks", "num_heads", "tie_embeddings", "dropout"),
     *("optimizer", "learning_rate", "weight_decay", "schedule", "warmup_steps"),
-    *("max_steps", "val_check_interval", "limit_val_batches", "max_tokens"),
+    *("max_steps", "val_check_interval", "limit_val_batches", "max_tokens", "threads"),
 )
 
 
@@ -46,12 +46,14 @@ class Budget:
         spent: seconds from its start to now.
         given: options that the user set, by plain name.
         fixed: arguments of GPTConfig besides the sizes.
+        threads: with which steps are fastest; None: PyTorch's number.
     """
 
     seconds: float
     spent: float
     given: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ def options_of(budget: Budget, plan: Plan) -> dict[str, Any]:
         "val_check_interval": max(1, -(-plan.steps // EVALUATIONS)),
         "limit_val_batches": plan.eval_batches,
         "max_tokens": plan.final_tokens,
+        "threads": budget.threads,
     } | dict(budget.given)
 
 
@@ -230,7 +233,8 @@ def reasons_of(
         f"{best.candidate.weights:,} weights and {best.candidate.vocabulary_weights:,} of the "
         f"vocabulary{model_reason(given, plans, best)}",
         f"Batch: {best.candidate.batch_size} x {config.context_length} tokens"
-        f"{marked(given, 'batch_size')}, {duration(best.times.step)} a step",
+        f"{marked(given, 'batch_size')}, {duration(best.times.step)} a step"
+        f"{' on one thread, which is faster' if options['threads'] == 1 else ''}",
         f"Steps: {best.steps:,}, {best.epochs:.2g} epochs{steps_reason(given, best)}",
         f"Dropout {options['dropout']:g}{marked(given, 'dropout')}, weight decay "
         f"{options['weight_decay']:g}{marked(given, 'weight_decay')}: the text is "

@@ -12,7 +12,7 @@ import torch
 from lit_gpt.budget import recipe
 from lit_gpt.budget.candidates import Candidate
 from lit_gpt.budget.choice import TOKENIZER, Budget, Choice, choose
-from lit_gpt.budget.text_facts import exact_facts, measure_text
+from lit_gpt.budget.text_facts import TextFacts, exact_facts, measure_text
 from lit_gpt.budget.trial import Rates, Times, Trial
 from lit_gpt.command import seconds_since_start
 from lit_gpt.text.files import TextFiles
@@ -76,21 +76,28 @@ def plan_budget(
     """
     fixed = {**{name: recipe.FIXED[name] for name in ("style", "tie_embeddings")}, **fixed}
     optimizer = given.get("optimizer", recipe.FIXED["optimizer"])
-    trial = Trial(device, precision, optimizer, dict(fixed))
+    trial = Trial(device, precision, optimizer, dict(fixed), "threads" in given)
     clock = Corrected(trial.rates(), trial)
+
+    def choose_now(facts: TextFacts) -> Choice:
+        now = Budget(seconds, seconds_since_start(), given, fixed, trial.threads)
+        return choose(now, facts, clock)
+
     name = given.get("tokenizer")
     first: Choice | None = None
     compressed: float | None = None
     if name is None:
         facts = measure_text(text, train_fraction, val_path)
-        first = choose(Budget(seconds, seconds_since_start(), given, fixed), facts, clock)
+        first = choose_now(facts)
         name = first.plan.candidate.tokenizer.name
         compressed = facts.compressed
     splits = encode(name, given.get("context_length", SHORTEST))
     exact = exact_facts(splits, name, compressed)
     for attempt in range(TRIES + 1):
         clock.is_closed = attempt == TRIES
-        choice = choose(Budget(seconds, seconds_since_start(), given, fixed), exact, clock)
+        choice = choose_now(exact)
+        if attempt == 0:
+            trial.set_threads(choice.plan.candidate, limit=0.01 * seconds)
         if not clock.time(choice.plan.candidate):
             break
     if first is not None:  # which compared the tokenizers

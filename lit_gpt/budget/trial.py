@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lit_gpt.budget.candidates import Candidate
+from lit_gpt.budget.processor import faster_threads
 from lit_gpt.budget.text_facts import TokenizerFacts
 from lit_gpt.command import resource_error
 from lit_gpt.model import GPT, GPTConfig
@@ -105,17 +106,25 @@ class Trial:
         precision: as the Trainer names it.
         optimizer: adamw or muon.
         fixed: arguments of GPTConfig besides the sizes.
+        are_threads_given: whether to keep PyTorch's number of threads.
+
+    Attributes:
+        threads: 1 where that is faster; None: PyTorch's number.
     """
 
     device: torch.device
     precision: str = "32-true"
     optimizer: OptimizerKind = "muon"
     fixed: dict[str, Any] = field(default_factory=dict)
+    are_threads_given: bool = False
+    threads: int | None = field(default=None, init=False)
+    usual_threads: int = field(default_factory=torch.get_num_threads, init=False)
     measured: dict[tuple[Any, ...], Times] = field(default_factory=dict)
 
     def rates(self) -> Rates:
         """Times models from tiny to as large as this machine computes in a second."""
         start = time.perf_counter()
+        self.set_threads(self.probe(*PROBES[1]))
         found: list[tuple[Candidate, float]] = []
         for probe in PROBES:
             candidate = self.probe(*probe)
@@ -148,6 +157,15 @@ class Trial:
         return self.measured[candidate.key]
 
     def _time(self, candidate: Candidate) -> Times:
+        step, evaluate = self.build(candidate)
+        seconds = self.repeat(step)
+        width = candidate.config.context_length
+        batch = self.repeat(lambda: evaluate(candidate.batch_size, width), ENOUGH / 8)
+        token = self.repeat(lambda: evaluate(1, 1), ENOUGH / 16)
+        return Times(seconds, batch, token)
+
+    def build(self, candidate: Candidate) -> tuple[Callable[[], None], Callable[[int, int], None]]:
+        """An optimizer step, and an evaluation of B windows of T tokens."""
         config = candidate.config
         model = GPT(config).to(self.device, weight_type(self.precision))
         fused = self.precision != "16-mixed"
@@ -156,6 +174,7 @@ class Trial:
         ids = torch.randint(config.vocab_size, shape, device=self.device)  # (B, T)
 
         def step() -> None:
+            model.train()
             for _ in range(candidate.accumulate):
                 with self.context():
                     loss = next_token_loss(model, ids, ids)
@@ -164,16 +183,29 @@ class Trial:
             optimizer.zero_grad()
 
         @torch.no_grad()
-        def evaluate(x: torch.Tensor) -> None:
+        def evaluate(windows: int, length: int) -> None:
+            model.eval()
+            x = ids[:windows, :length]
             with self.context():
                 next_token_loss(model, x, x)
 
-        model.train()
-        seconds = self.repeat(step)
-        model.eval()
-        batch = self.repeat(lambda: evaluate(ids), ENOUGH / 8)
-        token = self.repeat(lambda: evaluate(ids[:1, :1]), ENOUGH / 16)
-        return Times(seconds, batch, token)
+        return step, evaluate
+
+    def set_threads(self, candidate: Candidate, limit: float = 0.3) -> None:
+        """Has PyTorch compute this candidate's steps on one thread from here on, if that is faster.
+
+        Small models are: docs/benchmarks.md. On all its threads otherwise.
+
+        Args:
+            limit: seconds to measure for.
+        """
+        if self.device.type != "cpu" or self.usual_threads == 1 or self.are_threads_given:
+            return
+        torch.set_num_threads(self.usual_threads)
+        self.threads, _ = faster_threads(self.build(candidate)[0], limit)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        self.measured.clear()
 
     def context(self) -> AbstractContextManager[Any]:
         """The autocast of the Trainer's precision."""

@@ -89,8 +89,8 @@ def resumed_options(options: TrainOptions) -> dict[str, Any] | None:
         path = named_checkpoint(config.ckpt_path, root, ("last",))
     if path is None:
         return None
-    saved: dict[str, Any] = {}
-    for group in Checkpoint.read(path).options.values():
+    saved = dict(Checkpoint.read(path).options)
+    for group in [*saved.values()]:
         saved |= group if isinstance(group, dict) else {}
     if not saved:
         problem = f"does not work with {path}, which has no options"
@@ -140,7 +140,7 @@ def given_options(
 
 
 def by_plain_name(config: jsonargparse.Namespace) -> dict[str, Any]:
-    groups = (config.final, config.trainer, config.data, config.model)
+    groups = (config, config.final, config.trainer, config.data, config.model)
     return {name: value for group in groups for name, value in vars(group).items()}
 
 

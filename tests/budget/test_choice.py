@@ -174,6 +174,7 @@ GIVEN = {
     "val_check_interval": 30,
     "limit_val_batches": 4,
     "max_tokens": 5000,
+    "threads": 1,
 }
 
 
@@ -255,6 +256,13 @@ def test_what_was_given_is_marked():
     facts = replace(ENGLISH, tokenizers=ENGLISH.tokenizers[3:4])
     told = choose_in(60, facts, **GIVEN).reasons
     assert all("(given)" in line for line in told if not line.startswith(("Budget", "Eval")))
+
+
+def test_one_thread_is_chosen_where_it_was_faster():
+    one = choose(Budget(60, 10.0, {}, MODERN, threads=1), ENGLISH, LAPTOP)
+    assert one.options["threads"] == 1
+    assert any("on one thread, which is faster" in reason for reason in one.reasons)
+    assert choose_in(60, ENGLISH).options["threads"] is None
 
 
 def test_too_little_time_is_one_line():

@@ -140,3 +140,32 @@ def test_a_mistake_is_not_taken_for_a_lack_of_memory(quick, monkeypatch):
     monkeypatch.setattr(trial_module, "GPT", mistake)
     with pytest.raises(RuntimeError, match="shapes"):
         quick.time(make(100, 16, 1, 16, 2))
+
+
+@pytest.fixture
+def two_threads():
+    """PyTorch on two threads, as a laptop has it."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(usual)
+
+
+@pytest.mark.parametrize(("faster", "then"), [(1, 1), (None, 2)])
+def test_a_trial_computes_on_as_many_threads_as_are_faster(faster, then, two_threads, monkeypatch):
+    steps = []
+    monkeypatch.setattr(
+        trial_module, "faster_threads", lambda s, _: (steps.append(s()), (faster, {}))[1]
+    )
+    trial = Trial(torch.device("cpu"), fixed=dict(MODERN))
+    torch.set_num_threads(1)  # by an earlier candidate
+    trial.set_threads(make(100, 16, 1, 16, 2))
+    assert (trial.threads, torch.get_num_threads()) == (faster, then)
+    assert steps == [None]  # of the candidate
+
+
+def test_a_given_number_of_threads_is_kept(two_threads, monkeypatch):
+    monkeypatch.setattr(trial_module, "faster_threads", None)
+    trial = Trial(torch.device("cpu"), fixed=dict(MODERN), are_threads_given=True)
+    trial.set_threads(make(100, 16, 1, 16, 2))
+    assert (trial.threads, torch.get_num_threads()) == (None, 2)
