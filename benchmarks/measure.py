@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_gpt.errors import UserError
+from benchmarks.machine import machine
+from lit_gpt.errors import UserError, check_least
+from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.reports.history import read_history
 
 T = TypeVar("T")
@@ -81,10 +80,20 @@ class Process:
         return json.loads(self.output.splitlines()[-1])
 
 
-def at_least_one(**options: int | None) -> None:
-    for name, value in options.items():
-        if value is not None and value < 1:
-            raise UserError("must be at least 1", field=name, value=value)
+def flops_per_token(config: GPTConfig, model: GPT) -> float:
+    """Operations of forward and backward: PaLM's formula (Chowdhery et al. 2022, appendix B).
+
+    6 for each weight that multiplies (an untied embedding doesn't), and 12 C T per block for
+    attention.
+    """
+    multiplying = sum(p.numel() for p in model.parameters()) - (
+        0 if config.tie_embeddings else model.embedding.weight.numel()
+    )
+    return 6 * multiplying + 12 * config.num_blocks * config.d_model * config.context_length
+
+
+def at_least_one(**options: float | None) -> None:
+    check_least(1, **options)
 
 
 def in_turn(sides: dict[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
@@ -97,27 +106,29 @@ def in_turn(sides: dict[str, Callable[[], T]], repeats: int) -> dict[str, list[T
     return results
 
 
-def processor() -> str:
-    """The processor's name."""
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+def show(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def save(name: str, rows: list[dict[str, Any]], folder: str, note: str = "") -> None:
+    """Prints the note and the machine, and writes them and the rows to `folder`/`name`.json."""
+    if note:
+        print(note)
+    on = machine()
+    print(", ".join(f"{name} {value}" for name, value in on.items()))
+    path = Path(folder, f"{name}.json")
+    content = {"machine": on, "rows": rows, "note": note}
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def machine() -> dict[str, str | int]:
-    return {
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": version("lightning"),
-    }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"can't be written ({error.strerror})",
+            field="out",
+            value=folder,
+            hint="name another folder",
+        ) from error
+    print(f"Written to {path}")
 
 
 def report(name: str, rows: list[Side], folder: str, note: str = "") -> None:
@@ -137,24 +148,8 @@ def report(name: str, rows: list[Side], folder: str, note: str = "") -> None:
             f"{row.ratio:.2f}",
             *("" if cell is None else form.format(cell) for form, cell in cells),
         )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    if note:
-        print(note)
-    on = machine()
-    print(", ".join(f"{name} {value}" for name, value in on.items()))
-    path = Path(folder, f"{name}.json")
-    content = {"machine": on, "rows": [asdict(row) for row in rows], "note": note}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"can't be written ({error.strerror})",
-            field="out",
-            value=folder,
-            hint="name another folder",
-        ) from error
-    print(f"Written to {path}")
+    show(table)
+    save(name, [asdict(row) for row in rows], folder, note)
 
 
 def read_text(path: str) -> bytes:

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,9 +19,10 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-from lit_gpt.evaluation.whole_text import WholeText
 from lit_gpt.text.vocabularies import load_tokenizer
 
+CONTEXT = 128
+BATCH_SIZE = 2
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "订单商品名称.csv"
 
 
@@ -85,9 +87,10 @@ class ReferenceGPT(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids)  # (B, T, C)
-        table = torch.zeros(x.shape[1:])
-        position = torch.arange(x.size(1)).unsqueeze(1)
-        rates = torch.exp(torch.arange(0, x.size(2), 2) * (-math.log(10_000) / x.size(2)))
+        table = torch.zeros(x.shape[1:], device=x.device)
+        position = torch.arange(x.size(1), device=x.device).unsqueeze(1)
+        numbers = torch.arange(0, x.size(2), 2, device=x.device)
+        rates = torch.exp(numbers * (-math.log(10_000) / x.size(2)))
         table[:, 0::2] = torch.sin(position * rates)
         table[:, 1::2] = torch.cos(position * rates)
         return self.output(self.norm(self.blocks(x + table)))
@@ -97,25 +100,21 @@ def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--path", default=str(SAMPLE))
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=1337)
-    options = parser.parse_args()
-    torch.manual_seed(options.seed)
-    tokenizer = load_tokenizer("cl100k_base")
-    context_length = 128
-    batch_size = 2
-    ids = tokenizer.encode(Path(options.path).read_bytes().decode()).astype("int64")
-    cut = int(len(ids) * 0.9)
-    splits = {"train": torch.from_numpy(ids[:cut]), "val": torch.from_numpy(ids[cut:])}
+def train(model: nn.Module, splits: dict[str, Tensor], steps: Iterable[int]) -> None:
+    """Trains and evaluates as the loop does.
+
+    Args:
+        splits: ids of the texts `train` and `val`.
+        steps: the numbers of the steps, from 0; their end is the end of training.
+    """
+    device = next(model.parameters()).device
 
     def random_batch(split: str) -> tuple[Tensor, Tensor]:
         tokens = splits[split]
-        starts = torch.randint(len(tokens) - context_length, (batch_size,)).tolist()
-        x = torch.stack([tokens[i : i + context_length] for i in starts])
-        return x, torch.stack([tokens[i + 1 : i + context_length + 1] for i in starts])
+        starts = torch.randint(len(tokens) - CONTEXT, (BATCH_SIZE,)).tolist()
+        x = torch.stack([tokens[i : i + CONTEXT] for i in starts])
+        y = torch.stack([tokens[i + 1 : i + CONTEXT + 1] for i in starts])
+        return x.to(device), y.to(device)
 
     @torch.no_grad()
     def evaluate(step: int) -> None:
@@ -127,19 +126,34 @@ def main() -> None:
         model.train()
         print(f"Step: {step}, Training Loss: {train:.3f}, Validation Loss: {val:.3f}", flush=True)
 
-    model = ReferenceGPT(tokenizer.vocab_size, context_length=context_length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=False)
-    for step in range(options.steps):
+    for step in steps:
         if step % 50 == 0:
             evaluate(step)
         loss = loss_of(model, *random_batch("train"))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    evaluate(options.steps)
     model.eval()
+
+
+def main() -> None:
+    from lit_gpt.evaluation.whole_text import WholeText  # loads Lightning, which the loop has not
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--path", default=str(SAMPLE))
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=1337)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    tokenizer = load_tokenizer("cl100k_base")
+    ids = tokenizer.encode(Path(options.path).read_bytes().decode()).astype("int64")
+    cut = int(len(ids) * 0.9)
+    splits = {"train": torch.from_numpy(ids[:cut]), "val": torch.from_numpy(ids[cut:])}
+    model = ReferenceGPT(tokenizer.vocab_size, context_length=CONTEXT)
+    train(model, splits, range(options.steps))
     with torch.no_grad():
-        batches = list(WholeText(ids[cut:], 8, context_length))
+        batches = list(WholeText(ids[cut:], 8, CONTEXT))
         nats = sum(loss_of(model, x, y).item() * y.numel() for x, y in batches)
     loss = nats / (len(ids) - cut - 1)
     print(f"Final validation loss: {loss:.4f} nats/token")

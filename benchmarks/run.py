@@ -13,12 +13,15 @@ from lit_gpt.errors import UserError
 
 KINDS = {
     "loop": ("training.loop", "the default job against the classic loop in plain PyTorch (12 min)"),
+    "step": ("step.step", "where a step's time goes, and its share of the machine's limit"),
+    "start": ("start.start", "from the start of the process to the first training step"),
     "overhead": ("training.overhead", "a step inside the Trainer against a bare one"),
     "charlm": ("training.charlm", "a byte-level model on --path against nanoGPT's recipe"),
+    "race": ("race.race", "nanoGPT's recipe, the loop, Hugging Face's Trainer, for the same time"),
     "generate": ("parts.generation", "with a key/value cache against the whole window each token"),
     "tokenize": ("parts.tokenization", "text file to token cache against tiktoken"),
     "plan": ("plan.plan", "the time and memory that plan.py predicts against train.py's"),
-    "gpu": ("parts.gpu", "GPT-2 124M's shape, eager and compiled"),
+    "gpu": ("gpu.gpu", "GPT-2 124M's shape on an NVIDIA card: steps, loss, shares"),
 }
 
 

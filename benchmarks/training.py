@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
 from statistics import median
-from typing import Any
-
-import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 
 from benchmarks.measure import (
     ROOT,
@@ -19,16 +13,12 @@ from benchmarks.measure import (
     Side,
     at_least_one,
     in_turn,
-    places,
     read_text,
     report,
     run_script,
     run_training,
 )
-from lit_gpt.module import next_token_loss
-from lit_gpt.optim import build_optimizer
-from lit_gpt.training.train import build_run
-from lit_gpt.training.warning_filters import silence_warnings
+from benchmarks.step import time_steps
 
 
 def compare(
@@ -96,67 +86,18 @@ def charlm(options: Options, steps: int | None = None) -> None:
     compare("charlm", options, steps, "benchmarks/reference_charlm.py", runs)
 
 
-class BesideTheTrainer(Callback):
-    """After every `group` steps, makes as many bare ones on the same batches with a twin model."""
-
-    def __init__(self, group: int = 20) -> None:
-        self.group = group
-        self.inside: list[float] = []  # seconds per step
-        self.bare: list[float] = []
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        hparams = pl_module.hparams
-        self.twin = deepcopy(pl_module.gpt)
-        self.optimizer = build_optimizer(
-            self.twin,
-            hparams.learning_rate,
-            hparams.weight_decay,
-            hparams.betas,
-            kind=hparams.optimizer,
-        )
-        self.batches = trainer.datamodule.train_dataloader()
-        self.since = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        done = batch_idx + 1
-        if done % self.group:
-            return
-        self.inside.append((time.perf_counter() - self.since) / self.group)
-        batches = [self.batches[i] for i in range(done - self.group, done)]
-        start = time.perf_counter()
-        for x, y in batches:
-            loss = next_token_loss(self.twin, x, y)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-        self.since = time.perf_counter()
-        self.bare.append((self.since - start) / self.group)
-
-
 def overhead(options: Options) -> None:
     """A step of the default job inside the Trainer against a bare one.
 
     Args:
         options: shared by all benchmarks.
     """
-    silence_warnings()
     at_least_one(repeats=options.repeats)
-    steps = 100 * options.repeats
-    timing = BesideTheTrainer()
-    with tempfile.TemporaryDirectory() as folder:
-        argv = [
-            *places(folder),
-            f"--data.path={options.path}",
-            "--trainer.accelerator=cpu",
-            "--samples.num_tokens=0",
-            f"--trainer.max_steps={steps}",
-            f"--trainer.val_check_interval={steps}",
-        ]
-        run = build_run(argv, callbacks=[timing])
-        run.trainer.fit(run.model, datamodule=run.data)
-    bare, inside = (1e3 * median(seconds[1:]) for seconds in (timing.bare, timing.inside))
+    argv = [f"--data.path={options.path}", "--trainer.accelerator=cpu"]
+    times, _ = time_steps(argv, group=20, groups=5 * options.repeats)
+    whole, parts = times.medians()
+    inside = 1e3 * whole
+    bare = 1e3 * (sum(parts.values()) - parts["data"])
     rows = [
         Side("bare forward, backward, step", bare, "ms/step"),
         Side("inside the Trainer", inside, "ms/step", bare / inside),
