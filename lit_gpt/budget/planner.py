@@ -19,6 +19,7 @@ from lit_gpt.text.files import TextFiles
 from lit_gpt.text.splits import Splits
 
 TRIES = 3  # candidates that are timed, each if it is the best with what the last one took
+CHECK = 2000  # times the seconds of a step: the budget from which threads are measured again
 SHORTEST = 16  # tokens of a window, with which the text is encoded
 
 
@@ -77,7 +78,7 @@ def plan_budget(
     fixed = {**{name: recipe.FIXED[name] for name in ("style", "tie_embeddings")}, **fixed}
     optimizer = given.get("optimizer", recipe.FIXED["optimizer"])
     trial = Trial(device, precision, optimizer, dict(fixed), "threads" in given)
-    clock = Corrected(trial.rates(), trial)
+    clock = Corrected(trial.rates(seconds), trial)
 
     def choose_now(facts: TextFacts) -> Choice:
         now = Budget(seconds, seconds_since_start(), given, fixed, trial.threads)
@@ -96,8 +97,8 @@ def plan_budget(
     for attempt in range(TRIES + 1):
         clock.is_closed = attempt == TRIES
         choice = choose_now(exact)
-        if attempt == 0:
-            trial.set_threads(choice.plan.candidate, limit=0.01 * seconds)
+        if attempt == 0 and trial.threads == 1 and CHECK * choice.plan.times.step < seconds:
+            trial.set_threads(choice.plan.candidate)  # a large one may be faster on all
         if not clock.time(choice.plan.candidate):
             break
     if first is not None:  # which compared the tokenizers

@@ -6,7 +6,7 @@ import bz2
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -103,7 +103,7 @@ def take_sample(text: TextFiles, train_fraction: float, val_path: str | list[str
     """Reads the training text twice: to count its bytes, then to take blocks of it.
 
     Args:
-        val_path: another text, which validates; it is not read here.
+        val_path: another text, which validates; only its bytes are counted.
 
     Raises:
         UserError: the text can't be read.
@@ -111,6 +111,9 @@ def take_sample(text: TextFiles, train_fraction: float, val_path: str | list[str
     reader = Reader(text, needs_fields=val_path is None)
     total = size(reader)
     train_bytes = total if val_path is not None else int(total * train_fraction)
+    val_bytes = total - train_bytes
+    if val_path is not None:
+        val_bytes = size(Reader(replace(text, path=val_path), needs_fields=False))
     every = -(-total // SAMPLE)
     train: Parts = []
     val: Parts = []
@@ -120,7 +123,7 @@ def take_sample(text: TextFiles, train_fraction: float, val_path: str | list[str
             (train if at < train_bytes else val).extend(block)
         at += size(block)
     share = (size(train) + size(val)) / total
-    return Sample(train, val, train_bytes, total - train_bytes, share)
+    return Sample(train, val, train_bytes, val_bytes, share)
 
 
 def measure_text(

@@ -27,7 +27,7 @@ PROBES = (  # vocabulary, width, blocks, context, windows: from the start-up of 
 )
 ENOUGH = 0.25  # seconds of steps for each
 LONGEST = 0.8  # seconds of a step: larger models are not tried
-WHOLE = 5.0  # seconds for all of them
+WHOLE = (0.05, 2.0, 5.0)  # of the budget for all of them, but seconds at least and at most
 LEAST_FEATURES = 4
 
 
@@ -121,8 +121,14 @@ class Trial:
     usual_threads: int = field(default_factory=torch.get_num_threads, init=False)
     measured: dict[tuple[Any, ...], Times] = field(default_factory=dict)
 
-    def rates(self) -> Rates:
-        """Times models from tiny to as large as this machine computes in a second."""
+    def rates(self, budget: float) -> Rates:
+        """Times models from tiny to as large as this machine computes in a second.
+
+        Args:
+            budget: seconds of the whole run.
+        """
+        share, least, most = WHOLE
+        whole = min(most, max(least, share * budget))
         start = time.perf_counter()
         self.set_threads(self.probe(*PROBES[1]))
         found: list[tuple[Candidate, float]] = []
@@ -132,7 +138,7 @@ class Trial:
             if math.isinf(seconds):
                 break
             found.append((candidate, seconds))
-            is_late = time.perf_counter() - start > WHOLE or seconds > LONGEST
+            is_late = time.perf_counter() - start > whole or seconds > LONGEST
             if is_late and len(found) >= LEAST_FEATURES:
                 break
         return fit_rates(found)

@@ -95,6 +95,7 @@ def test_all_of_the_text_trains_where_another_one_validates(long_text, tmp_path)
     other.write_text("some other words\n" * 100)
     facts = measure_text(long_text, val_path=str(other))
     assert facts.train_bytes == len(Path(long_text.path).read_bytes())
+    assert by_name(facts)["bytes"].val_tokens == 1700
     splits = two_texts(long_text, str(other), Vocabulary("bytes"))
     assert exact_facts(splits, "bytes").tokenizers[0].val_tokens == 1700
 

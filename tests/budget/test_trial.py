@@ -91,11 +91,11 @@ def quick(monkeypatch):
 
 
 def test_a_trial_ends_when_its_time_is_over(quick, monkeypatch):
-    monkeypatch.setattr(trial_module, "WHOLE", 0.0)
+    monkeypatch.setattr(trial_module, "WHOLE", (0.0, 0.0, 0.0))
     monkeypatch.setattr(trial_module, "PROBES", 7 * [(64, 16, 1, 16, 1)])
     timed = []
     monkeypatch.setattr(quick, "time", lambda c: timed.append(c) or Times(0.1, 0.03, 0.01))
-    quick.rates()
+    quick.rates(60)
     assert len(timed) == trial_module.LEAST_FEATURES
 
 
