@@ -36,6 +36,13 @@ SHORTENED = {  # what is appended, by how they begin; a later option wins
     "lit-gpt train --find_lr": "",
     "lit-gpt train --ckpt_path": "--trainer.max_steps=8 --trainer.val_check_interval=2",
     "lit-gpt train": STEPS,
+    **dict.fromkeys(
+        (
+            f"{start} --data.path my.txt --budget"
+            for start in ("lit-gpt train", "lit-gpt plan", "python scripts/train.py")
+        ),
+        "--budget=30s",
+    ),
     "python scripts/train.py": STEPS,
     "lit-gpt sweep": f"--trials=1 {STEPS}",
     "python benchmarks/run.py loop": "--repeats=1 --path=my.txt --steps=2",

@@ -27,6 +27,7 @@ DISK = 150e6  # bytes/s
 STATE = 12  # bytes of a weight in a checkpoint, with its moments
 FILES = 2  # checkpoints at an evaluation
 LEAST_STEPS = 20
+LONGEST_STEP = 0.02  # of the budget: a trial has to afford some
 TOKENIZER = 1  # the place of its reason
 
 CHOSEN = (  # plain names of the options that are chosen, unless they are given
@@ -142,7 +143,7 @@ def plan_of(budget: Budget, text: TextFacts, candidate: Candidate, times: Times)
     final_tokens, final = final_evaluation(budget, candidate, times)
     others = START + candidate.tokenizer.encoding + (EVALUATIONS + 1) * evaluation + final + END
     left = TARGET * budget.seconds - budget.spent - others
-    steps = int(left / times.step) if times.step < math.inf else 0
+    steps = int(left / times.step) if times.step < LONGEST_STEP * budget.seconds else 0
     useful = math.ceil(
         recipe.MOST_EPOCHS * candidate.tokenizer.train_tokens / candidate.step_tokens
     )

@@ -93,7 +93,7 @@ def check_options(runs: list[list[str]], connection: Connection) -> None:
                 run = build_run(argv, scratch=Path(folder))
             if run.options.budget is not None:  # in a file
                 raise no_budget()
-            if run.trainer.world_size > 1:  # Lightning would start the sweep once more for each device
+            if run.trainer.world_size > 1:  # Lightning would start the sweep for each
                 raise UserError("a sweep trains on one device", hint="leave out `devices`")
     except Exception as error:
         connection.send(message_of(error))

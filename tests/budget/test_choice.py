@@ -218,6 +218,12 @@ def test_a_given_number_of_steps_takes_the_best_model_for_which_they_fit():
     assert few.max_useful_steps == 100  # the clock must not add any
 
 
+def test_no_step_takes_so_long_that_its_trial_would_cost_too_much():
+    found = choose_in(600, LONG, max_steps=4)
+    assert found.plan.times.step < 0.02 * 600
+    assert choose_in(3600, LONG, max_steps=4).plan.times.step > 0.02 * 600
+
+
 def test_a_learning_rate_is_that_of_the_width_and_the_optimizer():
     narrow, wide = (choose_in(60, ENGLISH, d_model=width, num_blocks=2) for width in (80, 320))
     assert narrow.options["learning_rate"] == 6e-3  # configs/modern.yaml
