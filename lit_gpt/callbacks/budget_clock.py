@@ -183,7 +183,7 @@ class BudgetClock(Callback):
         trainer.fit_loop.epoch_loop.max_steps = last
         pl_module.print(
             f"Replanned at step {step:,}: {last:,} steps instead of {planned:,}, with which the "
-            f"run would end after {end:,.0f} s of {self.seconds:,.0f} s"
+            f"run would end after {end:,.1f} s of {self.seconds:,.0f} s"
         )
 
     def _last_step(self, trainer: pl.Trainer) -> tuple[int, float]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ from lit_gpt.checkpoint import read_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation import whole_text
 from lit_gpt.optim import learning_rate_factor
-from tests.conftest import Result
+from tests.conftest import ROOT, Result, command_line
 
 STEPS = 240
 OPTIONS = {
@@ -425,3 +429,43 @@ def test_the_bar_counts_to_the_new_last_step(on, budget):
 def test_no_time_is_no_budget(seconds):
     with pytest.raises(UserError, match="must be above 0"):
         BudgetClock(seconds)
+
+
+@pytest.mark.slow
+def test_all_processes_follow_the_first_ones_clock(start, tmp_path):
+    """58.8 s less 1 s to leave are 57.8 s, of which 20 steps take 20 s: 37 s are 19 steps more."""
+    options = {"trainer.callbacks": "tests.callbacks.slow_rank.SlowRank"}
+    options |= {"trainer.callbacks.folder": tmp_path, "trainer.strategy": "ddp"}
+    options |= {"trainer.devices": 2, "trainer.max_steps": 58, "trainer.val_check_interval": 5}
+    code, out, err = start(env={"PYTHONPATH": str(ROOT)}, **options).end()
+    assert code == 0, err
+    printed = [line for line in out if line.startswith("Replanned")]
+    assert ": 39 steps instead of " in printed[-1]  # by one process only
+    assert printed[-1] not in printed[:-1]
+    ranks = [(tmp_path / f"rank-{rank}.txt").read_text() for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    assert ranks[0].startswith("39 39 [[0, 58], ")
+
+
+@pytest.mark.slow
+def test_a_minute_is_a_minute_also_when_the_machine_becomes_slow(places, tmp_path):
+    """In real time: other processes take the processor away from the middle on."""
+    argv = command_line(places | {"budget": "1m", "trainer.accelerator": "cpu"})
+    hogs: list[subprocess.Popen] = []
+    begin = time.monotonic()
+    command = [sys.executable, "-u", str(ROOT / "scripts" / "train.py"), *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if line.startswith("Step: ") and time.monotonic() > begin + 30 and not hogs:
+                    hog = [sys.executable, "-c", "while True: pass"]
+                    hogs += [subprocess.Popen(hog) for _ in range(2 * (os.cpu_count() or 1))]
+        finally:
+            seconds = time.monotonic() - begin
+            for other in hogs:
+                other.kill()
+                other.wait()
+    assert process.returncode == 0
+    assert hogs
+    assert 57 <= seconds <= 63

@@ -50,7 +50,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "muon-accumulate": ACCUMULATE | MUON,
     "ddp": DDP,
     "ddp-muon-accumulate": DDP | ACCUMULATE | MUON | SHUFFLED,
+    "replanned": {"model.schedule": "linear"},
 }
+REPLANNED = 50  # steps that were planned at first and are not made
 # What a kill is meant to hit, and up to how many seconds after its sign the kill comes: about as
 # long as it takes on a small machine. The sign of starting is such a time itself.
 KINDS = {
@@ -109,6 +111,10 @@ class Run:
         self.options = OPTIONS | SETTINGS[setting]
         self.options |= {"data.path": text, "data.cache": self.cache}
         self.options |= {"trainer.default_root_dir": self.logs, "trainer.max_steps": steps}
+        self.options_of_plan: dict[str, Any] = {}  # which only the checkpoints have later
+        if setting == "replanned":
+            first = [0, steps + REPLANNED]
+            self.options_of_plan["model.horizons"] = [first, [steps // 3, steps]]
 
     def start(self) -> None:
         """Continues from last.ckpt; starts afresh if there is none yet."""
@@ -120,6 +126,10 @@ class Run:
         options = self.options | {"trainer.callbacks.folder": self.record}
         if self.first_step:
             options["ckpt_path"] = "last"
+            if self.options_of_plan:
+                options["trainer.max_steps"] = self.steps + REPLANNED
+        else:
+            options |= self.options_of_plan
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # finds the recorder
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "scripts" / "train.py"), *command_line(options)],
