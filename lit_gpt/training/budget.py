@@ -13,7 +13,7 @@ import jsonargparse
 import torch
 
 from lit_gpt.budget.choice import CHOSEN, Choice
-from lit_gpt.budget.durations import seconds_of
+from lit_gpt.budget.durations import duration, seconds_of
 from lit_gpt.budget.planner import plan_budget
 from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.command import command_line
@@ -161,6 +161,7 @@ def choose_options(options: TrainOptions, seconds: float) -> Choice:
     fixed = [name for name in FIELDS if name in given or name not in CHOSEN]
     accelerator = config.trainer.accelerator
     check_accelerator(accelerator)
+    print(f"Choosing options for {duration(seconds)} on this machine ...", flush=True)
 
     def encode(tokenizer: str, shortest: int) -> Splits:
         changed = {"tokenizer": tokenizer, "context_length": shortest}

@@ -172,6 +172,26 @@ def test_a_resumed_run_keeps_its_options_without_a_trial(
     assert options_of(tmp_path / "two" / "version_0")["budget"] is None
 
 
+def test_a_requeued_job_keeps_its_options_without_a_trial(budget_run, tmp_path, monkeypatch):
+    """SLURM starts it with the same command line, which does not name the checkpoint."""
+    task = {"NTASKS": "1", "NTASKS_PER_NODE": "1", "NNODES": "1", "JOB_NAME": "train"}
+    task |= {"PROCID": "0", "LOCALID": "0", "NODEID": "0", "NODELIST": "127.0.0.1", "JOB_ID": "7"}
+    for name, value in task.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    first = budget_run("--budget=40s", callbacks=[CtrlC(4)])
+    assert first.status == 130
+    run = tmp_path / "logs" / "version_0"
+    before = options_of(run)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr(planner, "Trial", None)
+    done = budget_run("--budget=40s")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith("SLURM requeued this job: resuming ")
+    assert options_of(run) == before
+    assert f"(step {before['trainer.max_steps']})" in done.out
+    assert len(list((tmp_path / "logs").glob("version_*"))) == 1
+
+
 def test_a_checkpoint_decides_nothing_but_what_a_budget_chooses(budget_run, tmp_path):
     """A stranger's may name classes to run."""
     budget_run("--budget=40s")
@@ -206,7 +226,9 @@ def test_a_plan_shows_the_choice_and_then_the_run(places, capfd, monkeypatch, tm
     assert low < numbers["bits_per_byte"] < high
     assert f"({low:.2f} to {high:.2f})" in out
     assert numbers["options"]["max_steps"] > 0
-    assert numbers["reasons"] == out.splitlines()[: len(numbers["reasons"])]
+    lines = out.splitlines()
+    assert lines[0] == "Choosing options for 40 s on this machine ..."
+    assert numbers["reasons"] == lines[1 : 1 + len(numbers["reasons"])]
     assert not (tmp_path / "logs").exists()
 
 
