@@ -92,9 +92,11 @@ def test_training_and_planning_load_nothing_that_they_do_not_use(tmp_path):
         assert loaded([module], unused, tmp_path) == set()
 
 
-def test_generating_does_not_load_lightning(tmp_path):
+def test_generating_serving_and_exporting_load_neither_lightning_nor_the_compiler(tmp_path):
     modules = ["lit_gpt.generation.generate", "lit_gpt.generation.interactive"]
-    heavy = {"lightning", "torchmetrics", "rich", "transformers"}
+    heavy = {"lightning", "torchmetrics", "torch._dynamo", "transformers"}
+    assert loaded(modules, heavy | {"rich"}, tmp_path) == set()
+    modules = ["lit_gpt.serving.serve", "lit_gpt.huggingface.export"]
     assert loaded(modules, heavy, tmp_path) == set()
 
 
