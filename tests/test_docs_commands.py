@@ -24,11 +24,13 @@ from tests.test_docs import FENCED, TEXTS
 fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))  # a terminal
 pytestmark = pytest.mark.slow
 STEPS = "--trainer.max_steps=4 --trainer.val_check_interval=2"
+RACE = "python benchmarks/run.py race --path tinyshakespeare.txt --seconds 60"
 SKIPPED = {  # by how they begin
     "pip install": "installs from the network",
     "python -m venv": "part of an installation",
     ". .venv": "part of an installation",
     "jupyter": "needs the notebook extra; tests/test_notebook.py runs the notebook",
+    f"{RACE} --nanogpt": "needs a checkout of nanoGPT",
     **dict.fromkeys(("ruff", "mypy", "lint-imports", "mkdocs", "pytest"), ".ci/run runs it"),
 }
 SHORTENED = {  # what is appended, by how they begin; a later option wins
@@ -50,6 +52,8 @@ SHORTENED = {  # what is appended, by how they begin; a later option wins
     "python benchmarks/run.py tokenize": "--repeats=1 --path=my.txt --megabytes=1",
     "python benchmarks/run.py generate": "--repeats=1 --path=my.txt --tokens=8",
     "python benchmarks/run.py overhead": "--repeats=1 --path=my.txt",
+    "python benchmarks/run.py step": "--repeats=1 --path=my.txt --sizes=classic",
+    RACE: f"--seconds=5 --path data/*.csv --sides=nanogpt,lit_gpt --ours='{STEPS}'",
     "python benchmarks/run.py plan": "--repeats=1 --path=my.txt --steps=4",
     "python tests/kill_test/verify_resume.py": "--kills=1",
 }
