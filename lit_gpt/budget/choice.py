@@ -47,7 +47,7 @@ class Budget:
         spent: seconds from its start to now.
         given: options that the user set, by plain name.
         fixed: arguments of GPTConfig besides the sizes.
-        threads: with which steps are fastest; None: PyTorch's number.
+        threads: 1 where more are hardly faster; None: PyTorch's number.
     """
 
     seconds: float
@@ -235,7 +235,7 @@ def reasons_of(
         f"vocabulary{model_reason(given, plans, best)}",
         f"Batch: {best.candidate.batch_size} x {config.context_length} tokens"
         f"{marked(given, 'batch_size')}, {duration(best.times.step)} a step"
-        f"{' on one thread, which is faster' if options['threads'] == 1 else ''}",
+        f"{' on one thread, as more are hardly faster' if options['threads'] == 1 else ''}",
         f"Steps: {best.steps:,}, {best.epochs:.2g} epochs{steps_reason(given, best)}",
         f"Dropout {options['dropout']:g}{marked(given, 'dropout')}, weight decay "
         f"{options['weight_decay']:g}{marked(given, 'weight_decay')}: the text is "

@@ -19,7 +19,7 @@ from lit_gpt.text.files import TextFiles
 from lit_gpt.text.splits import Splits
 
 TRIES = 3  # candidates that are timed, each if it is the best with what the last one took
-CHECK = 2000  # times the seconds of a step: the budget from which threads are measured again
+CHECK = 1000  # times the seconds of a step: the budget from which threads are measured again
 SHORTEST = 16  # tokens of a window, with which the text is encoded
 
 
@@ -97,7 +97,7 @@ def plan_budget(
     for attempt in range(TRIES + 1):
         clock.is_closed = attempt == TRIES
         choice = choose_now(exact)
-        if attempt == 0 and trial.threads == 1 and CHECK * choice.plan.times.step < seconds:
+        if attempt == 0 and CHECK * choice.plan.times.step < seconds:
             trial.set_threads(choice.plan.candidate)  # a large one may be faster on all
         if not clock.time(choice.plan.candidate):
             break

@@ -29,6 +29,7 @@ ENOUGH = 0.25  # seconds of steps for each
 LONGEST = 0.8  # seconds of a step: larger models are not tried
 WHOLE = (0.05, 2.0, 5.0)  # of the budget for all of them, but seconds at least and at most
 LEAST_FEATURES = 4
+WORTH = 1.2  # by so much steps must be faster on all threads than on one
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Trial:
         are_threads_given: whether to keep PyTorch's number of threads.
 
     Attributes:
-        threads: 1 where that is faster; None: PyTorch's number.
+        threads: 1 where more are hardly faster; None: PyTorch's number.
     """
 
     device: torch.device
@@ -198,9 +199,10 @@ class Trial:
         return step, evaluate
 
     def set_threads(self, candidate: Candidate, limit: float = 0.3) -> None:
-        """Has PyTorch compute this candidate's steps on one thread from here on, if that is faster.
+        """Has PyTorch compute on one thread from here on, unless all are clearly faster.
 
-        Small models are: docs/benchmarks.md. On all its threads otherwise.
+        Threads wait for each other at each operation. So where other programs run, as they may
+        later, a small model's steps take many times as long on all threads as on one.
 
         Args:
             limit: seconds to measure for.
@@ -208,9 +210,10 @@ class Trial:
         if self.device.type != "cpu" or self.usual_threads == 1 or self.are_threads_given:
             return
         torch.set_num_threads(self.usual_threads)
-        self.threads, _ = faster_threads(self.build(candidate)[0], limit)
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+        _, seconds = faster_threads(self.build(candidate)[0], limit)
+        is_slower = WORTH * seconds[self.usual_threads] > seconds[1]
+        self.threads = 1 if is_slower else None
+        torch.set_num_threads(self.threads or self.usual_threads)
         self.measured.clear()
 
     def context(self) -> AbstractContextManager[Any]:

@@ -264,10 +264,10 @@ def test_what_was_given_is_marked():
     assert all("(given)" in line for line in told if not line.startswith(("Budget", "Eval")))
 
 
-def test_one_thread_is_chosen_where_it_was_faster():
+def test_one_thread_is_chosen_where_more_are_hardly_faster():
     one = choose(Budget(60, 10.0, {}, MODERN, threads=1), ENGLISH, LAPTOP)
     assert one.options["threads"] == 1
-    assert any("on one thread, which is faster" in reason for reason in one.reasons)
+    assert any("on one thread, as more are hardly faster" in reason for reason in one.reasons)
     assert choose_in(60, ENGLISH).options["threads"] is None
 
 
