@@ -18,15 +18,29 @@ from torch.nn import functional as F
 
 from lit_gpt.errors import UserError, check_choice, check_least
 
-CHOICES = {  # possible values: the classic style's first, the modern style's last
+CHOICES = {  # possible values
     "position": ("sinusoidal", "learned", "rotary"),
     "norm": ("layer", "rms"),
     "activation": ("relu", "gelu", "gelu_tanh", "swiglu"),
     "bias": (True, False),
     "tie_embeddings": (False, True),
     "qk_norm": (False, True),
+    "smear": (False, True),
 }
-STYLES = {"classic": 0, "modern": -1}
+CLASSIC = {
+    "position": "sinusoidal",
+    "norm": "layer",
+    "activation": "relu",
+    "bias": True,
+    "tie_embeddings": False,
+    "qk_norm": False,
+    "smear": False,
+    "bigram_rows": 0,
+}
+MODERN = CLASSIC | {"position": "rotary", "norm": "rms", "activation": "swiglu", "bias": False}
+MODERN |= {"tie_embeddings": True, "qk_norm": True}
+FAST = MODERN | {"tie_embeddings": False, "smear": True, "bigram_rows": 8191}
+STYLES = {"classic": CLASSIC, "modern": MODERN, "fast": FAST}
 
 
 @dataclass
@@ -40,8 +54,9 @@ class GPTConfig:
         num_blocks: number of Transformer blocks.
         num_heads: attention heads in each block, H.
         dropout: in [0, 1), applied in training to the embedding and to each sublayer's output.
-        style: classic (sinusoidal positions, LayerNorm, ReLU) or modern (rotary positions,
-            RMSNorm, QK norm, SwiGLU: Qwen3's layout).
+        style: classic (sinusoidal positions, LayerNorm, ReLU), modern (rotary positions, RMSNorm,
+            QK norm, SwiGLU: Qwen3's layout) or fast (modern with its own output layer, smear and
+            bigram_rows: learns most from each token, but no other program runs it).
         position: encoding of positions: sinusoidal (Vaswani et al. 2017), learned (GPT-2) or
             rotary (Su et al. 2021).
         norm: layer (Ba et al. 2016) or rms (Zhang and Sennrich 2019).
@@ -52,6 +67,9 @@ class GPTConfig:
         num_kv_heads: key/value heads, K; fewer than num_heads for grouped queries
             (Ainslie et al. 2023); None: as many.
         qk_norm: whether queries and keys are RMS-normalized in each head (Henry et al. 2020).
+        smear: whether each embedding gets a learned share of the one before it (modded-nanogpt).
+        bigram_rows: of a table added to the embedding, in which each pair of neighbouring tokens
+            has a row, shared by chance with others (modded-nanogpt); 0: no table.
         head_size: of each head, D; None: d_model / num_heads.
         hidden_size: of the feed-forward layer, F; None: 4 d_model, or 8/3 d_model for swiglu.
         rotary_base: base of the rotary frequencies; larger means slower rotation.
@@ -66,7 +84,7 @@ class GPTConfig:
     num_blocks: int = 6
     num_heads: int = 4
     dropout: float = 0.1
-    style: Literal["classic", "modern"] = "classic"
+    style: Literal["classic", "modern", "fast"] = "classic"
     position: Literal["sinusoidal", "learned", "rotary"] | None = None
     norm: Literal["layer", "rms"] | None = None
     activation: Literal["relu", "gelu", "gelu_tanh", "swiglu"] | None = None
@@ -74,15 +92,17 @@ class GPTConfig:
     tie_embeddings: bool | None = None
     num_kv_heads: int | None = None
     qk_norm: bool | None = None
+    smear: bool | None = None
+    bigram_rows: int | None = None
     head_size: int | None = None
     hidden_size: int | None = None
     rotary_base: float = 10_000
 
     def __post_init__(self) -> None:
         check_choice(STYLES, style=self.style)
-        for choice, values in CHOICES.items():
+        for choice, value in STYLES[self.style].items():
             if getattr(self, choice) is None:
-                setattr(self, choice, values[STYLES[self.style]])
+                setattr(self, choice, value)
         if self.num_kv_heads is None:
             self.num_kv_heads = self.num_heads
         self._check()
@@ -102,6 +122,7 @@ class GPTConfig:
         sizes = ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads")
         names = (*sizes, "num_kv_heads", "head_size", "hidden_size")
         check_least(1, **{name: getattr(self, name) for name in names})
+        check_least(0, bigram_rows=self.bigram_rows)
         if not 0 <= self.dropout < 1:
             raise UserError("must be in [0, 1)", field="dropout", value=self.dropout)
         if not 1 < self.rotary_base < math.inf:
@@ -121,13 +142,15 @@ class GPTConfig:
         heads = 2 * (self.num_heads + self.num_kv_heads)  # of qkv and out together
         feed_forward = (3 if self.activation == "swiglu" else 2) * self.hidden_size
         block = (heads * self.head_size + feed_forward) * self.d_model
-        return self.vocab_size * self.d_model + self.num_blocks * block
+        rows = self.vocab_size + self.bigram_rows
+        return rows * self.d_model + self.num_blocks * block
 
 
 class KVCache:
     """Keys and values of the tokens so far in all blocks; `length` tokens are filled.
 
-    Both are (num_blocks, B, K, context_length, D), on the device and of the type of `like`.
+    Both are (num_blocks, B, K, context_length, D), on the device and of the type of `like`. `last`
+    are the newest tokens, (B, 1), once there are any.
     """
 
     def __init__(self, config: GPTConfig, batch_size: int, like: Tensor) -> None:
@@ -136,6 +159,7 @@ class KVCache:
         self.keys = like.new_zeros(shape)
         self.values = like.new_zeros(shape)
         self.length = 0
+        self.last: Tensor | None = None
 
     def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Adds k and v (B, K, T, D) to a block's; returns all of them, (B, K, length + T, D)."""
@@ -143,6 +167,13 @@ class KVCache:
         self.keys[block, :, :, self.length : end] = k
         self.values[block, :, :, self.length : end] = v
         return self.keys[block, :, :, :end], self.values[block, :, :, :end]
+
+    def keep(self, rows: list[int]) -> None:
+        """Drops all other rows of the batch."""
+        self.keys = self.keys[:, rows]
+        self.values = self.values[:, rows]
+        if self.last is not None:
+            self.last = self.last[rows]
 
 
 def make_norm(config: GPTConfig, size: int) -> nn.Module:
@@ -247,6 +278,26 @@ class Block(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
+class Pairs(nn.Module):
+    """What the token before each adds to its embedding; the first of a window precedes itself."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        c = config
+        self.share = nn.Parameter(torch.empty(c.d_model)) if c.smear else None
+        self.table = nn.Embedding(c.bigram_rows, c.d_model) if c.bigram_rows else None
+
+    def forward(self, ids: Tensor, before: Tensor, embedding: nn.Embedding) -> Tensor:
+        """Of ids and those before them, (B, T) each: (B, T, C)."""
+        x = embedding(ids)
+        if self.share is not None:
+            x = x + self.share * embedding(before)
+        if self.table is not None:
+            # Two primes spread the pairs over the rows, as in modded-nanogpt.
+            x = x + self.table((36_313 * ids ^ 27_191 * before) % self.table.num_embeddings)
+        return x
+
+
 class GPT(nn.Module):
     """A decoder-only Transformer: ids (B, T) in, the logits (B, T, V) of the next tokens out."""
 
@@ -269,6 +320,7 @@ class GPT(nn.Module):
         else:
             self.register_buffer("position", None, persistent=False)
             self.rotary = rotary_table(c.context_length, c.head_size, c.rotary_base)
+        self.pairs = Pairs(c) if c.smear or c.bigram_rows else None
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.num_blocks))
         self.norm = make_norm(c, c.d_model)
@@ -283,6 +335,10 @@ class GPT(nn.Module):
         for name, weight in self.named_parameters():
             if name in ("embedding.weight", "position"):
                 nn.init.normal_(weight, 0, self.scale)
+            elif name == "pairs.share":
+                nn.init.constant_(weight, 0.3)
+            elif name == "pairs.table.weight":
+                nn.init.zeros_(weight)
             elif weight.ndim > 1:
                 adds = name.endswith("out.weight")
                 nn.init.normal_(weight, 0, 0.02 / math.sqrt(2 * len(self.blocks)) if adds else 0.02)
@@ -303,7 +359,11 @@ class GPT(nn.Module):
         end = start + ids.size(1)
         assert end <= self.config.context_length, f"{end} tokens > {self.config.context_length}"
         assert start == 0 or ids.size(1) == 1
-        x = self.embedding(ids)  # (B, T, C)
+        if self.pairs is None:
+            x = self.embedding(ids)  # (B, T, C)
+        else:
+            first = ids[:, :1] if cache is None or cache.last is None else cache.last
+            x = self.pairs(ids, torch.cat([first, ids[:, :-1]], dim=1), self.embedding)
         if self.position is not None:
             x = x + self.position[start:end]  # (T, C) is added to each row
         x = self.dropout(x)
@@ -312,13 +372,16 @@ class GPT(nn.Module):
             x = block(x, rotary, cache)
         if cache is not None:
             cache.length = end
+            cache.last = ids[:, -1:]
         return self.norm(x)
 
     def num_parameters(self) -> tuple[int, int]:
-        """Number of weights in the token embedding and output layer, and in everything else.
+        """Number of weights in the tables (embedding, pairs, output layer), and in everything else.
 
         Tied weights count once.
         """
         total = sum(p.numel() for p in self.parameters())
         vocabulary = self.embedding.weight.numel() * (1 if self.config.tie_embeddings else 2)
+        if self.pairs is not None:
+            vocabulary += sum(p.numel() for p in self.pairs.parameters())
         return vocabulary, total - vocabulary

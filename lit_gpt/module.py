@@ -21,6 +21,7 @@ from torchmetrics import Metric
 from lit_gpt.errors import UserError, check_choice, check_least
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import (
+    EPS,
     OptimizerKind,
     Schedule,
     build_optimizer,
@@ -141,6 +142,9 @@ class LitGPT(pl.LightningModule):
         optimizer: adamw, or muon: Muon for the blocks' matrices, AdamW for the rest.
         weight_decay: of matrices and embedding tables; biases and norms do not decay.
         betas: AdamW's decay rates of the two moments; the first is Muon's momentum too.
+        table_rate: how many times learning_rate the embedding and the output layer learn at.
+        table_eps: AdamW's epsilon for these; a large one, such as 1e-3, keeps the rows of rare
+            tokens from moving as far as those of frequent ones.
         schedule: of the learning rate after the warm-up: constant, or falling linearly or along
             half a cosine to min_learning_rate at max_steps.
         warmup_steps: steps over which the learning rate rises.
@@ -168,6 +172,8 @@ class LitGPT(pl.LightningModule):
         optimizer: OptimizerKind = "adamw",
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
+        table_rate: float = 1.0,
+        table_eps: float = EPS,
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
         min_learning_rate: float = 0.0,
@@ -195,6 +201,9 @@ class LitGPT(pl.LightningModule):
         h = self.hparams
         if not 0 < h.learning_rate < math.inf:
             raise UserError("must be above 0", field="learning_rate", value=h.learning_rate)
+        for name in ("table_rate", "table_eps"):
+            if not 0 < h[name] < math.inf:
+                raise UserError("must be above 0", field=name, value=h[name])
         if not all(0 <= beta < 1 for beta in h.betas):
             raise UserError("must both be in [0, 1)", field="betas", value=list(h.betas))
         check_choice(get_args(OptimizerKind), optimizer=h.optimizer)
@@ -305,7 +314,15 @@ class LitGPT(pl.LightningModule):
             strategy = self.trainer.strategy
             dtype = strategy.broadcast(fastest_dtype(strategy.root_device))
         optimizer = build_optimizer(
-            self.gpt, h.learning_rate, h.weight_decay, h.betas, fused, h.optimizer, dtype
+            self.gpt,
+            h.learning_rate,
+            h.weight_decay,
+            h.betas,
+            fused,
+            h.optimizer,
+            dtype,
+            h.table_rate,
+            h.table_eps,
         )
         if h.schedule == "constant" and h.warmup_steps == 0:
             return optimizer

@@ -18,6 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lit_gpt.model import GPT
 
+EPS = 1e-8  # AdamW's epsilon
 OptimizerKind = Literal["adamw", "muon"]
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -191,12 +192,17 @@ def build_optimizer(
     fused: bool = True,
     kind: OptimizerKind = "adamw",
     muon_dtype: torch.dtype | None = None,
+    table_rate: float = 1.0,
+    table_eps: float = EPS,
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019), or Muon for the matrices of `model.blocks`.
 
     Matrices and embedding tables decay, biases and norms do not.
 
     Args:
+        table_rate: the learning rate of the tables (embeddings, output layer), as a multiple.
+        table_eps: added to the root of the tables' second moments. With a large one, rows of tokens
+            that are hardly ever seen move as little as their gradients say, not as far as others.
         fused: whether AdamW updates all weights in one kernel; False under a gradient scaler.
         muon_dtype: that Muon iterates in; None: the fastest. Weights in bfloat16 keep to theirs.
     """
@@ -208,7 +214,14 @@ def build_optimizer(
         {"params": decayed, "weight_decay": weight_decay},
         {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    adamw: dict[str, Any] = {"lr": learning_rate, "betas": betas, "fused": fused}
+    if (table_rate, table_eps) != (1.0, EPS):
+        in_blocks = {id(p) for p in model.blocks.parameters()}
+        inner = [p for p in decayed if id(p) in in_blocks]  # none with Muon
+        tables = [p for p in decayed if id(p) not in in_blocks]
+        rates = {"lr": table_rate * learning_rate, "eps": table_eps}
+        groups[:1] = [{"params": p, "weight_decay": weight_decay} for p in (inner, tables) if p]
+        groups[-2] |= rates
+    adamw: dict[str, Any] = {"lr": learning_rate, "betas": betas, "eps": EPS, "fused": fused}
     if not matrices:
         return torch.optim.AdamW(groups, **adamw)
     is_half = matrices[0].dtype is torch.bfloat16

@@ -163,8 +163,7 @@ class Rows:
         self.seen = self.seen[rows]
         self.unfinished = [self.unfinished[row] for row in rows]
         if self.cache:
-            self.cache.keys = self.cache.keys[:, rows]
-            self.cache.values = self.cache.values[:, rows]
+            self.cache.keep(rows)
 
 
 @torch.inference_mode()

@@ -62,6 +62,8 @@ GPT2 = Layout(
         "norm": ("layer",),
         "activation": ("relu", "gelu", "gelu_tanh"),
         "qk_norm": (False,),
+        "smear": (False,),
+        "bigram_rows": (0,),
     },
     names={
         "embedding": ("wte",),
@@ -100,6 +102,8 @@ QWEN3 = Layout(
         "activation": ("swiglu",),
         "bias": (False,),
         "qk_norm": (True,),
+        "smear": (False,),
+        "bigram_rows": (0,),
     },
     names={
         "embedding": ("embed_tokens",),

@@ -16,6 +16,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.generation.language_model import named_checkpoint
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT, is_plan
+from lit_gpt.optim import EPS
 from lit_gpt.training import slurm, summary
 from lit_gpt.training.epochs import check_epochs_left
 from lit_gpt.training.init_from import adopt_model
@@ -24,6 +25,8 @@ from lit_gpt.training.restored_state import check_restored_state
 if TYPE_CHECKING:
     from lit_gpt.training.options import TrainOptions
     from lit_gpt.training.train import Run
+
+TABLES = {"table_rate": 1.0, "table_eps": EPS}  # of checkpoints before these options
 
 
 def resolve_checkpoint(options: TrainOptions) -> Checkpoint | None:
@@ -164,7 +167,7 @@ def check_fit(checkpoint: Checkpoint, max_steps: int, model: LitGPT, data: TextD
         problem = f"must be above {step}, the step of {path}"
         raise UserError(problem, field="max_steps", value=max_steps)
     model_fields = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "style")]
-    optimizer_fields = ["optimizer", "learning_rate", "weight_decay", "betas"]
+    optimizer_fields = ["optimizer", "learning_rate", "weight_decay", "betas", *TABLES]
     data_fields = ["encoding", "text_field"]
     if data.hparams.val_path is None:
         data_fields = ["train_fraction", *data_fields]
@@ -173,7 +176,7 @@ def check_fit(checkpoint: Checkpoint, max_steps: int, model: LitGPT, data: TextD
         data_fields = ["tokenizer", "compact_vocab", *data_fields]
     compared = (
         (model_fields, asdict(checkpoint.gpt_config), asdict(model.gpt.config)),
-        (optimizer_fields, checkpoint.hyperparameters, model.hparams),
+        (optimizer_fields, TABLES | checkpoint.hyperparameters, model.hparams),
         (data_fields, checkpoint.data_hyperparameters, data.hparams),
     )
     differences = [
