@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from lit_gpt.errors import UserError
+from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import shortest_times
 
 MARGIN = 1.1  # by so much one thread must be faster than PyTorch's choice
@@ -63,20 +65,31 @@ def faster_threads(
     return 1 if MARGIN * medians[1] < medians[usual] else None, medians
 
 
-def bfloat16_slowdown(width: int, rows: int) -> float:
-    """How many times as long as in float32 a layer takes in bfloat16, forward and backward.
+def bfloat16_slowdown(config: GPTConfig, precision: str, batch_size: int) -> float:
+    """How many times as long as in float32 a block takes in a precision, forward and backward.
+
+    Products alone don't tell: autocast converts weights and activations at each step.
 
     Args:
-        width: of the layer's input; its output is four times as wide.
-        rows: of the input.
+        config: of the model; all but a block and a small vocabulary is left out.
+        precision: bf16-mixed or bf16-true.
+        batch_size: windows of a batch; no more than have 128 tokens are used.
     """
-    width = min(width, 256)  # so that it takes no second where bfloat16 is slow
-    x = torch.ones(min(rows, 256), width)
-    weight = torch.ones(4 * width, width, requires_grad=True)
+    length = min(config.context_length, 128)
+    small = replace(config, num_blocks=1, vocab_size=64, context_length=length)
+    ids = torch.zeros(min(batch_size, 128 // length), length, dtype=torch.long)  # (B, T)
+    with torch.random.fork_rng(devices=[]):
+        single_model = GPT(small)
+        half_model = single_model
+        if precision == "bf16-true":
+            half_model = copy.deepcopy(single_model).to(torch.bfloat16)
 
-    def layer(dtype: torch.dtype) -> None:
-        loss = F.linear(x.to(dtype), weight.to(dtype)).sum()
-        torch.autograd.grad(loss, weight)
+        def step(model: GPT, is_mixed: bool) -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+                loss = model(ids).float().sum()
+            torch.autograd.grad(loss, list(model.parameters()))
 
-    half, single = shortest_times(lambda: layer(torch.bfloat16), lambda: layer(torch.float32))
+        half, single = shortest_times(
+            lambda: step(half_model, precision == "bf16-mixed"), lambda: step(single_model, False)
+        )
     return half / single

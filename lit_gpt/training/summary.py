@@ -159,14 +159,13 @@ def slow_precision(run: Run) -> str | None:
     used = run.trainer.precision
     if run.trainer.strategy.root_device.type != "cpu" or used not in ("bf16-mixed", "bf16-true"):
         return None
-    h = run.data.hparams
-    slowdown = bfloat16_slowdown(run.model.gpt.config.d_model, h.batch_size * h.context_length)
+    slowdown = bfloat16_slowdown(run.model.gpt.config, str(used), run.data.hparams.batch_size)
     if slowdown < 1.1:
         return None
     saved = ", if the memory is enough" if used == "bf16-true" else ""
     return (
-        f"On this processor a layer takes {slowdown:.1f} times as long in bfloat16 as in float32: "
-        f"--trainer.precision=32-true is faster{saved}"
+        f"On this processor a block takes {slowdown:.1f} times as long in {used} as in 32-true: "
+        f"use --trainer.precision=32-true{saved}"
     )
 
 

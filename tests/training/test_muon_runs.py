@@ -75,35 +75,3 @@ def test_adamw_is_measured_for_nothing(train, monkeypatch):
     result = train()
     assert result.status == 0, result.err
     assert "Muon" not in result.out
-
-
-@pytest.mark.parametrize(
-    ("precision", "slowdown", "expected"),
-    [
-        (
-            "bf16-mixed",
-            14.84,
-            "14.8 times as long in bfloat16 as in float32: --trainer.precision=32-true is faster\n",
-        ),
-        ("bf16-true", 2.0, "32-true is faster, if the memory is enough\n"),
-        ("bf16-mixed", 1.05, None),
-        ("32-true", 14.84, None),
-    ],
-)
-def test_bfloat16_is_advised_against_where_it_is_slower(
-    train, monkeypatch, precision, slowdown, expected
-):
-    asked = []
-
-    def measured(width, rows):
-        asked.append((width, rows))
-        return slowdown
-
-    monkeypatch.setattr(summary, "bfloat16_slowdown", measured)
-    result = train(**{"trainer.precision": precision, "samples.num_tokens": 0})
-    assert result.status == 0, result.err
-    if expected:
-        assert expected in result.out
-    else:
-        assert "On this processor" not in result.out
-    assert asked == ([] if precision == "32-true" else [(16, 2 * 16)])
