@@ -216,11 +216,10 @@ def build_optimizer(
     ]
     if (table_rate, table_eps) != (1.0, EPS):
         in_blocks = {id(p) for p in model.blocks.parameters()}
-        inner = [p for p in decayed if id(p) in in_blocks]  # none with Muon
+        groups[0]["params"] = [p for p in decayed if id(p) in in_blocks]  # none with Muon
         tables = [p for p in decayed if id(p) not in in_blocks]
         rates = {"lr": table_rate * learning_rate, "eps": table_eps}
-        groups[:1] = [{"params": p, "weight_decay": weight_decay} for p in (inner, tables) if p]
-        groups[-2] |= rates
+        groups.insert(1, {"params": tables, "weight_decay": weight_decay, **rates})
     adamw: dict[str, Any] = {"lr": learning_rate, "betas": betas, "eps": EPS, "fused": fused}
     if not matrices:
         return torch.optim.AdamW(groups, **adamw)

@@ -156,6 +156,12 @@ def layout_of(config: GPTConfig) -> Layout:
         if not needs:
             return layout
         misfits.append(f"{layout.label} needs {' and '.join(needs)}")
+    if config.smear or config.bigram_rows:
+        raise UserError(
+            "neither GPT-2 nor Qwen3 adds to a token's embedding what the one before it says "
+            f"(smear {config.smear}, bigram_rows {config.bigram_rows})",
+            hint="train a model that is to be exported with `style`=modern",
+        )
     raise UserError(
         f"the model is neither a GPT-2 nor a Qwen3: {'; '.join(misfits)}",
         hint="only such models can be exported, for example those of the unchanged classic and "

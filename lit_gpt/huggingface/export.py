@@ -195,6 +195,8 @@ def export(
 
 def option_name(field: str) -> str:
     """A field as the command line spells it; the text's fields are those of the data module."""
+    if field == "style":
+        return "--model.style"  # of the training command
     return option({"path": "data_path", "cache": "out"}.get(field, field))
 
 

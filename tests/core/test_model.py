@@ -33,6 +33,8 @@ CLASSIC = {
     "tie_embeddings": False,
     "num_kv_heads": 4,
     "qk_norm": False,
+    "smear": False,
+    "bigram_rows": 0,
     "head_size": 4,
     "rotary_base": 10_000,
 }
@@ -44,10 +46,13 @@ MODERN = {
     "tie_embeddings": True,
     "num_kv_heads": 4,
     "qk_norm": True,
+    "smear": False,
+    "bigram_rows": 0,
     "head_size": 4,
     "rotary_base": 10_000,
 }
-STYLES = {"classic": CLASSIC, "modern": MODERN}
+FAST = MODERN | {"tie_embeddings": False, "smear": True, "bigram_rows": 8191}
+STYLES = {"classic": CLASSIC, "modern": MODERN, "fast": FAST}
 
 # Each choice, and how many parameters it adds to the tiny model (11 tokens) of that style.
 OVERRIDES = [
@@ -63,6 +68,8 @@ OVERRIDES = [
     ("classic", "num_kv_heads", 2, -2 * 2 * 2 * 4 * (16 + 1)),
     ("classic", "qk_norm", True, 2 * 2 * 4),
     ("classic", "head_size", 3, -2 * (3 * 4 * (16 + 1) + 4 * 16)),  # 4 heads, each 1 less
+    ("classic", "smear", True, 16),
+    ("classic", "bigram_rows", 50, 50 * 16),
     ("modern", "position", "learned", 8 * 16),
     ("modern", "position", "sinusoidal", 0),
     ("modern", "norm", "layer", 0),
@@ -75,8 +82,14 @@ OVERRIDES = [
     ("modern", "qk_norm", False, -2 * 2 * 4),
     ("modern", "head_size", 6, 2 * (3 * 4 * 2 * 16 + 4 * 2 * 16 + 2 * 2)),
     ("modern", "rotary_base", 100.0, 0),
+    ("modern", "smear", True, 16),
+    ("modern", "bigram_rows", 1, 16),
+    ("fast", "smear", False, -16),
+    ("fast", "bigram_rows", 0, -8191 * 16),
+    ("fast", "tie_embeddings", True, -11 * 16),
+    ("fast", "position", "learned", 8 * 16),
 ]
-VARIANTS = [("classic", {}), ("modern", {})] + [(s, {c: v}) for s, c, v, _ in OVERRIDES]
+VARIANTS = [(style, {}) for style in STYLES] + [(s, {c: v}) for s, c, v, _ in OVERRIDES]
 
 
 def tiny(style: str = "classic", **choices) -> GPT:
@@ -210,13 +223,83 @@ def test_sinusoids_are_the_paper_s(size):
             assert table[pos, j].item() == pytest.approx(value, abs=1e-4)
 
 
-@pytest.mark.parametrize("choice", ["sinusoidal", "learned"])
-def test_positions_are_added_to_the_embedding(choice):
-    model, ids, seen = tiny(position=choice), some_ids(1, 8), []
+def input_of_blocks(model: GPT, ids: Tensor) -> Tensor:
+    seen = []
     model.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
     model(ids)
+    return seen[0]
+
+
+@pytest.mark.parametrize("choice", ["sinusoidal", "learned"])
+def test_positions_are_added_to_the_embedding(choice):
+    model, ids = tiny(position=choice), some_ids(1, 8)
     positions = sinusoids(8, 16) if choice == "sinusoidal" else model.position
-    torch.testing.assert_close(seen[0][0], model.embedding.weight[ids[0]] + positions)
+    expected = model.embedding.weight[ids[0]] + positions
+    torch.testing.assert_close(input_of_blocks(model, ids)[0], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("smear", [True, False])
+@pytest.mark.parametrize("rows", [0, 7, 8191])
+@pytest.mark.parametrize("vocab_size", [11, 200_000])  # where 32 bits don't hold the hash
+def test_the_token_before_adds_a_share_of_its_embedding_and_the_row_of_the_pair(
+    smear, rows, vocab_size
+):
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size, style="fast", smear=smear, bigram_rows=rows, **TINY)
+    model = GPT(config).eval()
+    ids = some_ids(3, 8, vocab_size=vocab_size)
+    ids[0, 1] = vocab_size - 1
+    weights = dict(model.named_parameters())
+    share, table = weights.get("pairs.share"), weights.get("pairs.table.weight")
+    assert (share is not None, table is not None) == (smear, rows > 0)
+    for weight in (share, table):
+        if weight is not None:
+            nn.init.normal_(weight)
+    found = input_of_blocks(model, ids)
+    for b in range(3):
+        for t in range(8):
+            token = int(ids[b, t])
+            before = int(ids[b, t - 1]) if t else token  # the first precedes itself
+            expected = weights["embedding.weight"][token].clone()
+            if smear:
+                expected += share * weights["embedding.weight"][before]
+            if rows:
+                expected += table[((36_313 * token) ^ (27_191 * before)) % rows]
+            torch.testing.assert_close(found[b, t], expected)
+
+
+def test_few_pairs_share_a_row():
+    """1,000 x 1,000 pairs fall on the rows as if by chance: 122 each, within six deviations."""
+    config = GPTConfig(1000, 1, d_model=2, num_blocks=1, num_heads=1, style="fast")
+    model, rows = GPT(config), []
+    model.pairs.table.register_forward_pre_hook(lambda table, args: rows.append(args[0]))
+    every = torch.arange(1000)
+    model.pairs(every.expand(1000, 1000), every[:, None].expand(1000, 1000), model.embedding)
+    hits = torch.bincount(rows[0].flatten(), minlength=8191)
+    assert hits.sum() == 1_000_000
+    assert (hits - 1_000_000 / 8191).abs().max() < 6 * math.sqrt(1_000_000 / 8191)
+
+
+def test_the_pairs_start_with_a_share_of_0_3_and_an_empty_table():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(11, style="fast", **TINY)).eval()
+    weights = dict(model.named_parameters())
+    assert torch.equal(weights["pairs.share"], torch.full((16,), 0.3))
+    assert torch.equal(weights["pairs.table.weight"], torch.zeros(8191, 16))
+    assert weights["embedding.weight"].std().item() == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_other_styles_have_no_pairs(style):
+    assert (tiny(style).pairs is not None) == (style == "fast")
+
+
+def test_the_tables_of_the_fast_style_are_counted_with_the_embedding():
+    C, V, rows = 80, 1000, 8191
+    block = 3 * C * C + C * C + 3 * 216 * C + 2 * C + 2 * 20  # QK norms over heads of 20
+    tables = 2 * V * C + rows * C + C
+    assert GPT(GPTConfig(V, style="fast")).num_parameters() == (tables, 6 * block + C)
 
 
 @pytest.mark.parametrize("base", [10_000, 1e6])
@@ -456,6 +539,9 @@ def test_classic_style_learns_exactly_as_the_classic_loop():
         ({"num_kv_heads": 0}, "num_kv_heads 0: must be at least 1"),
         ({"head_size": 0}, "head_size 0: must be at least 1"),
         ({"hidden_size": -4}, "hidden_size -4: must be at least 1"),
+        ({"bigram_rows": -1}, "bigram_rows -1: must be at least 0"),
+        ({"smear": 2}, "smear 2: must be one of False, True"),
+        ({"style": "fastest"}, "style 'fastest': must be one of classic, modern, fast"),
         ({"rotary_base": 1}, "rotary_base 1: must be above 1"),
         ({"rotary_base": math.inf}, "rotary_base inf: must be above 1"),
         ({"rotary_base": math.nan}, "rotary_base nan: must be above 1"),

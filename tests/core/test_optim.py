@@ -1,6 +1,7 @@
 """The optimizer's parameter groups and the learning-rate schedule, by numbers."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -97,12 +98,14 @@ def test_matrices_decay_and_biases_and_norms_do_not():
     }
 
 
-@pytest.mark.parametrize("style", ["classic", "modern"])
+@pytest.mark.parametrize("style", ["classic", "modern", "fast"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("position", ["learned", "rotary"])
-def test_every_parameter_is_in_exactly_one_group(style, tied, position):
+@pytest.mark.parametrize("rates", [{}, {"table_rate": 2.0}, {"table_eps": 1e-3}], ids=str)
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_every_parameter_is_in_exactly_one_group(style, tied, position, rates, kind):
     model = small_model(style, tie_embeddings=tied, position=position)
-    groups = build_optimizer(model, 1e-3, 0.1, (0.9, 0.95)).param_groups
+    groups = build_optimizer(model, 1e-3, 0.1, (0.9, 0.95), kind=kind, **rates).param_groups
     listed = [id(weight) for group in groups for weight in group["params"]]
     assert sorted(listed) == sorted(id(weight) for weight in model.parameters())
 
@@ -192,6 +195,90 @@ def test_muons_state_is_saved_and_loaded_exactly():
     step(twin, loaded, 2)
     for weight, same in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(weight, same)
+
+
+TABLES = {"embedding.weight", "pairs.table.weight", "head.weight"}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("rates", [{"table_rate": 3.0}, {"table_eps": 1e-3}], ids=str)
+def test_tables_have_a_rate_and_an_epsilon_of_their_own(kind, rates):
+    model = small_model("fast")
+    build = {"learning_rate": 1e-2, "weight_decay": 0.1, "betas": (0.9, 0.95), "kind": kind}
+    *first, tables, others = build_optimizer(model, **build, **rates).param_groups
+    assert names_of(model, tables) == TABLES
+    found = (tables["lr"], tables["eps"], tables["weight_decay"])
+    expected = (1e-2 * rates.get("table_rate", 1), rates.get("table_eps", 1e-8), 0.1)
+    assert found == pytest.approx(expected)
+    inner = [group for group in first if group["params"]]
+    matrices = ("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.out")
+    assert [names_of(model, g) for g in inner] == [{f"blocks.0.{m}.weight" for m in matrices}]
+    assert (inner[0]["lr"], inner[0]["weight_decay"]) == (1e-2, 0.1)
+    assert (others["lr"], others["eps"], others["weight_decay"]) == (1e-2, 1e-8, 0.0)
+    assert "pairs.share" in names_of(model, others)
+
+
+@pytest.mark.parametrize("style", ["classic", "modern", "fast"])
+@pytest.mark.parametrize(("kind", "number"), [("adamw", 2), ("muon", 3)])
+def test_without_a_rate_of_their_own_tables_are_where_they_were(style, kind, number):
+    """So that the optimizer states of earlier checkpoints fit."""
+    model = small_model(style)
+    groups = build_optimizer(model, 1e-3, 0.1, (0.9, 0.95), kind=kind).param_groups
+    assert len(groups) == number
+    assert {group["eps"] for group in groups[-2:]} == {1e-8}
+    assert {group["lr"] for group in groups} == {1e-3}
+    decayed = names_of(model, groups[-2])
+    assert decayed >= {"embedding.weight"}
+    assert ("blocks.0.attention.qkv.weight" in decayed) == (kind == "adamw")
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_first_update_of_a_table_is_adamws_with_its_rate_and_epsilon(kind, fused):
+    """Bias-corrected, the moments after one step are g and g^2: p(1 - rD) - r g / (|g| + eps)."""
+    torch.manual_seed(0)
+    model = small_model("fast")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(
+        model, 1e-2, 0.1, (0.9, 0.95), fused, kind, torch.float32, table_rate=3, table_eps=1e-3
+    )
+    for weight in model.parameters():
+        weight.grad = torch.full_like(weight, 1e-3)
+        weight.grad[0] = 1e-5  # a token that is hardly ever seen
+    optimizer.step()
+    for name, weight in model.named_parameters():
+        if name in TABLES:
+            rate, eps, decay = 3e-2, 1e-3, 0.1
+        elif weight.ndim == 1 or kind == "adamw":
+            rate, eps, decay = 1e-2, 1e-8, 0.1 * (weight.ndim > 1)
+        else:
+            continue  # Muon's
+        moved = weight.detach() - before[name] * (1 - rate * decay)
+        expected = -rate * weight.grad / (weight.grad + eps)
+        torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6, msg=name)
+        if name in TABLES:  # half the rate, and a hundredth of it for the rare token
+            assert moved[1, 0].item() == pytest.approx(-1.5e-2, rel=1e-3)
+            assert moved[0, 0].item() == pytest.approx(-3e-2 / 101, rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_rate_of_their_own_does_not_pass_to_others_where_tables_are_frozen(kind):
+    model = small_model("fast")
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name not in TABLES)
+    optimizer = build_optimizer(model, 1e-3, 0.1, (0.9, 0.95), kind=kind, table_rate=3)
+    assert {group["lr"] for group in optimizer.param_groups if group["params"]} == {1e-3}
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["table_rate", "table_eps"])
+@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan])
+def test_a_rate_or_epsilon_that_is_not_above_0_is_refused(name, value):
+    with pytest.raises(UserError) as error:
+        LitGPT(vocab_size=11, context_length=8, **{name: value})
+    assert str(error.value) == f"{name} {value}: must be above 0"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def texts_of(model, tokenizer, requests) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize("style", ["classic", "modern"])
+@pytest.mark.parametrize("style", ["classic", "modern", "fast"])
 @pytest.mark.parametrize("sampling", [Sampling(0), Sampling(1), Sampling(0.9, 20, 0.9, 1.2, 0.01)])
 def test_other_requests_in_a_batch_change_nothing(style, sampling):
     """Prompts of all lengths, beyond the context too, with seeds and lengths of their own."""

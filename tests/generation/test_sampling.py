@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation.sampling import Sampling, generate
+from lit_gpt.generation.sampling import Rows, Sampling, generate
 from lit_gpt.model import GPT, GPTConfig, KVCache
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.utf8 import stream_text
@@ -157,7 +157,7 @@ def test_repetition_penalty_holds_for_the_likeliest_token_too(logits, seen, expe
     assert draw(Sampling(0, repetition_penalty=2.0), logits, seen).tolist() == [expected]
 
 
-@pytest.mark.parametrize("style", ["classic", "modern"])
+@pytest.mark.parametrize("style", ["classic", "modern", "fast"])
 def test_a_high_penalty_repeats_nothing_the_model_sees(style):
     new = all_new(small_model(style), some_ids(1, 1), 7, Sampling(0, repetition_penalty=100))[0]
     assert len({*some_ids(1, 1)[0].tolist(), *new.tolist()}) == 8
@@ -206,7 +206,7 @@ def greedy_by_hand(model: GPT, ids: Tensor, max_new_tokens: int) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("style", ["classic", "modern"])
+@pytest.mark.parametrize("style", ["classic", "modern", "fast"])
 @pytest.mark.parametrize("context_length", [1, 2, 3, 7, 8])
 @pytest.mark.parametrize("prompt_length", [1, 4, 8, 20])
 def test_greedy_text_is_the_same_as_without_a_cache(style, context_length, prompt_length):
@@ -236,6 +236,10 @@ def test_the_cache_holds_grouped_keys_and_values(num_kv_heads):
         ("classic", {"num_kv_heads": 2}),
         ("modern", {}),
         ("modern", {"num_kv_heads": 1}),
+        ("fast", {}),
+        ("fast", {"smear": False}),
+        ("fast", {"bigram_rows": 0}),
+        ("classic", {"bigram_rows": 50}),
     ],
 )
 def test_cached_logits_are_those_of_the_whole_text(style, choices, prompt_length):
@@ -245,6 +249,25 @@ def test_cached_logits_are_those_of_the_whole_text(style, choices, prompt_length
     steps += [model(ids[:, t : t + 1], cache) for t in range(prompt_length, 8)]
     torch.testing.assert_close(torch.cat(steps, dim=1), model(ids), rtol=0, atol=1e-9)
     assert cache.length == 8
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("style", ["classic", "modern", "fast"])
+def test_rows_that_are_kept_go_on_as_if_the_others_had_never_been(style):
+    """In another order, before and after the window of 8 has slid to its later 4."""
+    model, texts = small_model(style).double(), some_ids(4, 11)
+    rows, lengths = Rows(model, texts[:, :5]), []
+    for place, kept in enumerate(([0, 1, 2, 3], [3, 1, 0], [2, 0], [0, 1], [1], [0]), start=5):
+        rows.keep(kept)
+        texts = texts[kept]
+        logits = rows.logits()
+        lengths.append(rows.seen.size(1))
+        window = texts[:, place - lengths[-1] : place]
+        assert torch.equal(rows.seen, window)
+        expected = model(window)[:, -1].float()
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
+        rows.append(texts[:, place])
+    assert lengths == [5, 6, 7, 8, 4, 5]
 
 
 def test_several_tokens_on_a_cache_that_holds_some_are_refused():

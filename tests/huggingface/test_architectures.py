@@ -157,6 +157,30 @@ def test_a_model_that_fits_neither_is_refused(choices, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("choices", "shown"),
+    [
+        ({"style": "fast"}, "smear True, bigram_rows 8191"),
+        ({"style": "modern", "smear": True}, "smear True, bigram_rows 0"),
+        ({"bigram_rows": 5}, "smear False, bigram_rows 5"),
+    ],
+)
+def test_what_the_token_before_adds_has_no_place_in_either(choices, shown):
+    with pytest.raises(UserError) as error:
+        layout_of(GPTConfig(**SIZES | choices))
+    assert str(error.value) == (
+        "neither GPT-2 nor Qwen3 adds to a token's embedding what the one before it says "
+        f"({shown}); train a model that is to be exported with style=modern"
+    )
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_folder_of_transformers_has_no_pairs(kind):
+    """So that a run can't ask for them and take its weights from there."""
+    ours = gpt_config({"gpt2": GPT2_JSON, "qwen3": QWEN3_JSON}[kind])
+    assert (ours["smear"], ours["bigram_rows"]) == (False, 0)
+
+
 GPT2_JSON = json.loads(MODELS["gpt2"].to_json_string())
 QWEN3_JSON = json.loads(MODELS["qwen3"].to_json_string())
 

@@ -254,6 +254,18 @@ def test_any_model_with_any_tokenizer(name, choices, text, tmp_path, capsys):
     assert "None are known for step 3." in (tmp_path / "folder" / "README.md").read_text()
 
 
+def test_a_fast_model_is_refused_with_what_to_do(text, tmp_path, capsys):
+    path = write_checkpoint(tmp_path, compact(text), text, style="fast", bigram_rows=50)
+    status, out, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
+    assert (status, out) == (2, "")
+    assert err == (
+        "error: neither GPT-2 nor Qwen3 adds to a token's embedding what the one before it says "
+        "(smear True, bigram_rows 50); train a model that is to be exported with "
+        "--model.style=modern\n"
+    )
+    assert not (tmp_path / "folder").exists()
+
+
 def test_another_text_can_be_compared_on(text, tmp_path, capsys):
     path = write_checkpoint(tmp_path, compact(text), text)
     text.unlink()
