@@ -143,7 +143,7 @@ class LitGPT(pl.LightningModule):
         weight_decay: of matrices and embedding tables; biases and norms do not decay.
         betas: AdamW's decay rates of the two moments; the first is Muon's momentum too.
         table_rate: how many times learning_rate the tables (embeddings, output layer) learn at.
-        table_eps: AdamW's epsilon for these; a large one, such as 1e-3, keeps the rows of rare
+        table_eps: AdamW's epsilon for these; a large one, such as 1e-4, keeps the rows of rare
             tokens from moving as far as those of frequent ones.
         schedule: of the learning rate after the warm-up: constant, or falling linearly or along
             half a cosine to min_learning_rate at max_steps.

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import math
 
+TABLE_RATE = 3.0
+TABLE_EPS = 1e-4
 FIXED = {  # for all: what learns most from a token
-    "style": "modern",
+    "style": "fast",
     "optimizer": "muon",
+    "table_rate": TABLE_RATE,
+    "table_eps": TABLE_EPS,
     "tie_embeddings": False,
     "schedule": "linear",
     "order": "shuffled",  # each token once an epoch
