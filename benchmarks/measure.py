@@ -83,12 +83,14 @@ class Process:
 def flops_per_token(config: GPTConfig, model: GPT) -> float:
     """Operations of forward and backward: PaLM's formula (Chowdhery et al. 2022, appendix B).
 
-    6 for each weight that multiplies (an untied embedding doesn't), and 12 C T per block for
-    attention.
+    6 for each weight that multiplies (an untied embedding and pairs don't), and 12 C T per block
+    for attention.
     """
-    multiplying = sum(p.numel() for p in model.parameters()) - (
-        0 if config.tie_embeddings else model.embedding.weight.numel()
-    )
+    multiplying = sum(p.numel() for p in model.parameters())
+    if not config.tie_embeddings:
+        multiplying -= model.embedding.weight.numel()
+    if model.pairs is not None:
+        multiplying -= sum(p.numel() for p in model.pairs.parameters())
     return 6 * multiplying + 12 * config.num_blocks * config.d_model * config.context_length
 
 

@@ -17,7 +17,6 @@ ASPECT = (16, 80)  # least and most width per block: GPT-2 has 64, GPT-3 up to 1
 BATCHES = (2, 4, 8, 16, 32, 64)  # windows
 CONTEXTS = (128, 256)
 MOST_BATCH_TOKENS = 1 << 15
-HEAD_SIZES = ((256, 32), (1 << 20, 64))  # up to this width, heads of this size
 NEWTON_SCHULZ = 5  # iterations of Muon
 
 
@@ -46,9 +45,11 @@ class Candidate:
 
     @property
     def vocabulary_weights(self) -> int:
-        """Of the embedding and the output layer."""
+        """Of the embedding, the output layer and the pairs of tokens."""
         config = self.config
-        return config.vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
+        assert config.bigram_rows is not None
+        rows = config.vocab_size * (1 if config.tie_embeddings else 2) + config.bigram_rows
+        return rows * config.d_model
 
     @property
     def flops(self) -> float:
@@ -102,8 +103,8 @@ def matrices(config: GPTConfig) -> list[tuple[int, int]]:
 
 
 def num_heads(width: int) -> int:
-    size = next(size for most, size in HEAD_SIZES if width <= most)
-    return max(1, width // size)
+    """Heads of 32 channels, or 64 in a wide model."""
+    return max(1, width // (32 if width <= 256 else 64))
 
 
 def candidates(
@@ -139,7 +140,10 @@ def candidates(
                 if "batch_size" in given or batch * context <= MOST_BATCH_TOKENS
             )
     if not found:
-        raise problem or UserError("too short for a window and a validation split", field="path")
+        hint = "use more text or a smaller `context_length`"
+        raise problem or UserError(
+            "too short for a window and a validation split", field="path", hint=hint
+        )
     return found
 
 

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from lit_gpt.budget.candidates import Candidate
-from lit_gpt.budget.processor import faster_threads
+from lit_gpt.budget.candidates import Candidate, num_heads
+from lit_gpt.budget.processor import thread_times
 from lit_gpt.budget.text_facts import TokenizerFacts
 from lit_gpt.command import resource_error
-from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.model import GPT, STYLES, GPTConfig
 from lit_gpt.module import next_token_loss
 from lit_gpt.optim import OptimizerKind, build_optimizer
 
@@ -45,10 +45,6 @@ class Times:
     step: float
     eval_batch: float
     token: float
-
-
-class Clock(Protocol):
-    def __call__(self, candidate: Candidate) -> Times: ...
 
 
 @dataclass(frozen=True)
@@ -146,9 +142,9 @@ class Trial:
 
     def probe(self, vocab_size: int, width: int, depth: int, context: int, batch: int) -> Candidate:
         tokenizer = TokenizerFacts("bytes", vocab_size, 1.0, 1, 1)
-        sizes = {"d_model": width, "num_blocks": depth, "num_heads": max(1, width // 32)}
-        styles = ("style", "position", "norm", "activation", "bias", "tie_embeddings", "qk_norm")
-        choices = {name: self.fixed[name] for name in styles if name in self.fixed}
+        sizes = {"d_model": width, "num_blocks": depth, "num_heads": num_heads(width)}
+        names = ("style", *STYLES["classic"])
+        choices = {name: self.fixed[name] for name in names if name in self.fixed}
         config = GPTConfig(**{**choices, **sizes}, vocab_size=vocab_size, context_length=context)
         return Candidate(tokenizer, config, batch, self.optimizer)
 
@@ -210,7 +206,7 @@ class Trial:
         if self.device.type != "cpu" or self.usual_threads == 1 or self.are_threads_given:
             return
         torch.set_num_threads(self.usual_threads)
-        _, seconds = faster_threads(self.build(candidate)[0], limit)
+        seconds = thread_times(self.build(candidate)[0], limit)
         is_slower = WORTH * seconds[self.usual_threads] > seconds[1]
         self.threads = 1 if is_slower else None
         torch.set_num_threads(self.threads or self.usual_threads)

@@ -112,10 +112,11 @@ def print_model(plan: Plan) -> None:
     trainer = plan.run.trainer
     outer, blocks = gpt.num_parameters()
     embedding = gpt.embedding.weight.numel()
-    head = f"{outer - embedding:,}" if outer > embedding else "the embedding's"
-    print(
-        f"Parameters: {outer + blocks:,} (embedding {embedding:,}, blocks {blocks:,}, head {head})"
-    )
+    pairs = sum(p.numel() for p in gpt.pairs.parameters()) if gpt.pairs else 0
+    parts = {"embedding": embedding, "pairs": pairs, "blocks": blocks}
+    listed = "".join(f"{name} {count:,}, " for name, count in parts.items() if count)
+    head = f"{outer - embedding - pairs:,}" if not gpt.config.tie_embeddings else "the embedding's"
+    print(f"Parameters: {outer + blocks:,} ({listed}head {head})")
     print(f"Tokens per parameter: {len(plan.run.data.train_tokens) / (outer + blocks):.2g}")
     if trainer.max_steps >= 0:
         print(

@@ -15,12 +15,14 @@ import torch
 from lit_gpt.budget.choice import CHOSEN, Choice
 from lit_gpt.budget.durations import duration, seconds_of
 from lit_gpt.budget.planner import plan_budget
+from lit_gpt.budget.processor import set_threads
+from lit_gpt.budget.text_facts import TextFacts, measure_text
 from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.command import command_line
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generation.language_model import named_checkpoint
-from lit_gpt.model import CHOICES
+from lit_gpt.model import STYLES
 from lit_gpt.text.files import TextFiles
 from lit_gpt.text.splits import Splits
 from lit_gpt.training import slurm
@@ -38,7 +40,7 @@ TWO_VALUES: dict[str, tuple[Any, Any]] = {
     "schedule": ("constant", "linear"),
 }
 OURS = re.compile(r"bytes|cl100k_base|bpe:\d+")  # tokenizers that are chosen
-FIELDS = (*CHOICES, "style", "num_kv_heads", "head_size", "hidden_size", "rotary_base")
+FIELDS = (*STYLES["classic"], "style", "num_kv_heads", "head_size", "hidden_size", "rotary_base")
 REFUSED = {  # options of the Trainer: the value that works, and why no other does
     "max_epochs": (None, "counts the steps"),
     "max_time": (None, "is the limit of time"),
@@ -49,6 +51,7 @@ REFUSED = {  # options of the Trainer: the value that works, and why no other do
     "num_nodes": (1, "plans for one device"),
 }
 ONE_DEVICE = (1, "1", [0], "0,")
+FULL_NAMES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
 
 def check_budget(config: jsonargparse.Namespace) -> float:
@@ -57,7 +60,7 @@ def check_budget(config: jsonargparse.Namespace) -> float:
     Raises:
         UserError: why it can't.
     """
-    seconds = seconds_of(config.budget)
+    seconds = seconds_of(str(config.budget))
     for name, (default, reason) in REFUSED.items():
         value = config.trainer[name]
         if value not in (None, default):
@@ -161,7 +164,13 @@ def choose_options(options: TrainOptions, seconds: float) -> Choice:
     fixed = [name for name in FIELDS if name in given or name not in CHOSEN]
     accelerator = config.trainer.accelerator
     check_accelerator(accelerator)
+    device = device_of(accelerator)
+    set_threads(config.threads)  # so that the trial computes as the run will
     print(f"Choosing options for {duration(seconds)} on this machine ...", flush=True)
+
+    def measure() -> TextFacts:
+        text = TextFiles(h.path, h.exclude, h.encoding, h.text_field, h.tsv_quotes, h.cache)
+        return measure_text(text, h.train_fraction, h.val_path, h.compact_vocab)
 
     def encode(tokenizer: str, shortest: int) -> Splits:
         changed = {"tokenizer": tokenizer, "context_length": shortest}
@@ -169,15 +178,19 @@ def choose_options(options: TrainOptions, seconds: float) -> Choice:
 
     return plan_budget(
         seconds,
-        TextFiles(h.path, h.exclude, h.encoding, h.text_field, h.tsv_quotes, h.cache),
+        measure,
         encode,
-        train_fraction=h.train_fraction,
-        val_path=h.val_path,
         given=given,
         fixed={name: model[name] for name in fixed if model[name] is not None},
-        device=device_of(accelerator),
-        precision=str(config.trainer.precision or default_precision(accelerator)),
+        device=device,
+        precision=precision_of(config.trainer.precision or default_precision(accelerator), device),
     )
+
+
+def precision_of(value: str | int, device: torch.device) -> str:
+    """The precision that the Trainer makes of one: by its full name, and on a CPU never float16."""
+    name = FULL_NAMES.get(str(value), str(value))
+    return "bf16-mixed" if name == "16-mixed" and device.type == "cpu" else name
 
 
 def device_of(accelerator: str) -> torch.device:

@@ -128,7 +128,8 @@ def data_card(run: Run) -> list[tuple[str, str]]:
     device = run.trainer.strategy.root_device
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     outer, blocks = run.model.gpt.num_parameters()
-    parameters = f"{outer + blocks:,} (embedding and output {outer:,}, blocks {blocks:,})"
+    tables = "embedding, pairs and output" if run.model.gpt.pairs else "embedding and output"
+    parameters = f"{outer + blocks:,} ({tables} {outer:,}, blocks {blocks:,})"
     return [
         *text_card(run.data),
         ("Steps", steps(run)),

@@ -208,6 +208,8 @@ def test_flops_follow_palms_formula():
     small = {"d_model": 8, "num_blocks": 1, "num_heads": 1, "bias": False}
     untied, tied = (GPTConfig(10, 4, tie_embeddings=tie, **small) for tie in (False, True))
     assert flops_per_token(untied, GPT(untied)) == flops_per_token(tied, GPT(tied))
+    paired = GPTConfig(10, 4, smear=True, bigram_rows=50, **small)
+    assert flops_per_token(paired, GPT(paired)) == flops_per_token(tied, GPT(tied))
 
 
 def test_the_plain_way_sees_the_whole_window_each_time():

@@ -31,6 +31,7 @@ def test_counted_weights_are_those_of_the_model():
         assert candidate.weights == blocks
         assert candidate.vocabulary_weights == 2 * 64 * 300
     assert make(300, 64, 3, tie_embeddings=True).vocabulary_weights == 64 * 300
+    assert make(300, 64, 3, bigram_rows=50).vocabulary_weights == 64 * 650
 
 
 def test_arithmetic_of_a_step_is_counted_as_torch_counts_it():
@@ -163,9 +164,9 @@ def test_more_threads_are_used_where_they_are_clearly_faster(
     def measure(step, limit):
         steps.append(step())
         assert torch.get_num_threads() == 2  # PyTorch's number, which is compared with 1
-        return None, {2: two, 1: one}
+        return {2: two, 1: one}
 
-    monkeypatch.setattr(trial_module, "faster_threads", measure)
+    monkeypatch.setattr(trial_module, "thread_times", measure)
     trial = Trial(torch.device("cpu"), fixed=dict(MODERN))
     torch.set_num_threads(1)  # by an earlier candidate
     trial.set_threads(make(100, 16, 1, 16, 2))
@@ -174,7 +175,7 @@ def test_more_threads_are_used_where_they_are_clearly_faster(
 
 
 def test_a_given_number_of_threads_is_kept(two_threads, monkeypatch):
-    monkeypatch.setattr(trial_module, "faster_threads", None)
+    monkeypatch.setattr(trial_module, "thread_times", None)
     trial = Trial(torch.device("cpu"), fixed=dict(MODERN), are_threads_given=True)
     trial.set_threads(make(100, 16, 1, 16, 2))
     assert (trial.threads, torch.get_num_threads()) == (None, 2)

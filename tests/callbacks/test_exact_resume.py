@@ -84,6 +84,19 @@ def test_so_it_does_in_every_precision(record, precision):
     assert same(weights, whole_weights)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_so_it_does_in_the_fast_style(record, precision, optimizer):
+    options = {"model.style": "fast", "model.optimizer": optimizer, "model.schedule": "linear"}
+    options |= {"model.table_rate": 3.0, "model.table_eps": 1e-3, "model.bigram_rows": 500}
+    options |= {"trainer.precision": precision, "trainer.deterministic": True}
+    whole, whole_weights, _ = record(**options)
+    first, _, run = record(3, **options)
+    second, weights, _ = record(**options, ckpt_path=run / "checkpoints" / "last.ckpt")
+    assert first.batches + second.batches == whole.batches
+    assert same(weights, whole_weights)
+
+
 def test_a_finished_run_can_be_made_longer(record):
     whole, whole_weights, _ = record(**{"trainer.max_steps": 9})
     _, _, run = record(**{"trainer.max_steps": 5})

@@ -32,6 +32,7 @@ def test_an_old_checkpoint_loads_and_says_what_it_is(old_run):
     model, tokenizer = load_checkpoint(checkpoint_in(old_run))
     assert tokenizer.vocab_size == model.config.vocab_size == 306
     assert tokenizer.decode(tokenizer.encode("一只 cat 🦆")) == "一只 cat 🦆"
+    assert (model.config.smear, model.config.bigram_rows, model.pairs) == (False, 0, None)
     checkpoint = Checkpoint.read(checkpoint_in(old_run))
     assert (checkpoint.global_step, checkpoint.skipped_steps) == (10, 0)
     assert checkpoint.hyperparameters["learning_rate"] == 1e-3
@@ -47,8 +48,11 @@ def test_an_old_run_continues_with_the_same_numbers(old_run, train, tmp_path):
     options = {"data.path": text, "data.cache": tmp_path / "cache", "trainer.max_steps": 20}
     options |= {"trainer.default_root_dir": tmp_path / "logs", "trainer.enable_progress_bar": False}
     options |= {"ckpt_path": checkpoint_in(old_run)}
+    refused = train(defaults={"config": old_run / "config.yaml"}, **options | {"model.smear": True})
+    assert "smear was False and is now True" in refused.err
     result = train(defaults={"config": old_run / "config.yaml"}, **options)
     assert result.status == 0, result.err
+    assert "different options" not in result.out
     history = read_history(Path(result.run.trainer.log_dir))
     expected = json.loads((old_run / "expected.json").read_text(encoding="utf-8"))
     for name, points in expected["curves"].items():

@@ -90,7 +90,7 @@ VALUES: dict[str, list[Any]] = {
     "model.num_blocks": [1, 2, 0, -1],
     "model.num_heads": [1, 2, 3, 0],
     "model.dropout": [0, 0.5, 1, -0.1, 2],
-    "model.style": ["classic", "modern", "x"],
+    "model.style": ["classic", "modern", "fast", "x"],
     "model.position": ["sinusoidal", "learned", "rotary", "x"],
     "model.norm": ["layer", "rms"],
     "model.activation": ["relu", "gelu", "gelu_tanh", "swiglu"],

@@ -24,7 +24,10 @@ from tests.conftest import ALIASES
         (b"model: null", "--model is a group of options, so it can't be null"),
         (b"trainer: null", "--trainer is a group of options, so it can't be None"),
         (b"data: null", "--data is a group of options, so it can't be null"),
-        (b"model: {style: baroque}", "--model.style 'baroque': must be one of classic, modern"),
+        (
+            b"model: {style: baroque}",
+            "--model.style 'baroque': must be one of classic, modern, fast",
+        ),
         (b"trainer: {precision: half}", "--trainer.precision 'half': must be one of 32-true, "),
         (b'data: {path: "a\\0b"}', r"'a\x00b' in --data.path is not valid Unicode text without"),
         (b'samples: {prompts: ["\\ud800"]}', "invalid Unicode character escape code"),

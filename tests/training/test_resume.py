@@ -16,6 +16,7 @@ from lit_gpt.module import LitGPT
 from lit_gpt.training.init_from import load_weights
 from tests.conftest import ROOT, SMALL
 
+RATES = {"table_rate": 1.0, "table_eps": 1e-08}
 MODERN = {"model.style": "modern", "model.d_model": 24, "model.num_kv_heads": 1}
 
 
@@ -153,7 +154,7 @@ def test_a_checkpoint_from_before_a_field_was_added_goes_on_as_it_would_have(tra
     path = checkpoint_of(train(**options, **{"trainer.max_steps": 4}))
     content = read_checkpoint(path)
     for fields in (content["gpt"], content["hyper_parameters"]):
-        for name in ("head_size", "hidden_size", "rotary_base"):
+        for name in ("head_size", "hidden_size", "rotary_base", "smear", "bigram_rows", *RATES):
             fields.pop(name, None)
     assert "head_size" not in content["gpt"]
     torch.save(content, path)
@@ -165,6 +166,11 @@ def test_a_checkpoint_from_before_a_field_was_added_goes_on_as_it_would_have(tra
     more = options | {"model.hidden_size": 40, "trainer.max_steps": 8}
     refused = train("--ckpt_path", str(path), **more)
     assert "hidden_size was 64 and is now 40" in refused.err
+    for name, value in {"table_rate": 3.0, "table_eps": 1e-3}.items():
+        more = options | {f"model.{name}": value, "trainer.max_steps": 8}
+        refused = train("--ckpt_path", str(path), **more)
+        assert refused.status == 2
+        assert f"{name} was {RATES[name]} and is now {value}" in refused.err
 
 
 def test_parts_that_lightning_cannot_restore_are_one_line(train, tmp_path):
