@@ -21,7 +21,6 @@ EVALUATIONS = 10  # in a run, besides that at step 0
 EVALUATED = 0.04  # of the budget, at most, for all of them
 MOST_EVAL_BATCHES = 10  # of each split
 FINAL = 0.05  # of the budget, at most, for the final loss
-FINAL_WINDOWS = 8  # of its batches, at least
 SAMPLES = 32  # tokens, of three texts side by side or one after the other
 DISK = 150e6  # bytes/s
 STATE = 12  # bytes of a weight in a checkpoint, with its moments
@@ -33,7 +32,8 @@ TOKENIZER = 1  # the place of its reason
 CHOSEN = (  # plain names of the options that are chosen, unless they are given
     *("tokenizer", "context_length", "batch_size", "order"),
     *("style", "d_model", "num_blocks", "num_heads", "tie_embeddings", "dropout"),
-    *("optimizer", "learning_rate", "weight_decay", "schedule", "warmup_steps"),
+    *("optimizer", "learning_rate", "table_rate", "table_eps", "weight_decay"),
+    *("schedule", "warmup_steps"),
     *("max_steps", "val_check_interval", "limit_val_batches", "max_tokens", "threads"),
 )
 
@@ -117,9 +117,10 @@ def choose(budget: Budget, text: TextFacts, times_of: Callable[[Candidate], Time
     ]
     if not plans:
         raise UserError(
-            f"leaves no time for {LEAST_STEPS} steps, after {duration(budget.spent)} so far",
+            f"leaves no time for {budget.given.get('max_steps', LEAST_STEPS):,} steps, after "
+            f"{duration(budget.spent)} so far",
             field="budget",
-            hint="give it more time, or a shorter text",
+            hint="give it more time or a shorter text, or leave more options to it",
         )
     best = min(plans, key=lambda plan: plan.bits_per_byte)
     options = options_of(budget, best)
@@ -135,25 +136,27 @@ def choose(budget: Budget, text: TextFacts, times_of: Callable[[Candidate], Time
 
 def plan_of(budget: Budget, text: TextFacts, candidate: Candidate, times: Times) -> Plan | None:
     """How many steps fit into the time; None: too few, or the given number does not."""
-    given = budget.given
+    tokenizer = candidate.tokenizer
     batches = eval_batches(budget, candidate, times)
     weights = candidate.weights + candidate.vocabulary_weights
     saving = FILES * (0.05 + STATE * weights / DISK)
     evaluation = 2 * batches * times.eval_batch + SAMPLES * times.token + saving
     final_tokens, final = final_evaluation(budget, candidate, times)
-    others = START + candidate.tokenizer.encoding + (EVALUATIONS + 1) * evaluation + final + END
+    evaluations = EVALUATIONS + 1.0
+    step = times.step
+    if every := evaluation_steps(budget, candidate):  # given: their number grows with the steps
+        evaluations = 1.0
+        step += evaluation / every
+    others = START + tokenizer.encoding + evaluations * evaluation + final + END
     left = TARGET * budget.seconds - budget.spent - others
-    steps = int(left / times.step) if times.step < LONGEST_STEP * budget.seconds else 0
-    useful = math.ceil(
-        recipe.MOST_EPOCHS * candidate.tokenizer.train_tokens / candidate.step_tokens
-    )
-    steps = min(steps, useful)
-    if (wanted := given.get("max_steps", -1)) > 0:
-        if steps < wanted <= useful:
-            return None
-        steps = useful = wanted
-    if steps < min(LEAST_STEPS, useful):
+    steps = int(left / step) if times.step < LONGEST_STEP * budget.seconds else 0
+    useful = math.ceil(recipe.MOST_EPOCHS * tokenizer.train_tokens / candidate.step_tokens)
+    least = min(LEAST_STEPS, useful)
+    if "max_steps" in budget.given:
+        least = useful = budget.given["max_steps"]
+    if steps < least:
         return None
+    steps = min(steps, useful)
     return Plan(
         candidate=candidate,
         times=times,
@@ -161,9 +164,17 @@ def plan_of(budget: Budget, text: TextFacts, candidate: Candidate, times: Times)
         useful_steps=useful,
         eval_batches=batches,
         final_tokens=final_tokens,
-        seconds=others + steps * times.step,
+        seconds=others + steps * step,
         bits_per_byte=law.expected(text, candidate, steps),
     )
+
+
+def evaluation_steps(budget: Budget, candidate: Candidate) -> float | None:
+    """Steps between evaluations, where that is given, in steps or as a share of an epoch."""
+    every = budget.given.get("val_check_interval")
+    if isinstance(every, float):
+        return every * candidate.tokenizer.train_tokens / candidate.step_tokens
+    return every
 
 
 def eval_batches(budget: Budget, candidate: Candidate, times: Times) -> int:
@@ -226,6 +237,8 @@ def reasons_of(
     given = budget.given
     config = best.candidate.config
     rate = options["learning_rate"]
+    every = options["val_check_interval"]
+    interval = f"{every:g} epochs" if isinstance(every, float) else f"{every:,} steps"
     return [
         f"Budget: {duration(budget.seconds)}, of which {duration(budget.spent)} are gone and "
         f"{duration(best.steps * best.times.step)} are for training",
@@ -235,7 +248,7 @@ def reasons_of(
         f"vocabulary{model_reason(given, plans, best)}",
         f"Batch: {best.candidate.batch_size} x {config.context_length} tokens"
         f"{marked(given, 'batch_size')}, {duration(best.times.step)} a step"
-        f"{' on one thread, as more are hardly faster' if options['threads'] == 1 else ''}",
+        f"{' on one thread, as more are hardly faster' if budget.threads == 1 else ''}",
         f"Steps: {best.steps:,}, {best.epochs:.2g} epochs{steps_reason(given, best)}",
         f"Dropout {options['dropout']:g}{marked(given, 'dropout')}, weight decay "
         f"{options['weight_decay']:g}{marked(given, 'weight_decay')}: the text is "
@@ -243,7 +256,7 @@ def reasons_of(
         f"Learning rate: {rate:g}{marked(given, 'learning_rate')} for {options['optimizer']} at "
         f"this width, up over {options['warmup_steps']:,} steps and then "
         f"{options['schedule']}",
-        f"Evaluations: every {options['val_check_interval']:,} steps, of "
+        f"Evaluations: every {interval}, of "
         f"{options['limit_val_batches']} batches; final loss over "
         f"{'the whole split' if best.final_tokens is None else f'{best.final_tokens:,} tokens'}",
     ]

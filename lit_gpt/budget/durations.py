@@ -8,7 +8,7 @@ from lit_gpt.errors import UserError
 
 LEAST = 30.0  # seconds: starting, the trial and the final loss take a third of that
 UNITS = {"h": 3600, "m": 60, "s": 1}
-DURATION = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in UNITS), re.ASCII)
+DURATION = re.compile("".join(rf"(?:(\d{{1,9}}(?:\.\d+)?){unit})?" for unit in UNITS), re.ASCII)
 
 
 def seconds_of(text: str) -> float:

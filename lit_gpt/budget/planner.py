@@ -12,10 +12,9 @@ import torch
 from lit_gpt.budget import recipe
 from lit_gpt.budget.candidates import Candidate
 from lit_gpt.budget.choice import TOKENIZER, Budget, Choice, choose
-from lit_gpt.budget.text_facts import TextFacts, exact_facts, measure_text
+from lit_gpt.budget.text_facts import TextFacts, exact_facts
 from lit_gpt.budget.trial import Rates, Times, Trial
 from lit_gpt.command import seconds_since_start
-from lit_gpt.text.files import TextFiles
 from lit_gpt.text.splits import Splits
 
 TRIES = 3  # candidates that are timed, each if it is the best with what the last one took
@@ -54,11 +53,9 @@ class Corrected:
 
 def plan_budget(
     seconds: float,
-    text: TextFiles,
+    measure: Callable[[], TextFacts],
     encode: Callable[[str, int], Splits],
     *,
-    train_fraction: float,
-    val_path: str | list[str] | None,
     given: Mapping[str, Any],
     fixed: Mapping[str, Any],
     device: torch.device,
@@ -68,6 +65,7 @@ def plan_budget(
 
     Args:
         seconds: of the whole process.
+        measure: tries all tokenizers on the text; not called where one is given.
         encode: the splits of the text by a tokenizer, given the shortest window they must have.
         given: options that the user set, by plain name.
         fixed: arguments of GPTConfig that are no sizes.
@@ -88,7 +86,7 @@ def plan_budget(
     first: Choice | None = None
     compressed: float | None = None
     if name is None:
-        facts = measure_text(text, train_fraction, val_path)
+        facts = measure()
         first = choose_now(facts)
         name = first.plan.candidate.tokenizer.name
         compressed = facts.compressed

@@ -16,11 +16,9 @@ from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import shortest_times
 
-MARGIN = 1.1  # by so much one thread must be faster than PyTorch's choice
-
 
 def set_threads(number: int | None) -> None:
-    """Has PyTorch compute on so many threads; None leaves it at its own choice.
+    """Has PyTorch compute on this many threads; None leaves its own choice.
 
     Raises:
         UserError: below 1, or above the number of cores, where it could only become slower.
@@ -35,19 +33,12 @@ def set_threads(number: int | None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(number)  # or Lightning divides the cores by the processes
 
 
-def faster_threads(
-    step: Callable[[], Any], limit: float = 1.0
-) -> tuple[int | None, dict[int, float]]:
-    """Whether steps are faster on one thread than on as many as PyTorch takes by itself.
-
-    Small models are: each operation takes less time than waking the other threads.
+def thread_times(step: Callable[[], Any], limit: float = 1.0) -> dict[int, float]:
+    """The median seconds of a step on one thread, and on as many as PyTorch uses now.
 
     Args:
         step: one step of the model.
-        limit: seconds to measure for; each number has at least three steps.
-
-    Returns:
-        1, or None for PyTorch's choice, and the median seconds of a step by the number of threads.
+        limit: seconds to measure for; each number of threads has at least three steps.
     """
     usual = torch.get_num_threads()
     times: dict[int, list[float]] = {number: [] for number in (usual, 1)}
@@ -61,8 +52,7 @@ def faster_threads(
                 found.append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(usual)
-    medians = {number: median(found[1:]) for number, found in times.items()}
-    return 1 if MARGIN * medians[1] < medians[usual] else None, medians
+    return {number: median(found[1:]) for number, found in times.items()}
 
 
 def bfloat16_slowdown(config: GPTConfig, precision: str, batch_size: int) -> float:

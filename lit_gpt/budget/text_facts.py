@@ -37,6 +37,8 @@ class TokenizerFacts:
         bytes_per_token: on text that the vocabulary was not trained on.
         train_tokens: length of the training split.
         val_tokens: length of the validation split.
+        unigram: bits per byte of a sample, predicted by how often each token occurs.
+        bigram: the same, by how often it follows the one before.
         encoding: seconds to train it and to encode both splits; 0 once that is done.
     """
 
@@ -45,6 +47,8 @@ class TokenizerFacts:
     bytes_per_token: float
     train_tokens: int
     val_tokens: int
+    unigram: float
+    bigram: float
     encoding: float = 0.0
 
 
@@ -127,16 +131,23 @@ def take_sample(text: TextFiles, train_fraction: float, val_path: str | list[str
 
 
 def measure_text(
-    text: TextFiles, train_fraction: float = 0.9, val_path: str | list[str] | None = None
+    text: TextFiles,
+    train_fraction: float = 0.9,
+    val_path: str | list[str] | None = None,
+    is_compact: bool = True,
 ) -> TextFacts:
     """Tries all tokenizers on a sample of a text.
+
+    Args:
+        val_path: another text, which validates.
+        is_compact: whether the run leaves out the tokens of a vocabulary that the text never uses.
 
     Raises:
         UserError: the text can't be read.
     """
     sample = take_sample(text, train_fraction, val_path)
     compressed = compressed_bits(sample.train)
-    found = [byte_facts(sample), named_facts(sample), *bpe_facts(sample)]
+    found = [byte_facts(sample), named_facts(sample, is_compact), *bpe_facts(sample)]
     return TextFacts(sample.train_bytes, compressed, tuple(found))
 
 
@@ -150,22 +161,23 @@ def byte_facts(sample: Sample) -> TokenizerFacts:
     return facts_of(load_tokenizer(BYTES), sample, 0.0)
 
 
-def named_facts(sample: Sample) -> TokenizerFacts:
-    """Of compact cl100k_base, whose vocabulary grows with the text.
+def named_facts(sample: Sample, is_compact: bool) -> TokenizerFacts:
+    """Of cl100k_base, whose compact vocabulary grows with the text.
 
     The number of different tokens grows as a power of the text's length (Heaps' law), whose
     exponent is taken from the sample's first half and the whole.
     """
     tokenizer = load_tokenizer(NAMED)
     found = facts_of(tokenizer, sample, 0.0)
+    if not is_compact:
+        return found
     parts = [*sample.train, *sample.val]
     half = tokenizer.compact(used(tokenizer, parts[: len(parts) // 2]))[0].vocab_size
     whole = tokenizer.compact(used(tokenizer, parts))[0].vocab_size
     first = max(size(parts[: len(parts) // 2]), 1)
     exponent = math.log(whole / half) / math.log(max(2.0, size(parts) / first))
     grown = int(min(tokenizer.vocab_size, whole * (1 / sample.share) ** exponent))
-    names = {"name": NAMED, "vocab_size": grown}
-    return TokenizerFacts(**vars(found) | names)
+    return replace(found, vocab_size=grown)
 
 
 def used(tokenizer: Tokenizer, parts: Parts) -> np.ndarray:
@@ -198,27 +210,40 @@ def facts_of(tokenizer: Tokenizer, sample: Sample, training: float) -> Tokenizer
         training: seconds that it took to train it on the sample.
     """
     start = time.perf_counter()
-    train_tokens = count_tokens(tokenizer, sample.train)
-    val_tokens = count_tokens(tokenizer, sample.val)
+    train = encode(tokenizer, sample.train)
+    val = encode(tokenizer, sample.val)
     encoding = time.perf_counter() - start + training
-    per_train_token = max(1, size(sample.train)) / max(1, train_tokens)
+    per_train_token = max(1, size(sample.train)) / max(1, len(train))
     has_val = size(sample.val) > BLOCK // 4  # else too little to tell
-    per_token = size(sample.val) / val_tokens if has_val else per_train_token
+    per_token = size(sample.val) / len(val) if has_val else per_train_token
+    if not has_val:
+        train, val = np.split(train, [9 * len(train) // 10])
+    unigram, bigram = baselines(train, val, tokenizer)
     return TokenizerFacts(
         name=tokenizer.name,
         vocab_size=tokenizer.vocab_size,
         bytes_per_token=per_token,
         train_tokens=int(sample.train_bytes / per_train_token),
         val_tokens=int(sample.val_bytes / per_token),
+        unigram=unigram,
+        bigram=bigram,
         encoding=encoding / sample.share,
     )
 
 
-def count_tokens(tokenizer: Tokenizer, parts: Parts) -> int:
-    """Tokens of a text, one for each end of a document among them."""
+def encode(tokenizer: Tokenizer, parts: Parts) -> np.ndarray:
+    """The ids of a text; one of its own ends a document."""
     pieces: list[str | None] = [part for part in cut_safely(parts, tokenizer.pattern) if part]
+    ids = tokenizer.encode_parts(pieces) if pieces else np.empty(0, np.int64)
     ends = sum(part is None for part in parts)
-    return ends + (len(tokenizer.encode_parts(pieces)) if pieces else 0)
+    return np.concatenate([ids, np.full(ends, tokenizer.vocab_size - 1)])
+
+
+def baselines(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> tuple[float, float]:
+    """Bits per byte of `val` under the unigram and the bigram counts of `train`."""
+    if len(val) < 2 or len(train) < 2:
+        return 8.0, 8.0  # too short a text to tell, and to train on
+    return frequency_baselines(train, val, tokenizer.token_lengths())
 
 
 def exact_facts(splits: Splits, name: str, compressed: float | None = None) -> TextFacts:

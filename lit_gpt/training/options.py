@@ -309,7 +309,7 @@ class TrainOptions(LightningCLI):
         )
         parser.add_argument(
             "--budget",
-            type=str | None,
+            type=str | int | None,  # in YAML, 600 is a number, which is refused with what to write
             help="time for all of it, as in 90s, 10m or 1h30m: chooses the options that learn most",
         )
         parser.add_argument(

@@ -167,6 +167,8 @@ GIVEN = {
     "dropout": 0.25,
     "optimizer": "adamw",
     "learning_rate": 2e-3,
+    "table_rate": 2.0,
+    "table_eps": 1e-6,
     "weight_decay": 0.02,
     "schedule": "cosine",
     "warmup_steps": 7,
@@ -216,6 +218,29 @@ def test_a_given_number_of_steps_takes_the_best_model_for_which_they_fit():
     assert (few.plan.steps, many.plan.steps) == (100, 2000)
     assert size(few) > size(many)
     assert few.max_useful_steps == 100  # the clock must not add any
+
+
+def test_more_steps_than_help_must_fit_too():
+    """The text is short: two million steps are far more than its passes that help."""
+    with pytest.raises(UserError, match="leaves no time for 2,000,000 steps, after 10 s so far"):
+        choose_in(60, SHORT, max_steps=2_000_000)
+
+
+@pytest.mark.parametrize("interval", [5, 0.01])
+def test_evaluations_that_are_given_are_counted(interval):
+    """By hand: steps and evaluations, every 5 steps or hundredth of an epoch, fill the time."""
+    sizes = {"d_model": 64, "num_blocks": 2, "batch_size": 8, "context_length": 128}
+    given = {"limit_val_batches": 10, "max_tokens": 0}
+    facts = replace(LONG, tokenizers=(replace(LONG.tokenizers[0], train_tokens=1_000_000),))
+    plan = choose_in(120, facts, val_check_interval=interval, **sizes, **given).plan
+    every = interval if interval == 5 else 1_000_000 / 100 / (8 * 128)
+    weights = plan.candidate.weights + plan.candidate.vocabulary_weights
+    evaluation = 20 * plan.times.eval_batch + choice.SAMPLES * plan.times.token
+    evaluation += 2 * (0.05 + 12 * weights / 150e6)  # two checkpoints
+    others = choice.START + choice.END + evaluation
+    taken = plan.steps * (plan.times.step + evaluation / every)
+    assert plan.seconds == pytest.approx(taken + others)
+    assert 10 + plan.seconds == pytest.approx(0.98 * 120, abs=plan.times.step + evaluation / every)
 
 
 def test_no_step_takes_so_long_that_its_trial_would_cost_too_much():
@@ -269,6 +294,13 @@ def test_one_thread_is_chosen_where_more_are_hardly_faster():
     assert one.options["threads"] == 1
     assert any("on one thread, as more are hardly faster" in reason for reason in one.reasons)
     assert choose_in(60, ENGLISH).options["threads"] is None
+    given = choose_in(60, ENGLISH, threads=1)  # which was not measured
+    assert not any("on one thread" in reason for reason in given.reasons)
+
+
+def test_a_share_of_an_epoch_is_named_as_one():
+    (told,) = (r for r in choose_in(60, LONG, val_check_interval=0.25).reasons if "Eval" in r)
+    assert told.startswith("Evaluations: every 0.25 epochs, of ")
 
 
 def test_too_little_time_is_one_line():
@@ -287,7 +319,7 @@ def test_given_sizes_that_do_not_fit_together_are_one_line():
 
 
 def test_a_text_shorter_than_every_window_is_one_line():
-    with pytest.raises(UserError, match="too short for a window"):
+    with pytest.raises(UserError, match=r"too short for a window .* a smaller context_length"):
         choose_in(60, text(300, 2.0, bytes=(256, 1.0)))
 
 

@@ -23,6 +23,7 @@ def test_hours_minutes_and_seconds(text, seconds):
         ("1.5", "write 1.5s or 1.5m"),
         *((text, "write it as in 90s, 10m, 1h30m or 2h") for text in ("ten", "-1m", "1 m")),
         *((text, "write it as in 90s, 10m, 1h30m or 2h") for text in ("", "30m1h", "1:30", "5d")),
+        ("9" * 400 + "h", "write it as in 90s, 10m, 1h30m or 2h"),  # infinite, as a float
     ],
 )
 def test_what_is_no_duration_is_refused_with_a_way_to_write_it(text, hint):

@@ -23,6 +23,7 @@ from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.command import run as run_command
 from lit_gpt.errors import UserError
 from lit_gpt.planning import plan
+from lit_gpt.training import budget
 from lit_gpt.training import train as train_command
 from lit_gpt.training.options import TrainOptions, option_name
 from lit_gpt.tuning.search_space import read_sweep
@@ -128,6 +129,46 @@ def test_a_tokenizer_is_chosen_and_the_text_encoded_once(train, places, tmp_path
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
 
 
+def trial_of(argv: dict, monkeypatch) -> tuple[trial_module.Trial, int]:
+    """The trial that a command makes, and the threads that it has to compute on."""
+    found = []
+
+    class Found(Exception):
+        pass
+
+    def make(*args):
+        found.append((trial_module.Trial(*args), torch.get_num_threads()))
+        raise Found
+
+    monkeypatch.setattr(planner, "Trial", make)
+    with pytest.raises(Found):
+        TrainOptions(command_line(argv | {"budget": "40s"}))
+    return found[0]
+
+
+def test_a_trial_has_the_threads_that_are_given(places, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so that it is set back
+    before = torch.get_num_threads()
+    try:
+        trial, threads = trial_of(places | QUIET | {"threads": 3}, monkeypatch)
+    finally:
+        torch.set_num_threads(before)
+    assert (threads, trial.are_threads_given) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        *(("bf16", "bf16-mixed"), ("bf16-true", "bf16-true"), ("64", "64-true"), ("32", "32-true")),
+        *(("16", "bf16-mixed"), ("16-mixed", "bf16-mixed")),  # without a GPU
+    ],
+)
+def test_a_trial_has_the_precision_that_the_trainer_makes_of_it(given, used, places, monkeypatch):
+    argv = places | QUIET | {"trainer.precision": given}
+    assert trial_of(argv, monkeypatch)[0].precision == used
+
+
 def test_a_budget_in_a_file_of_options_works_too(budget_run, tmp_path):
     file = tmp_path / "given.yaml"
     file.write_text("budget: 40s\n")
@@ -159,7 +200,7 @@ def test_a_resumed_run_keeps_its_options_without_a_trial(
     stops = budget_run("--budget=40s", *words, callbacks=[CtrlC(half)], **stopped)
     assert stops.status == 130
     monkeypatch.setattr(planner, "Trial", None)  # there must be none
-    monkeypatch.setattr(planner, "measure_text", None)
+    monkeypatch.setattr(budget, "measure_text", None)
     if how == "budget":
         done = budget_run("--budget=40s", ckpt_path="last", **stopped)
     else:
@@ -255,6 +296,16 @@ def test_what_makes_no_sense_with_a_budget_is_one_line(option, budget_run):
     (line,) = done.err.splitlines()
     assert line.startswith("error: --")
     assert REFUSED[option] in line
+
+
+def test_a_budget_without_a_unit_in_a_file_says_what_to_write(budget_run, tmp_path):
+    """To YAML it is a number."""
+    file = tmp_path / "given.yaml"
+    file.write_text("budget: 600\n")
+    done = budget_run(config=file)
+    assert done.status == 2
+    problem = "is not a duration with a unit; write 600s or 600m"
+    assert done.err == f"error: --budget '600': {problem}\n"
 
 
 @pytest.mark.parametrize("value", ["600", "fast", "20s"])

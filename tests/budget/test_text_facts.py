@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,10 @@ def test_how_hard_a_text_is_is_told_by_its_compression(long_text):
 def test_a_text_that_cannot_be_read_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no such"):
         measure_text(TextFiles(str(tmp_path / "none.txt")))
+
+
+def test_a_vocabulary_that_is_not_compact_is_counted_whole(long_text):
+    whole, compact = (measure_text(long_text, is_compact=value) for value in (False, True))
+    assert by_name(whole)["cl100k_base"].vocab_size == 100_256
+    changed = replace(by_name(whole)["cl100k_base"], vocab_size=0, encoding=0)
+    assert changed == replace(by_name(compact)["cl100k_base"], vocab_size=0, encoding=0)

@@ -34,6 +34,12 @@ def test_counted_weights_are_those_of_the_model():
     assert make(300, 64, 3, bigram_rows=50).vocabulary_weights == 64 * 650
 
 
+def test_probes_have_the_given_choices():
+    fixed = {"style": "fast", "smear": False, "bigram_rows": 7, "qk_norm": False}
+    config = Trial(torch.device("cpu"), fixed=fixed).probe(256, 32, 2, 64, 4).config
+    assert {name: getattr(config, name) for name in fixed} == fixed
+
+
 def test_arithmetic_of_a_step_is_counted_as_torch_counts_it():
     candidate = make(300, 64, 2)
     model = GPT(candidate.config)
