@@ -51,7 +51,7 @@ MODERN = {
     "head_size": 4,
     "rotary_base": 10_000,
 }
-FAST = MODERN | {"tie_embeddings": False, "smear": True, "bigram_rows": 8191}
+FAST = MODERN | {"tie_embeddings": False, "smear": True}
 STYLES = {"classic": CLASSIC, "modern": MODERN, "fast": FAST}
 
 # Each choice, and how many parameters it adds to the tiny model (11 tokens) of that style.
@@ -85,7 +85,7 @@ OVERRIDES = [
     ("modern", "smear", True, 16),
     ("modern", "bigram_rows", 1, 16),
     ("fast", "smear", False, -16),
-    ("fast", "bigram_rows", 0, -8191 * 16),
+    ("fast", "bigram_rows", 8191, 8191 * 16),
     ("fast", "tie_embeddings", True, -11 * 16),
     ("fast", "position", "learned", 8 * 16),
 ]
@@ -271,7 +271,8 @@ def test_the_token_before_adds_a_share_of_its_embedding_and_the_row_of_the_pair(
 
 def test_few_pairs_share_a_row():
     """1,000 x 1,000 pairs fall on the rows as if by chance: 122 each, within six deviations."""
-    config = GPTConfig(1000, 1, d_model=2, num_blocks=1, num_heads=1, style="fast")
+    sizes = {"d_model": 2, "num_blocks": 1, "num_heads": 1}
+    config = GPTConfig(1000, 1, style="fast", bigram_rows=8191, **sizes)
     model, rows = GPT(config), []
     model.pairs.table.register_forward_pre_hook(lambda table, args: rows.append(args[0]))
     every = torch.arange(1000)
@@ -283,10 +284,10 @@ def test_few_pairs_share_a_row():
 
 def test_the_pairs_start_with_a_share_of_0_3_and_an_empty_table():
     torch.manual_seed(0)
-    model = GPT(GPTConfig(11, style="fast", **TINY)).eval()
+    model = GPT(GPTConfig(11, style="fast", bigram_rows=50, **TINY)).eval()
     weights = dict(model.named_parameters())
     assert torch.equal(weights["pairs.share"], torch.full((16,), 0.3))
-    assert torch.equal(weights["pairs.table.weight"], torch.zeros(8191, 16))
+    assert torch.equal(weights["pairs.table.weight"], torch.zeros(50, 16))
     assert weights["embedding.weight"].std().item() == pytest.approx(0.1, abs=0.02)
 
 
@@ -296,10 +297,13 @@ def test_the_other_styles_have_no_pairs(style):
 
 
 def test_the_tables_of_the_fast_style_are_counted_with_the_embedding():
-    C, V, rows = 80, 1000, 8191
+    C, V, rows = 80, 1000, 500
     block = 3 * C * C + C * C + 3 * 216 * C + 2 * C + 2 * 20  # QK norms over heads of 20
     tables = 2 * V * C + rows * C + C
-    assert GPT(GPTConfig(V, style="fast")).num_parameters() == (tables, 6 * block + C)
+    assert GPT(GPTConfig(V, style="fast", bigram_rows=rows)).num_parameters() == (
+        tables,
+        6 * block + C,
+    )
 
 
 @pytest.mark.parametrize("base", [10_000, 1e6])

@@ -203,7 +203,7 @@ TABLES = {"embedding.weight", "pairs.table.weight", "head.weight"}
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("rates", [{"table_rate": 3.0}, {"table_eps": 1e-3}], ids=str)
 def test_tables_have_a_rate_and_an_epsilon_of_their_own(kind, rates):
-    model = small_model("fast")
+    model = small_model("fast", bigram_rows=50)
     build = {"learning_rate": 1e-2, "weight_decay": 0.1, "betas": (0.9, 0.95), "kind": kind}
     *first, tables, others = build_optimizer(model, **build, **rates).param_groups
     assert names_of(model, tables) == TABLES
@@ -237,7 +237,7 @@ def test_without_a_rate_of_their_own_tables_are_where_they_were(style, kind, num
 def test_the_first_update_of_a_table_is_adamws_with_its_rate_and_epsilon(kind, fused):
     """Bias-corrected, the moments after one step are g and g^2: p(1 - rD) - r g / (|g| + eps)."""
     torch.manual_seed(0)
-    model = small_model("fast")
+    model = small_model("fast", bigram_rows=50)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = build_optimizer(
         model, 1e-2, 0.1, (0.9, 0.95), fused, kind, torch.float32, table_rate=3, table_eps=1e-3
@@ -263,7 +263,7 @@ def test_the_first_update_of_a_table_is_adamws_with_its_rate_and_epsilon(kind, f
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_rate_of_their_own_does_not_pass_to_others_where_tables_are_frozen(kind):
-    model = small_model("fast")
+    model = small_model("fast", bigram_rows=50)
     for name, weight in model.named_parameters():
         weight.requires_grad_(name not in TABLES)
     optimizer = build_optimizer(model, 1e-3, 0.1, (0.9, 0.95), kind=kind, table_rate=3)

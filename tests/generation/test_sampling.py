@@ -237,8 +237,8 @@ def test_the_cache_holds_grouped_keys_and_values(num_kv_heads):
         ("modern", {}),
         ("modern", {"num_kv_heads": 1}),
         ("fast", {}),
-        ("fast", {"smear": False}),
-        ("fast", {"bigram_rows": 0}),
+        ("fast", {"bigram_rows": 50}),
+        ("fast", {"bigram_rows": 50, "smear": False}),
         ("classic", {"bigram_rows": 50}),
     ],
 )

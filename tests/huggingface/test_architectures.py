@@ -160,8 +160,8 @@ def test_a_model_that_fits_neither_is_refused(choices, message):
 @pytest.mark.parametrize(
     ("choices", "shown"),
     [
-        ({"style": "fast"}, "smear True, bigram_rows 8191"),
-        ({"style": "modern", "smear": True}, "smear True, bigram_rows 0"),
+        ({"style": "fast"}, "smear True, bigram_rows 0"),
+        ({"style": "fast", "bigram_rows": 8}, "smear True, bigram_rows 8"),
         ({"bigram_rows": 5}, "smear False, bigram_rows 5"),
     ],
 )

@@ -12,6 +12,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lit_gpt.__main__ import main
 from lit_gpt.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
+from lit_gpt.errors import UserError
+from lit_gpt.training import budget
 from lit_gpt.training.lr_finder import range_test
 from lit_gpt.training.train import build_run
 from tests.conftest import ROOT, SMALL, command_line
@@ -46,7 +48,7 @@ def test_the_configuration_trains_the_fast_style(train):
     result = train(f"--config={ROOT / 'configs' / 'fast.yaml'}")
     assert (result.status, result.err) == (0, "")
     config = result.run.model.gpt.config
-    assert (config.style, config.smear, config.bigram_rows) == ("fast", True, 8191)
+    assert (config.style, config.smear, config.bigram_rows) == ("fast", True, 0)
     groups = result.run.trainer.optimizers[0].param_groups
     initial = [group["initial_lr"] for group in groups]
     assert initial == pytest.approx([6e-3, 6e-3, 18e-3, 6e-3])  # tables three times as fast
@@ -182,6 +184,18 @@ def test_a_plan_counts_the_pairs(places, capsys):
     assert ", pairs 8,016, blocks " in line  # 500 rows and a share, of 16
     numbers = [int(n) for n in re.findall(r"\d+", line.replace(",", ""))]
     assert numbers[0] == sum(numbers[1:])
+
+
+def test_a_budget_keeps_what_is_given_of_the_pairs(train, monkeypatch):
+    found = {}
+
+    def plan(*args, fixed, **options):
+        found.update(fixed)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(budget, "plan_budget", plan)
+    train("--budget=1m", **{"model.style": "fast", "model.smear": False, "model.bigram_rows": 7})
+    assert (found["style"], found["smear"], found["bigram_rows"]) == ("fast", False, 7)
 
 
 def test_all_commands_take_it(fast, places, capfd):
