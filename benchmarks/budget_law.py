@@ -13,6 +13,7 @@ import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import torch
@@ -21,18 +22,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from lit_gpt.budget import recipe
 from lit_gpt.budget.candidates import Candidate, num_heads
-from lit_gpt.budget.text_facts import SAMPLE, exact_facts
+from lit_gpt.budget.law import FITTED, Law, expected
+from lit_gpt.budget.text_facts import TokenizerFacts, exact_facts
 from lit_gpt.command import call, run
 from lit_gpt.data import TextDataModule, TrainBatches, read_windows
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.module import LossTotals, next_token_loss
 from lit_gpt.optim import build_optimizer, learning_rate_factor
-from lit_gpt.text.ngrams import frequency_baselines
 
 ROWS = Path(__file__).with_suffix(".csv")
 EVAL_BATCH = 16  # windows
 MOST_EVALUATED = 60_000  # tokens
+CONTEXT = 128
+FITTED_TEXTS = (
+    *("names", "tang", "shakespeare", "prose", "python", "jsonl", "small_en", "big_en"),
+)
+SIGNED = ("pairs", "unigram")  # numbers of the law that may be negative
+TEXT = 1.0  # weight of a text's mean error
+PRIOR = 0.03
+ITERATIONS = 60
 
 
 @dataclass(frozen=True)
@@ -108,8 +117,6 @@ def train(
     facts = exact_facts(data.splits, tokenizer)
     (known,) = facts.tokenizers
     lengths = data.tokenizer.token_lengths()
-    sample = data.train_tokens[: int(SAMPLE / known.bytes_per_token)]
-    unigram, bigram = frequency_baselines(sample, data.val_tokens, lengths)
     torch.manual_seed(0)
     sizes = (data.vocab_size, context_length, d_model, num_blocks, num_heads(d_model))
     model = GPT(GPTConfig(*sizes, dropout=dropout, style="fast"))
@@ -138,8 +145,8 @@ def train(
         text=Path(path).stem,
         train_bytes=facts.train_bytes,
         compressed=facts.compressed,
-        unigram=unigram,
-        bigram=bigram,
+        unigram=known.unigram,
+        bigram=known.bigram,
         tokenizer=tokenizer,
         vocab_size=known.vocab_size,
         bytes_per_token=known.bytes_per_token,
@@ -155,16 +162,119 @@ def train(
         weight_decay=weight_decay,
         bits_per_byte=evaluate(model, data.val_tokens, torch.from_numpy(lengths)),
     )
+    is_new = not Path(out).exists()
     with Path(out).open("a", newline="", encoding="utf-8") as file:
+        if is_new:
+            csv.writer(file).writerow(asdict(row))
         values = [f"{v:.5g}" if isinstance(v, float) else v for v in asdict(row).values()]
         csv.writer(file).writerow(values)
     print(*values)
 
 
+def read_rows(path: str) -> list[Row]:
+    """The runs that were made with the recipe's settings."""
+    kinds = get_type_hints(Row)
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = [Row(**{k: kinds[k](v) for k, v in row.items()}) for row in csv.DictReader(file)]
+    return [row for row in rows if row.context_length == CONTEXT and is_usual(row)]
+
+
+def is_usual(row: Row) -> bool:
+    epochs = row.steps * row.batch_size * row.context_length / row.train_tokens
+    rate = recipe.learning_rate(row.d_model, "muon")
+    decay = recipe.weight_decay(epochs, candidate_of(row).weights_per_token)
+    return row.dropout <= 0.1 and row.weight_decay == decay and row.learning_rate == rate
+
+
+def candidate_of(row: Row) -> Candidate:
+    known = TokenizerFacts(
+        row.tokenizer,
+        row.vocab_size,
+        row.bytes_per_token,
+        row.train_tokens,
+        row.train_tokens // 9,
+        row.unigram,
+        row.bigram,
+    )
+    sizes = (row.vocab_size, row.context_length, row.d_model, row.num_blocks)
+    config = GPTConfig(*sizes, num_heads(row.d_model), style="fast")
+    return Candidate(known, config, row.batch_size)
+
+
+def predicted(row: Row, law: Law) -> float:
+    """Bits per byte by the law."""
+    return expected(candidate_of(row), row.steps, law)
+
+
+def fit_law(rows: list[Row]) -> Law:
+    """The numbers with the smallest squared errors of the logarithm (Levenberg and Marquardt).
+
+    A choice compares runs on one text, so what a text's runs have in common counts less (TEXT).
+    Numbers that must be positive are fitted by their logarithms, and all are held to where they
+    start as if by one run with an error of PRIOR times the distance.
+    """
+    texts = {name: np.array([row.text == name for row in rows]) for name in {r.text for r in rows}}
+    start = np.array(list(asdict(FITTED).values()))
+    is_log = np.array([name not in SIGNED for name in asdict(FITTED)])
+    start[is_log] = np.log(start[is_log])
+
+    def law_of(numbers: np.ndarray) -> Law:
+        return Law(*np.where(is_log, np.exp(np.where(is_log, numbers, 0)), numbers).tolist())
+
+    def errors(numbers: np.ndarray) -> np.ndarray:
+        law = law_of(numbers)
+        found = np.array([math.log(predicted(row, law) / row.bits_per_byte) for row in rows])
+        means = np.array([found[of_text].mean() for of_text in texts.values()])
+        for of_text, mean in zip(texts.values(), means, strict=True):
+            found[of_text] -= mean
+        return np.concatenate([found, TEXT * means, PRIOR * (numbers - start)])
+
+    numbers = start
+    damping = 1e-3
+    now = errors(numbers)
+    for _ in range(ITERATIONS):
+        slopes = np.stack([(errors(numbers + d) - now) / 1e-5 for d in 1e-5 * np.eye(len(numbers))])
+        square = slopes @ slopes.T
+        step = np.linalg.solve(square + damping * np.diag(np.diag(square)), slopes @ now)
+        new = errors(numbers - step)
+        if new @ new < now @ now:
+            numbers, now, damping = numbers - step, new, damping / 3
+        else:
+            damping *= 4
+    return law_of(numbers)
+
+
+def fit(path: str = str(ROWS)) -> None:
+    """Fits the law to the runs on the texts in FITTED_TEXTS and prints it, and how well it does.
+
+    Args:
+        path: the CSV file.
+    """
+    rows = read_rows(path)
+    fitted = [row for row in rows if row.text in FITTED_TEXTS]
+    law = fit_law(fitted)
+    print(law)
+    print("\n| text | runs | error | spread within the text |\n|---|---|---|---|")
+    for name in dict.fromkeys(row.text for row in rows):
+        ours = [row for row in rows if row.text == name]
+        others = [row for row in fitted if row.text != name]
+        without = fit_law(others) if name in FITTED_TEXTS else law
+        error = np.array([math.log(predicted(row, without) / row.bits_per_byte) for row in ours])
+        kind = "left out of the fit" if name in FITTED_TEXTS else "never fitted"
+        print(f"| {name}, {kind} | {len(ours)} | {error.mean():+.1%} | {error.std():.1%} |")
+    print("\n| held-out text | tokenizer | weights | tokens | expected | reached |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        if row.text not in FITTED_TEXTS:
+            tokens = row.steps * row.batch_size * row.context_length
+            what = f"{row.text} | {row.tokenizer} | {row.weights:,} | {tokens:,}"
+            print(f"| {what} | {predicted(row, law):.3f} | {row.bits_per_byte:.3f} |")
+
+
 def main(argv: list[str]) -> None:
     """Trains or fits."""
     kind, *options = argv or ["--help"]
-    commands = {"train": train}
+    commands = {"train": train, "fit": fit}
     if kind not in commands:
         raise UserError(f"no command {kind!r}", hint=f"use one of {', '.join(commands)}")
     call(commands[kind], options, prog=f"budget_law.py {kind}")

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from benchmarks.checkout import Checkout, check_checkout
 from benchmarks.measure import Options, at_least_one, read_text, run_script, save, show
-from benchmarks.racers import RACERS, LitGPTRacer
+from benchmarks.racers import RACERS
 from benchmarks.racing import Point
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.evaluate import Accelerator, find_device
@@ -99,8 +99,6 @@ def run_side(side: str, folder: Path, seconds: float, device: str, argv: list[st
     racer = RACERS[side](folder, device)
     curve = racer.curve()
     final = curve[-1][1]
-    if isinstance(racer, LitGPTRacer):  # it says so itself, at its end
-        final = racer.result.bits_per_byte
     curve.append((process.seconds, final))
     return Result(NAMES[side], process.seconds, racer.num_steps, final, curve)
 

@@ -9,7 +9,6 @@ encoding of the text included. Snapshots are evaluated by the race, after the pr
 from __future__ import annotations
 
 import sys
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -191,15 +190,6 @@ class LitGPTRacer(Racer):
         places = [f"--trainer.default_root_dir={self.folder}", f"--data.cache={self.folder}/cache"]
         accelerator = f"--trainer.accelerator={self.device.type}"
         train(build_run([*texts, *places, accelerator, *argv], callbacks=[Watch()]))
-
-    @cached_property
-    def result(self) -> Any:
-        """What the run says of the whole validation text."""
-        from lit_gpt.reports.history import read_history
-
-        final = read_history(self.run_folder).final
-        assert final is not None, f"the run in {self.run_folder} did not end"
-        return final
 
     @property
     def run_folder(self) -> Path:

@@ -39,7 +39,7 @@ CLASSIC = {
 }
 MODERN = CLASSIC | {"position": "rotary", "norm": "rms", "activation": "swiglu", "bias": False}
 MODERN |= {"tie_embeddings": True, "qk_norm": True}
-FAST = MODERN | {"tie_embeddings": False, "smear": True, "bigram_rows": 8191}
+FAST = MODERN | {"tie_embeddings": False, "smear": True}
 STYLES = {"classic": CLASSIC, "modern": MODERN, "fast": FAST}
 
 
@@ -55,8 +55,8 @@ class GPTConfig:
         num_heads: attention heads in each block, H.
         dropout: in [0, 1), applied in training to the embedding and to each sublayer's output.
         style: classic (sinusoidal positions, LayerNorm, ReLU), modern (rotary positions, RMSNorm,
-            QK norm, SwiGLU: Qwen3's layout) or fast (modern with its own output layer, smear and
-            bigram_rows: learns most from each token, but no other program runs it).
+            QK norm, SwiGLU: Qwen3's layout) or fast (modern with smear and an output layer of its
+            own: learns more from each token, but no other program runs it).
         position: encoding of positions: sinusoidal (Vaswani et al. 2017), learned (GPT-2) or
             rotary (Su et al. 2021).
         norm: layer (Ba et al. 2016) or rms (Zhang and Sennrich 2019).

@@ -52,6 +52,11 @@ class Candidate:
         return rows * config.d_model
 
     @property
+    def weights_per_token(self) -> float:
+        """Of the training text."""
+        return (self.weights + self.vocabulary_weights) / self.tokenizer.train_tokens
+
+    @property
     def flops(self) -> float:
         """Of a step: each weight multiplies and adds twice backward and once forward.
 

@@ -165,7 +165,7 @@ def plan_of(budget: Budget, text: TextFacts, candidate: Candidate, times: Times)
         eval_batches=batches,
         final_tokens=final_tokens,
         seconds=others + steps * step,
-        bits_per_byte=law.expected(text, candidate, steps),
+        bits_per_byte=law.expected(candidate, steps),
     )
 
 
@@ -220,7 +220,7 @@ def options_of(budget: Budget, plan: Plan) -> dict[str, Any]:
         "dropout": recipe.dropout(plan.epochs),
         "optimizer": optimizer,
         "learning_rate": recipe.learning_rate(config.d_model, optimizer),
-        "weight_decay": recipe.weight_decay(plan.epochs),
+        "weight_decay": recipe.weight_decay(plan.epochs, candidate.weights_per_token),
         "warmup_steps": recipe.warmup_steps(plan.steps),
         "max_steps": plan.steps,
         "val_check_interval": max(1, -(-plan.steps // EVALUATIONS)),
@@ -252,7 +252,7 @@ def reasons_of(
         f"Steps: {best.steps:,}, {best.epochs:.2g} epochs{steps_reason(given, best)}",
         f"Dropout {options['dropout']:g}{marked(given, 'dropout')}, weight decay "
         f"{options['weight_decay']:g}{marked(given, 'weight_decay')}: the text is "
-        f"{'nearly new' if best.epochs <= recipe.DROPOUT[0][0] else 'repeated'}",
+        f"{'nearly new' if best.epochs <= recipe.NEW else 'repeated'}",
         f"Learning rate: {rate:g}{marked(given, 'learning_rate')} for {options['optimizer']} at "
         f"this width, up over {options['warmup_steps']:,} steps and then "
         f"{options['schedule']}",

@@ -14,12 +14,13 @@ from lit_gpt.text.bpe import load_trainer
 from lit_gpt.text.corpus import split_at
 from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.files import Reader, TextFiles
+from lit_gpt.text.ngrams import frequency_baselines
 from lit_gpt.text.splits import Splits
 from lit_gpt.text.tokenizer import BYTES, Tokenizer
 from lit_gpt.text.vocabularies import PATTERN, load_tokenizer
 
 SAMPLE = 1 << 20  # bytes that the tokenizers are tried on
-BLOCK = 1 << 15  # characters that stay together in the sample
+BLOCK = 1 << 13  # characters that stay together in the sample
 NAMED = "cl100k_base"
 BPE_SIZES = (512, 1024, 2048, 4096, 8192, 16384)
 BYTES_PER_ENTRY = 50  # of text, for each token of bpe:N: with less, most are never learnt
@@ -118,12 +119,12 @@ def take_sample(text: TextFiles, train_fraction: float, val_path: str | list[str
     val_bytes = total - train_bytes
     if val_path is not None:
         val_bytes = size(Reader(replace(text, path=val_path), needs_fields=False))
-    every = -(-total // SAMPLE)
+    taken = min(1.0, SAMPLE / total)
     train: Parts = []
     val: Parts = []
     at = 0
     for i, block in enumerate(blocks(reader)):
-        if i % every == 0:
+        if int((i + 1) * taken) > int(i * taken):
             (train if at < train_bytes else val).extend(block)
         at += size(block)
     share = (size(train) + size(val)) / total
@@ -213,9 +214,12 @@ def facts_of(tokenizer: Tokenizer, sample: Sample, training: float) -> Tokenizer
     train = encode(tokenizer, sample.train)
     val = encode(tokenizer, sample.val)
     encoding = time.perf_counter() - start + training
-    per_train_token = max(1, size(sample.train)) / max(1, len(train))
-    has_val = size(sample.val) > BLOCK // 4  # else too little to tell
-    per_token = size(sample.val) / len(val) if has_val else per_train_token
+    num_train, num_val = (
+        len(ids) + parts.count(None) for ids, parts in ((train, sample.train), (val, sample.val))
+    )
+    per_train_token = max(1, size(sample.train)) / max(1, num_train)
+    has_val = size(sample.val) > BLOCK  # else too little to tell
+    per_token = size(sample.val) / num_val if has_val else per_train_token
     if not has_val:
         train, val = np.split(train, [9 * len(train) // 10])
     unigram, bigram = baselines(train, val, tokenizer)
@@ -232,11 +236,9 @@ def facts_of(tokenizer: Tokenizer, sample: Sample, training: float) -> Tokenizer
 
 
 def encode(tokenizer: Tokenizer, parts: Parts) -> np.ndarray:
-    """The ids of a text; one of its own ends a document."""
+    """The ids of a text, without the ends of documents."""
     pieces: list[str | None] = [part for part in cut_safely(parts, tokenizer.pattern) if part]
-    ids = tokenizer.encode_parts(pieces) if pieces else np.empty(0, np.int64)
-    ends = sum(part is None for part in parts)
-    return np.concatenate([ids, np.full(ends, tokenizer.vocab_size - 1)])
+    return tokenizer.encode_parts(pieces) if pieces else np.empty(0, np.uint32)
 
 
 def baselines(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> tuple[float, float]:
@@ -257,14 +259,17 @@ def exact_facts(splits: Splits, name: str, compressed: float | None = None) -> T
     lengths = tokenizer.token_lengths()
     train_bytes = int(np.bincount(splits.train, minlength=len(lengths)) @ lengths)
     val_bytes = int(np.bincount(splits.val, minlength=len(lengths)) @ lengths)
+    sample = splits.train[: split_at(len(splits.train), min(1.0, SAMPLE / max(1, train_bytes)))]
     if compressed is None:
-        ids = splits.train[: split_at(len(splits.train), min(1.0, SAMPLE / max(1, train_bytes)))]
-        compressed = compressed_bits([tokenizer.decode(ids.tolist())])
+        compressed = compressed_bits([tokenizer.decode(sample.tolist())])
+    unigram, bigram = baselines(sample, splits.val, tokenizer)
     facts = TokenizerFacts(
         name=name,
         vocab_size=tokenizer.vocab_size,
         bytes_per_token=val_bytes / len(splits.val),
         train_tokens=len(splits.train),
         val_tokens=len(splits.val),
+        unigram=unigram,
+        bigram=bigram,
     )
     return TextFacts(train_bytes, compressed, (facts,))

@@ -141,7 +141,7 @@ class Trial:
         return fit_rates(found)
 
     def probe(self, vocab_size: int, width: int, depth: int, context: int, batch: int) -> Candidate:
-        tokenizer = TokenizerFacts("bytes", vocab_size, 1.0, 1, 1)
+        tokenizer = TokenizerFacts("bytes", vocab_size, 1.0, 1, 1, 8.0, 8.0)
         sizes = {"d_model": width, "num_blocks": depth, "num_heads": num_heads(width)}
         names = ("style", *STYLES["classic"])
         choices = {name: self.fixed[name] for name in names if name in self.fixed}

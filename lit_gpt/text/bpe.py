@@ -57,7 +57,7 @@ def load_trainer(size: int) -> Train:
             "needs the package rustbpe",
             field="tokenizer",
             value=f"bpe:{size}",
-            hint='install it: pip install rustbpe',
+            hint="install it: pip install rustbpe",
         ) from error
 
     def train(texts: Iterable[str]) -> Tokenizer:

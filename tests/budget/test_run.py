@@ -186,6 +186,18 @@ class CtrlC(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_ctrl_c_in_the_trial_leaves_nothing(budget_run, tmp_path, monkeypatch):
+    def interrupt(config):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trial_module, "GPT", interrupt)
+    done = budget_run("--budget=40s")
+    assert done.status == 130
+    assert "Traceback" not in done.out + done.err
+    assert not (tmp_path / "logs").exists()
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize("how", ["budget", "config"])
 def test_a_resumed_run_keeps_its_options_without_a_trial(
     how, budget_run, train, tmp_path, monkeypatch

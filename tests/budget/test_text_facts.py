@@ -52,7 +52,7 @@ def test_of_a_short_text_all_is_counted(long_text):
     assert list(by_name(facts)) == names  # 8,192 would have fewer than 50 bytes each
     for name in ("bytes", "cl100k_base", "bpe:1024"):
         estimate, real = by_name(facts)[name], exact(long_text, name)
-        assert estimate.vocab_size == real.vocab_size
+        assert estimate.vocab_size == pytest.approx(real.vocab_size, rel=0.01)
         assert estimate.bytes_per_token == pytest.approx(real.bytes_per_token, rel=0.03)
         assert estimate.train_tokens == pytest.approx(real.train_tokens, rel=0.02)
         assert estimate.val_tokens == pytest.approx(real.val_tokens, rel=0.05)

@@ -20,7 +20,7 @@ MODERN = {"style": "modern", "tie_embeddings": False}
 
 def make(vocab: int, width: int, blocks: int, context: int = 64, batch: int = 4, **more):
     config = GPTConfig(vocab, context, width, blocks, max(1, width // 32), **(MODERN | more))
-    return Candidate(TokenizerFacts("bytes", vocab, 1.0, 10_000, 1_000), config, batch)
+    return Candidate(TokenizerFacts("bytes", vocab, 1.0, 10_000, 1_000, 8.0, 8.0), config, batch)
 
 
 def test_counted_weights_are_those_of_the_model():
