@@ -13,8 +13,8 @@ from lit_gpt.model import GPTConfig
 
 WIDTHS = (32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1600)
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 36, 48)
-ASPECT = (16, 80)  # least and most width per block: GPT-2 has 64, GPT-3 up to 128
-BATCHES = (2, 4, 8, 16, 32, 64)  # windows
+ASPECT = (32, 80)  # least and most width per block, as the law was fitted; GPT-2 has 64
+BATCHES = (4, 8, 16, 32, 64)  # windows
 CONTEXTS = (128, 256)
 MOST_BATCH_TOKENS = 1 << 15
 NEWTON_SCHULZ = 5  # iterations of Muon

@@ -26,6 +26,7 @@ DISK = 150e6  # bytes/s
 STATE = 12  # bytes of a weight in a checkpoint, with its moments
 FILES = 2  # checkpoints at an evaluation
 LEAST_STEPS = 20
+FEWER = tuple(0.9**n for n in range(40))  # shares of the steps that fit
 LONGEST_STEP = 0.02  # of the budget: a trial has to afford some
 TOKENIZER = 1  # the place of its reason
 
@@ -157,6 +158,11 @@ def plan_of(budget: Budget, text: TextFacts, candidate: Candidate, times: Times)
     if steps < least:
         return None
     steps = min(steps, useful)
+    if "max_steps" not in budget.given:
+        fewer = (math.ceil(steps * share) for share in FEWER)
+        best = min(fewer, key=lambda number: law.expected(candidate, number))
+        if best < steps:  # more would learn the text by heart
+            steps = useful = max(best, least)
     return Plan(
         candidate=candidate,
         times=times,
@@ -217,7 +223,7 @@ def options_of(budget: Budget, plan: Plan) -> dict[str, Any]:
         "num_blocks": config.num_blocks,
         "num_heads": config.num_heads,
         **recipe.FIXED,
-        "dropout": recipe.dropout(plan.epochs),
+        "dropout": recipe.dropout(plan.epochs, candidate.weights_per_token),
         "optimizer": optimizer,
         "learning_rate": recipe.learning_rate(config.d_model, optimizer),
         "weight_decay": recipe.weight_decay(plan.epochs, candidate.weights_per_token),

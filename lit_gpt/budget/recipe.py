@@ -32,8 +32,9 @@ def warmup_steps(steps: int) -> int:
     return min(100, steps // 20)
 
 
-def dropout(epochs: float) -> float:
-    return next(share for most, share in DROPOUT if epochs <= most)
+def dropout(epochs: float, weights_per_token: float) -> float:
+    """None for a model that is too small to hold the text by heart."""
+    return next(share for most, share in DROPOUT if epochs <= most or weights_per_token <= LARGE)
 
 
 def weight_decay(epochs: float, weights_per_token: float) -> float:

@@ -131,13 +131,15 @@ class Trial:
         found: list[tuple[Candidate, float]] = []
         for probe in PROBES:
             candidate = self.probe(*probe)
+            if len(found) >= LEAST_FEATURES:
+                before, seconds = found[-1]
+                is_late = time.perf_counter() - start > whole
+                if is_late or seconds * candidate.flops / before.flops > LONGEST:
+                    break
             seconds = self.time(candidate).step
             if math.isinf(seconds):
                 break
             found.append((candidate, seconds))
-            is_late = time.perf_counter() - start > whole or seconds > LONGEST
-            if is_late and len(found) >= LEAST_FEATURES:
-                break
         return fit_rates(found)
 
     def probe(self, vocab_size: int, width: int, depth: int, context: int, batch: int) -> Candidate:

@@ -145,7 +145,7 @@ def test_without_a_gpu_it_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["speed"], "no benchmark 'speed'; use one of loop, step, overhead, charlm"),
+        (["speed"], "no benchmark 'speed'; use one of loop, step, start, overhead"),
         (["generate", "--repeats", "0"], "--repeats 0: must be at least 1"),
         (["tokenize", "--path", "nowhere.txt"], "--path 'nowhere.txt': no text file"),
         (["loop", "--path", "nowhere.txt"], "--path 'nowhere.txt': no text file"),
