@@ -50,7 +50,6 @@ class Row:
 
     text: str
     train_bytes: int
-    compressed: float
     unigram: float
     bigram: float
     tokenizer: str
@@ -144,7 +143,6 @@ def train(
     row = Row(
         text=Path(path).stem,
         train_bytes=facts.train_bytes,
-        compressed=facts.compressed,
         unigram=known.unigram,
         bigram=known.bigram,
         tokenizer=tokenizer,
@@ -180,9 +178,9 @@ def read_rows(path: str) -> list[Row]:
 
 
 def is_usual(row: Row) -> bool:
-    epochs = row.steps * row.batch_size * row.context_length / row.train_tokens
+    candidate = candidate_of(row)
     rate = recipe.learning_rate(row.d_model, "muon")
-    decay = recipe.weight_decay(epochs, candidate_of(row).weights_per_token)
+    decay = recipe.weight_decay(candidate.epochs(row.steps), candidate.weights_per_token)
     return row.dropout <= 0.1 and row.weight_decay == decay and row.learning_rate == rate
 
 

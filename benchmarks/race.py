@@ -24,7 +24,7 @@ LEAST = 20_000  # bytes of text: a window of each side must fit into its last te
 NAMES = {
     "nanogpt": "nanoGPT's CPU recipe",
     "checkout": "nanoGPT itself",
-    "loop": "the chapter's loop",
+    "loop": "the classic loop",
     "trainer": "Hugging Face Trainer",
     "trainer_1e-3": "Hugging Face Trainer, lr 1e-3",
     "lit_gpt": "lit_gpt",
@@ -180,7 +180,7 @@ def race(
     accelerator: Accelerator = "cpu",
     repeats: int = 1,
 ) -> None:
-    """lit_gpt, nanoGPT's recipe, the chapter's loop and Hugging Face's Trainer, for the same time.
+    """lit_gpt, nanoGPT's recipe, the classic loop and Hugging Face's Trainer, for the same time.
 
     Args:
         options: shared by all benchmarks.

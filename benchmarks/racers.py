@@ -155,7 +155,7 @@ class HuggingFace(Racer):
 
 
 class HuggingFaceFaster(HuggingFace):
-    """The same with a learning rate for a model that starts from nothing, the chapter's."""
+    """The same with a learning rate for a model that starts from nothing, the classic loop's."""
 
     learning_rate = 1e-3
 

@@ -113,6 +113,22 @@ class Result:
 
 
 @pytest.fixture
+def four_cores(monkeypatch) -> Iterator[Callable[[int], None]]:
+    """`four_cores(2)`: PyTorch computes on two threads, on a machine of four cores."""
+    import torch
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    before = torch.get_num_threads()
+
+    def use(threads: int) -> None:
+        monkeypatch.setenv("OMP_NUM_THREADS", str(threads))  # so that it is set back
+        torch.set_num_threads(threads)
+
+    yield use
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def text_file(tmp_path: Path) -> Path:
     return write_text(tmp_path / "text.txt")
 

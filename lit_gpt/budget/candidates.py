@@ -38,6 +38,10 @@ class Candidate:
     def step_tokens(self) -> int:
         return self.batch_size * self.config.context_length * self.accumulate
 
+    def epochs(self, steps: float) -> float:
+        """Passes over the training text."""
+        return steps * self.step_tokens / self.tokenizer.train_tokens
+
     @property
     def weights(self) -> int:
         """Of the blocks, but for biases and norms: what a law of scaling counts."""

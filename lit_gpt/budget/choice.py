@@ -26,7 +26,6 @@ DISK = 150e6  # bytes/s
 STATE = 12  # bytes of a weight in a checkpoint, with its moments
 FILES = 2  # checkpoints at an evaluation
 LEAST_STEPS = 20
-FEWER = tuple(0.9**n for n in range(40))  # shares of the steps that fit
 LONGEST_STEP = 0.02  # of the budget: a trial has to afford some
 TOKENIZER = 1  # the place of its reason
 
@@ -81,7 +80,7 @@ class Plan:
 
     @property
     def epochs(self) -> float:
-        return self.steps * self.candidate.step_tokens / self.candidate.tokenizer.train_tokens
+        return self.candidate.epochs(self.steps)
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def choose(budget: Budget, text: TextFacts, times_of: Callable[[Candidate], Time
     plans = [
         plan
         for candidate in candidates(text.tokenizers, budget.given, budget.fixed)
-        if (plan := plan_of(budget, text, candidate, times_of(candidate)))
+        if (plan := plan_of(budget, candidate, times_of(candidate)))
     ]
     if not plans:
         raise UserError(
@@ -129,13 +128,13 @@ def choose(budget: Budget, text: TextFacts, times_of: Callable[[Candidate], Time
     return Choice(
         plan=best,
         options={name: value for name, value in options.items() if name not in budget.given},
-        reasons=reasons_of(budget, text, plans, best, options),
+        reasons=reasons_of(budget, plans, best, options),
         max_useful_steps=best.useful_steps,
         bits_per_byte=(best.bits_per_byte, low, high),
     )
 
 
-def plan_of(budget: Budget, text: TextFacts, candidate: Candidate, times: Times) -> Plan | None:
+def plan_of(budget: Budget, candidate: Candidate, times: Times) -> Plan | None:
     """How many steps fit into the time; None: too few, or the given number does not."""
     tokenizer = candidate.tokenizer
     batches = eval_batches(budget, candidate, times)
@@ -151,18 +150,13 @@ def plan_of(budget: Budget, text: TextFacts, candidate: Candidate, times: Times)
     others = START + tokenizer.encoding + evaluations * evaluation + final + END
     left = TARGET * budget.seconds - budget.spent - others
     steps = int(left / step) if times.step < LONGEST_STEP * budget.seconds else 0
-    useful = math.ceil(recipe.MOST_EPOCHS * tokenizer.train_tokens / candidate.step_tokens)
-    least = min(LEAST_STEPS, useful)
-    if "max_steps" in budget.given:
-        least = useful = budget.given["max_steps"]
-    if steps < least:
+    wanted = budget.given.get("max_steps")
+    useful = wanted or math.ceil(recipe.MOST_EPOCHS / candidate.epochs(1))
+    if steps < (wanted or min(LEAST_STEPS, useful)):
         return None
     steps = min(steps, useful)
-    if "max_steps" not in budget.given:
-        fewer = (math.ceil(steps * share) for share in FEWER)
-        best = min(fewer, key=lambda number: law.expected(candidate, number))
-        if best < steps:  # more would learn the text by heart
-            steps = useful = max(best, least)
+    if wanted is None and (best := law.useful_steps(candidate, steps)) < steps:
+        steps = useful = max(best, min(LEAST_STEPS, useful))
     return Plan(
         candidate=candidate,
         times=times,
@@ -179,7 +173,7 @@ def evaluation_steps(budget: Budget, candidate: Candidate) -> float | None:
     """Steps between evaluations, where that is given, in steps or as a share of an epoch."""
     every = budget.given.get("val_check_interval")
     if isinstance(every, float):
-        return every * candidate.tokenizer.train_tokens / candidate.step_tokens
+        return every / candidate.epochs(1)
     return every
 
 
@@ -236,9 +230,7 @@ def options_of(budget: Budget, plan: Plan) -> dict[str, Any]:
     } | dict(budget.given)
 
 
-def reasons_of(
-    budget: Budget, text: TextFacts, plans: list[Plan], best: Plan, options: dict[str, Any]
-) -> list[str]:
+def reasons_of(budget: Budget, plans: list[Plan], best: Plan, options: dict[str, Any]) -> list[str]:
     """Why, in at most ten lines."""
     given = budget.given
     config = best.candidate.config
@@ -305,5 +297,5 @@ def steps_reason(given: Mapping[str, Any], best: Plan) -> str:
     if "max_steps" in given:
         return " (given)"
     if best.steps == best.useful_steps:
-        return f": more than {recipe.MOST_EPOCHS} would not help, so the run ends before its time"
+        return ": more would not help, so the run ends before its time"
     return ""

@@ -84,14 +84,12 @@ def plan_budget(
 
     name = given.get("tokenizer")
     first: Choice | None = None
-    compressed: float | None = None
     if name is None:
         facts = measure()
         first = choose_now(facts)
         name = first.plan.candidate.tokenizer.name
-        compressed = facts.compressed
     splits = encode(name, given.get("context_length", SHORTEST))
-    exact = exact_facts(splits, name, compressed)
+    exact = exact_facts(splits, name)
     for attempt in range(TRIES + 1):
         clock.is_closed = attempt == TRIES
         choice = choose_now(exact)

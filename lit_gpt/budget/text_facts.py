@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
 import math
 import time
 from collections.abc import Iterable
@@ -59,12 +58,10 @@ class TextFacts:
 
     Args:
         train_bytes: length of the training split, as UTF-8.
-        compressed: bits per byte of a sample, compressed by bzip2: how hard the text is.
         tokenizers: the ones to choose from.
     """
 
     train_bytes: int
-    compressed: float
     tokenizers: tuple[TokenizerFacts, ...]
 
 
@@ -147,15 +144,8 @@ def measure_text(
         UserError: the text can't be read.
     """
     sample = take_sample(text, train_fraction, val_path)
-    compressed = compressed_bits(sample.train)
     found = [byte_facts(sample), named_facts(sample, is_compact), *bpe_facts(sample)]
-    return TextFacts(sample.train_bytes, compressed, tuple(found))
-
-
-def compressed_bits(parts: Parts) -> float:
-    """Bits per byte of a text under bzip2, the best of what Python brings for plain text."""
-    content = "".join(part or "\n\n" for part in parts).encode()
-    return 8 * len(bz2.compress(content)) / max(1, len(content))
+    return TextFacts(sample.train_bytes, tuple(found))
 
 
 def byte_facts(sample: Sample) -> TokenizerFacts:
@@ -248,20 +238,17 @@ def baselines(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> tuple
     return frequency_baselines(train, val, tokenizer.token_lengths())
 
 
-def exact_facts(splits: Splits, name: str, compressed: float | None = None) -> TextFacts:
+def exact_facts(splits: Splits, name: str) -> TextFacts:
     """Of a text that is encoded already.
 
     Args:
         name: the tokenizer's.
-        compressed: of `TextFacts`, if it is known.
     """
     tokenizer = splits.corpus.tokenizer
     lengths = tokenizer.token_lengths()
     train_bytes = int(np.bincount(splits.train, minlength=len(lengths)) @ lengths)
     val_bytes = int(np.bincount(splits.val, minlength=len(lengths)) @ lengths)
     sample = splits.train[: split_at(len(splits.train), min(1.0, SAMPLE / max(1, train_bytes)))]
-    if compressed is None:
-        compressed = compressed_bits([tokenizer.decode(sample.tolist())])
     unigram, bigram = baselines(sample, splits.val, tokenizer)
     facts = TokenizerFacts(
         name=name,
@@ -272,4 +259,4 @@ def exact_facts(splits: Splits, name: str, compressed: float | None = None) -> T
         unigram=unigram,
         bigram=bigram,
     )
-    return TextFacts(train_bytes, compressed, (facts,))
+    return TextFacts(train_bytes, (facts,))

@@ -7,19 +7,20 @@ from dataclasses import replace
 
 import pytest
 
-from lit_gpt.budget import choice, recipe
-from lit_gpt.budget.candidates import ASPECT
+from lit_gpt.budget import choice, law, recipe
+from lit_gpt.budget.candidates import ASPECT, Candidate
 from lit_gpt.budget.choice import CHOSEN, Budget, Choice, choose
 from lit_gpt.budget.text_facts import TextFacts, TokenizerFacts
 from lit_gpt.budget.trial import Rates, Times
 from lit_gpt.errors import UserError
+from lit_gpt.model import GPTConfig
 
 MODERN = {"style": "modern", "tie_embeddings": False}
 LAPTOP = Rates((1e-3, 1e-3, 1.5e-11, 3e-10))  # 67 GFLOP/s
 SLOWER = Rates(tuple(10 * rate for rate in LAPTOP.seconds))
 
 
-def text(train_bytes: int, compressed: float, **tokenizers: tuple[float, ...]) -> TextFacts:
+def text(train_bytes: int, **tokenizers: tuple[float, ...]) -> TextFacts:
     """`bpe_512=(512, 2.3, 3.6, 2.7)`: vocabulary size, bytes per token, unigram, bigram.
 
     A ninth as much validates.
@@ -36,12 +37,11 @@ def text(train_bytes: int, compressed: float, **tokenizers: tuple[float, ...]) -
         )
         for name, (vocab_size, per_token, unigram, bigram) in tokenizers.items()
     ]
-    return TextFacts(train_bytes, compressed, tuple(found))
+    return TextFacts(train_bytes, tuple(found))
 
 
 ENGLISH = text(  # as ten novels
     9_000_000,
-    2.3,
     bytes=(256, 1.0, 4.43, 3.52),
     cl100k_base=(39_500, 4.66, 2.3, 2.13),
     bpe_512=(512, 2.14, 3.57, 2.65),
@@ -51,7 +51,6 @@ ENGLISH = text(  # as ten novels
 )
 CHINESE = text(  # as Tang poems
     1_440_000,
-    3.26,
     bytes=(256, 1.0, 5.79, 4.23),
     cl100k_base=(1033, 1.82, 4.43, 3.37),
     bpe_512=(512, 1.72, 4.53, 3.48),
@@ -62,7 +61,7 @@ CHINESE = text(  # as Tang poems
 LONG = replace(
     ENGLISH, tokenizers=(TokenizerFacts("bpe:4096", 4096, 4.0, 200_000_000, 20_000_000, 2.6, 2.2),)
 )
-SHORT = text(80_000, 2.6, bpe_1024=(1024, 2.9, 3.0, 2.45))
+SHORT = text(80_000, bpe_1024=(1024, 2.9, 3.0, 2.45))
 
 
 def choose_in(seconds: float, facts: TextFacts, spent: float = 10.0, rates=LAPTOP, **given):
@@ -145,6 +144,16 @@ def test_a_new_text_needs_no_dropout():
     assert found.plan.epochs < 1
     assert found.options["dropout"] == 0
     assert found.options["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("width", [32, 256])
+def test_the_steps_end_where_more_passes_would_learn_the_text_by_heart(width):
+    """As trying every number of steps finds."""
+    sizes = {"vocab_size": 1024, "context_length": 128, "d_model": width, "num_blocks": 1}
+    candidate = Candidate(SHORT.tokenizers[0], GPTConfig(**sizes, **MODERN), 4)
+    best = min(range(1, 2000), key=lambda steps: law.expected(candidate, steps))
+    assert law.useful_steps(candidate, 2000) == pytest.approx(best, rel=0.1)
+    assert law.useful_steps(candidate, best // 2) == best // 2
 
 
 def test_a_large_model_that_repeats_its_text_takes_more_weight_decay():
@@ -338,7 +347,7 @@ def test_given_sizes_that_do_not_fit_together_are_one_line():
 
 def test_a_text_shorter_than_every_window_is_one_line():
     with pytest.raises(UserError, match=r"too short for a window .* a smaller context_length"):
-        choose_in(60, text(300, 2.0, bytes=(256, 1.0, 5.0, 4.0)))
+        choose_in(60, text(300, bytes=(256, 1.0, 5.0, 4.0)))
 
 
 def test_a_model_that_does_not_fit_into_memory_is_not_chosen():

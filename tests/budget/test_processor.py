@@ -14,14 +14,8 @@ from lit_gpt.model import GPTConfig
 
 
 @pytest.fixture
-def two_threads(monkeypatch):
-    """PyTorch's own choice of two, on a machine of four cores."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # so that it is set back
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+def two_threads(four_cores):
+    four_cores(2)
 
 
 @pytest.fixture

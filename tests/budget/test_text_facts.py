@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
 import json
 import random
 from dataclasses import replace
@@ -99,15 +98,6 @@ def test_all_of_the_text_trains_where_another_one_validates(long_text, tmp_path)
     assert by_name(facts)["bytes"].val_tokens == 1700
     splits = two_texts(long_text, str(other), Vocabulary("bytes"))
     assert exact_facts(splits, "bytes").tokenizers[0].val_tokens == 1700
-
-
-def test_how_hard_a_text_is_is_told_by_its_compression(long_text):
-    content = Path(long_text.path).read_bytes()
-    share = 8 * len(bz2.compress(content)) / len(content)
-    assert measure_text(long_text).compressed == pytest.approx(share, rel=0.02)
-    splits = split_text(long_text, Vocabulary("bpe:1024"), 0.9)
-    assert exact_facts(splits, "bpe:1024").compressed == pytest.approx(share, rel=0.02)
-    assert exact_facts(splits, "bpe:1024", 1.5).compressed == 1.5
 
 
 def test_a_text_that_cannot_be_read_is_one_line(tmp_path):

@@ -177,20 +177,30 @@ def pair(kind: torch.dtype):
     return model, build_optimizer(model, 1e-2, 0.1, (0.9, 0.95), kind="muon", muon_dtype=kind)
 
 
+def resume(model, state, dtype):
+    """A twin, and an optimizer that would have begun in `dtype`, with a state that was saved."""
+    twin, resumed = pair(dtype)
+    twin.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(state))
+    return twin, resumed
+
+
+def assert_go_on_alike(model, optimizer, twin, resumed):
+    step(model, optimizer, 2)
+    step(twin, resumed, 2)
+    for weight, same in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(weight, same)
+
+
 @pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
 def test_a_resumed_run_goes_on_in_the_type_that_it_began_with(saved):
     """On a machine where the other one is faster."""
     other = torch.bfloat16 if saved is torch.float32 else torch.float32
     model, optimizer = pair(saved)
     step(model, optimizer, 1)
-    twin, resumed = pair(other)
-    twin.load_state_dict(model.state_dict())
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    twin, resumed = resume(model, optimizer.state_dict(), other)
     assert resumed.param_groups[0]["ns_dtype"] == str(saved)[len("torch.") :]
-    step(model, optimizer, 2)
-    step(twin, resumed, 2)
-    for weight, same in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(weight, same)
+    assert_go_on_alike(model, optimizer, twin, resumed)
 
 
 def test_a_state_without_a_type_goes_on_in_bfloat16_as_it_began():
@@ -199,13 +209,7 @@ def test_a_state_without_a_type_goes_on_in_bfloat16_as_it_began():
     step(model, optimizer, 1)
     state = copy.deepcopy(optimizer.state_dict())
     del state["param_groups"][0]["ns_dtype"]
-    twin, resumed = pair(torch.float32)
-    twin.load_state_dict(model.state_dict())
-    resumed.load_state_dict(state)
-    step(model, optimizer, 2)
-    step(twin, resumed, 2)
-    for weight, same in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(weight, same)
+    assert_go_on_alike(model, optimizer, *resume(model, state, torch.float32))
 
 
 def test_a_type_that_no_run_has_is_not_used():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 import yaml
@@ -15,16 +13,11 @@ QUIET = {"samples.num_tokens": 0}
 
 
 @pytest.fixture
-def four_cores(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so that it is set back
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def one_thread(four_cores):
+    four_cores(1)
 
 
-def test_a_run_computes_on_so_many_threads_and_keeps_the_number(train, four_cores):
+def test_a_run_computes_on_so_many_threads_and_keeps_the_number(train, one_thread):
     result = train(**QUIET, threads=2)
     assert result.status == 0, result.err
     assert torch.get_num_threads() == 2
@@ -34,14 +27,14 @@ def test_a_run_computes_on_so_many_threads_and_keeps_the_number(train, four_core
     assert checkpoint.options["threads"] == 2
 
 
-def test_without_the_option_pytorch_chooses(train, four_cores):
+def test_without_the_option_pytorch_chooses(train, one_thread):
     result = train(**QUIET)
     assert torch.get_num_threads() == 1
     checkpoint = Checkpoint.read(result.run.folder / "checkpoints" / "last.ckpt")
     assert checkpoint.options["threads"] is None
 
 
-def test_a_resume_on_another_number_is_said_once(train, four_cores):
+def test_a_resume_on_another_number_is_said_once(train, one_thread):
     train(**QUIET, threads=2)
     more = {"ckpt_path": "last", "trainer.max_steps": 8}
     same = train(**QUIET, **more, threads=2)
@@ -61,7 +54,7 @@ def test_a_resume_on_another_number_is_said_once(train, four_cores):
         (1.5, "--threads '1.5': must be a whole number or null"),
     ],
 )
-def test_numbers_that_can_only_be_wrong_are_one_line(train, four_cores, number, message):
+def test_numbers_that_can_only_be_wrong_are_one_line(train, one_thread, number, message):
     result = train(threads=number)
     assert result.status == 2
     assert result.err.startswith(f"error: {message}")
