@@ -20,6 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
+from benchmarks.measure import read_text
 from lit_gpt.budget import recipe
 from lit_gpt.budget.candidates import Candidate, num_heads
 from lit_gpt.budget.law import FITTED, Law, expected
@@ -170,10 +171,19 @@ def train(
 
 
 def read_rows(path: str) -> list[Row]:
-    """The runs that were made with the recipe's settings."""
+    """The runs that were made with the recipe's settings.
+
+    Raises:
+        UserError: no such file, or one of other columns.
+    """
+    read_text(path)
     kinds = get_type_hints(Row)
     with Path(path).open(newline="", encoding="utf-8") as file:
-        rows = [Row(**{k: kinds[k](v) for k, v in row.items()}) for row in csv.DictReader(file)]
+        reader = csv.DictReader(file)
+        if reader.fieldnames != list(kinds):
+            hint = f"name one with the columns of {ROWS.name}"
+            raise UserError("has other columns", field="path", value=path, hint=hint)
+        rows = [Row(**{k: kinds[k](v) for k, v in row.items()}) for row in reader]
     return [row for row in rows if row.context_length == CONTEXT and is_usual(row)]
 
 
