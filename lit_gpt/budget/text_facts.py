@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lit_gpt.text.bpe import load_trainer
+from lit_gpt.text.bpe import CAREFUL, load_trainer, training_text
 from lit_gpt.text.corpus import split_at
 from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.files import Reader, TextFiles
@@ -122,7 +122,8 @@ def take_sample(text: TextFiles, train_fraction: float, val_path: str | list[str
     at = 0
     for i, block in enumerate(blocks(reader)):
         if int((i + 1) * taken) > int(i * taken):
-            (train if at < train_bytes else val).extend(block)
+            # The one that both splits share validates: in training it would tell what comes.
+            (train if at + size(block) <= train_bytes else val).extend(block)
         at += size(block)
     share = (size(train) + size(val)) / total
     return Sample(train, val, train_bytes, val_bytes, share)
@@ -159,16 +160,15 @@ def named_facts(sample: Sample, is_compact: bool) -> TokenizerFacts:
     exponent is taken from the sample's first half and the whole.
     """
     tokenizer = load_tokenizer(NAMED)
-    found = facts_of(tokenizer, sample, 0.0)
     if not is_compact:
-        return found
+        return facts_of(tokenizer, sample, 0.0)
     parts = [*sample.train, *sample.val]
     half = tokenizer.compact(used(tokenizer, parts[: len(parts) // 2]))[0].vocab_size
-    whole = tokenizer.compact(used(tokenizer, parts))[0].vocab_size
+    whole, _ = tokenizer.compact(used(tokenizer, parts))
     first = max(size(parts[: len(parts) // 2]), 1)
-    exponent = math.log(whole / half) / math.log(max(2.0, size(parts) / first))
-    grown = int(min(tokenizer.vocab_size, whole * (1 / sample.share) ** exponent))
-    return replace(found, vocab_size=grown)
+    exponent = math.log(whole.vocab_size / half) / math.log(max(2.0, size(parts) / first))
+    grown = int(min(tokenizer.vocab_size, whole.vocab_size * (1 / sample.share) ** exponent))
+    return replace(facts_of(whole, sample, 0.0), vocab_size=grown)
 
 
 def used(tokenizer: Tokenizer, parts: Parts) -> np.ndarray:
@@ -181,7 +181,8 @@ def bpe_facts(sample: Sample) -> list[TokenizerFacts]:
     start = time.perf_counter()
     most = (sample.train_bytes + sample.val_bytes) // BYTES_PER_ENTRY
     sizes = [size for size in BPE_SIZES if size <= max(most, BPE_SIZES[0])]
-    texts = (part for part in cut_safely(sample.train, PATTERN) if part)
+    num_bytes = int(size(sample.train) * CAREFUL)  # as in the run
+    texts = training_text(cut_safely(sample.train, PATTERN), num_bytes)
     largest = load_trainer(sizes[-1])(texts)
     training = time.perf_counter() - start
     found: list[TokenizerFacts] = []

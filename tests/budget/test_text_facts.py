@@ -55,7 +55,20 @@ def test_of_a_short_text_all_is_counted(long_text):
         assert estimate.bytes_per_token == pytest.approx(real.bytes_per_token, rel=0.03)
         assert estimate.train_tokens == pytest.approx(real.train_tokens, rel=0.02)
         assert estimate.val_tokens == pytest.approx(real.val_tokens, rel=0.05)
+        assert estimate.unigram == pytest.approx(real.unigram, rel=0.01)
+        assert estimate.bigram == pytest.approx(real.bigram, rel=0.01)
         assert real.encoding == 0 < estimate.encoding
+
+
+def test_what_only_the_validation_split_has_is_unknown_to_the_vocabularies(tmp_path):
+    """Its names would be tokens, if the block that both splits share were trained on."""
+    prose = "".join(random.Random(2).choices(WORDS, k=40_000))
+    path = tmp_path / "play.txt"
+    path.write_text(f"{prose[:85_000]}{'PETRUCHIO: ' * 858}", encoding="utf-8")
+    text = TextFiles(str(path), cache=str(tmp_path / "cache"))
+    estimate, real = by_name(measure_text(text))["bpe:1024"], exact(text, "bpe:1024")
+    assert real.bytes_per_token == 1  # the names are unknown
+    assert estimate.bytes_per_token < 1.5  # the block has prose too
 
 
 def test_of_a_long_text_a_sample_is_scaled_up(long_text, monkeypatch):
@@ -108,5 +121,8 @@ def test_a_text_that_cannot_be_read_is_one_line(tmp_path):
 def test_a_vocabulary_that_is_not_compact_is_counted_whole(long_text):
     whole, compact = (measure_text(long_text, is_compact=value) for value in (False, True))
     assert by_name(whole)["cl100k_base"].vocab_size == 100_256
-    changed = replace(by_name(whole)["cl100k_base"], vocab_size=0, encoding=0)
-    assert changed == replace(by_name(compact)["cl100k_base"], vocab_size=0, encoding=0)
+    changed, expected = (
+        replace(by_name(facts)["cl100k_base"], vocab_size=0, encoding=0, unigram=0, bigram=0)
+        for facts in (whole, compact)
+    )
+    assert changed == expected
