@@ -34,7 +34,7 @@ Contents = TypedDict(  # the keys of a file; everything in it is of plain types
         # How far the run got.
         "global_step": int,  # optimizer steps done, skipped ones included
         "skipped_steps": int,  # by the NonFiniteGuard; absent without one
-        "optimizer_states": list[dict[str, Any]],  # of the one optimizer
+        "optimizer_states": list[dict[str, Any]],  # of the one optimizer: optimizer_state.py
         "lr_schedulers": list[dict[str, Any]],  # none with a constant learning rate
         "callbacks": dict[str, Any],  # of each callback by its state_key
         # Lightning's own: where its loops are, versions, names.

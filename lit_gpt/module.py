@@ -28,6 +28,7 @@ from lit_gpt.optim import (
     fastest_dtype,
     learning_rate_factor,
 )
+from lit_gpt.optimizer_state import save_by_name
 
 if TYPE_CHECKING:  # the schema of the files: a layer above, and of no use at run time
     from lit_gpt.checkpoint import Contents
@@ -324,6 +325,7 @@ class LitGPT(pl.LightningModule):
             h.table_rate,
             h.table_eps,
         )
+        save_by_name(optimizer, self)
         if h.schedule == "constant" and h.warmup_steps == 0:
             return optimizer
         max_steps = self.trainer.max_steps

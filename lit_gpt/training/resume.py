@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import jsonargparse
-import torch
 
 from lit_gpt.checkpoint import RESUME_KEYS, Checkpoint
 from lit_gpt.command import as_user_error
@@ -17,6 +15,7 @@ from lit_gpt.generation.language_model import named_checkpoint
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT, is_plan
 from lit_gpt.optim import EPS
+from lit_gpt.optimizer_state import fits
 from lit_gpt.training import slurm, summary
 from lit_gpt.training.epochs import check_epochs_left
 from lit_gpt.training.init_from import adopt_model
@@ -67,12 +66,12 @@ def open_checkpoint(path: str) -> Checkpoint:
     checkpoint = Checkpoint.read(path, RESUME_KEYS)
     model, _ = checkpoint.build()
     try:
-        states = checkpoint.optimizer_state["state"].values()
-        fits = Counter(map(shape_of, states)) == Counter(p.shape for p in model.parameters())
-        fits = fits or checkpoint.global_step == checkpoint.skipped_steps  # no update made yet
+        shapes = {f"gpt.{name}": weight.shape for name, weight in model.named_parameters()}
+        is_fitting = fits(checkpoint.optimizer_state, shapes)
+        is_fitting |= checkpoint.global_step == checkpoint.skipped_steps  # no update made yet
     except Exception:  # a malformed optimizer state can raise anything
-        fits = False
-    if not fits:
+        is_fitting = False
+    if not is_fitting:
         raise UserError(
             f"{path} has no optimizer state that fits its weights, so it can't be continued",
             hint=f"start a new run from its weights with `init_from`={path}",
@@ -96,12 +95,6 @@ def adopt_horizons(config: jsonargparse.Namespace, checkpoint: Checkpoint) -> No
     elif given == saved[: len(given)]:
         config.model.horizons = saved
         config.trainer.max_steps = saved[-1][1]
-
-
-def shape_of(state: dict[str, Any]) -> torch.Size:
-    """The shape of a weight's moments, which all agree."""
-    (shape,) = {moment.shape for moment in state.values() if moment.ndim > 0}
-    return shape
 
 
 def check_resume(run: Run, checkpoint: Checkpoint) -> None:

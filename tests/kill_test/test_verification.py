@@ -141,8 +141,8 @@ def test_a_tampered_checkpoint_is_found(train, tmp_path):
     for tamper, place in {
         lambda c: flip_a_bit(c["state_dict"][weight]): f"weights: {weight.removeprefix('gpt.')}",
         lambda c: flip_a_bit(
-            c["optimizer_states"][0]["state"][0]["momentum_buffer"]
-        ): "optimizer: state: 0: momentum_buffer",
+            c["optimizer_states"][0]["state"][weight]["momentum_buffer"]
+        ): f"optimizer: state: {weight}: momentum_buffer",
         lambda c: c["lr_schedulers"][0].update(last_epoch=5): "schedules: 0: last_epoch",
         lambda c: c["lr_schedulers"][0].pop("last_epoch"): "schedules: 0: last_epoch",
         lambda c: c.update(global_step=5): "step",
