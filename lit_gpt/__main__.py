@@ -18,6 +18,7 @@ COMMANDS = {  # each module has `main(argv) -> exit status`
     "report": ("lit_gpt.reports.report", "write a page about one run, or compare several"),
     "sweep": ("lit_gpt.tuning.sweep", "search for good settings"),
     "serve": ("lit_gpt.serving.serve", "serve an OpenAI-compatible completions API"),
+    "prepare": ("lit_gpt.store.prepare", "write a text into a token store that training reads"),
     "export": ("lit_gpt.huggingface.export", "export a folder that transformers loads"),
 }
 USAGE = "usage: lit-gpt COMMAND [options]\n\n" + "\n".join(
@@ -88,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     notice = "" if name == "report" or not path else STARTING
     with importing(notice):
         from lit_gpt.command import option, run
+        from lit_gpt.distributed.launch import check_one_process, reports_error
         from lit_gpt.errors import UserError
 
     def start() -> int:
@@ -96,6 +98,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if not path:
             raise UserError(f"no command {name!r}", hint=f"use one of {', '.join(COMMANDS)}")
+        if name not in ("train", "prepare"):  # their processes divide the work
+            check_one_process(name)
         with importing(notice):
             module = import_module(path)
         return module.main(options)
@@ -103,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     def name_of(field: str) -> str:
         return getattr(sys.modules.get(path), "option_name", option)(field)
 
-    return run(start, name_of)
+    return run(start, name_of, reports_error)
 
 
 if __name__ == "__main__":

@@ -312,12 +312,17 @@ def stop_at_once() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run(main: Callable[[], int | None], name_of: Callable[[str], str] = option) -> int:
+def run(
+    main: Callable[[], int | None],
+    name_of: Callable[[str], str] = option,
+    reports_error: Callable[[], bool] = lambda: True,
+) -> int:
     """Runs a command's `main`; a UserError or a shortage is one `error: ...` line and status 2.
 
     Args:
         main: returns the exit status; None counts as 0.
         name_of: how the command line spells a field of a UserError.
+        reports_error: whether to print that line: of several processes, only one should.
     """
     # An exception, as for Ctrl-C, removes temporary files; training handles the signal later.
     signal.signal(signal.SIGTERM, _exit)
@@ -340,5 +345,6 @@ def run(main: Callable[[], int | None], name_of: Callable[[str], str] = option) 
         user_error = as_user_error(error)
         if user_error is None:
             raise
-        print(f"error: {user_error.render(name_of)}", file=sys.stderr)
+        if reports_error():
+            print(f"error: {user_error.render(name_of)}", file=sys.stderr)
         return 2

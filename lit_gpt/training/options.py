@@ -24,6 +24,7 @@ from lit_gpt.callbacks.evaluation import EvaluationPrinter, FinalEvaluation
 from lit_gpt.callbacks.samples import Samples
 from lit_gpt.checkpoint import write_options
 from lit_gpt.data import TextDataModule
+from lit_gpt.distributed.launch import adopt_launch
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
@@ -347,6 +348,7 @@ class TrainOptions(LightningCLI):
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UserError("must be at least 0 and below 2**32", field="seed", value=seed)
         prefer_epochs(self.config.trainer, self.given)
+        adopt_launch(self.config.trainer, args)
         check_trainer(self.config.trainer)
 
     def instantiate_classes(self) -> None:

@@ -18,6 +18,7 @@ from lit_gpt.budget.processor import bfloat16_slowdown
 from lit_gpt.callbacks.samples import line_starts
 from lit_gpt.command import command_line
 from lit_gpt.data import TextDataModule
+from lit_gpt.distributed import launch
 from lit_gpt.optim import fastest_dtype
 from lit_gpt.text.ngrams import frequency_baselines
 from lit_gpt.text.overlap import SharedLines, copied_tokens, shared_lines
@@ -260,7 +261,7 @@ def print_commands(run: Run, best: str, last: str) -> None:
     config = run.config.path  # None: it could not be written
     argv = ["--config", shorten(config)] if config else run.options.argv
     argv = [*argv, "--ckpt_path", last, *more_training(run)]
-    print(f"Continue:        {command_line('train', *argv)}")
+    print(f"Continue:        {launch.command_line('train', *argv)}")
     step = trainer.global_step
     schedule = run.model.hparams.schedule
     if schedule != "constant" and 0 <= trainer.max_steps <= step:

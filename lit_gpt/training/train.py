@@ -30,8 +30,8 @@ from lit_gpt.callbacks.report_writer import ReportWriter
 from lit_gpt.callbacks.samples import Samples
 from lit_gpt.callbacks.stopping import GracefulStop
 from lit_gpt.checkpoint import Checkpoint
-from lit_gpt.command import command_line
 from lit_gpt.data import TextDataModule
+from lit_gpt.distributed.launch import command_line, lost_process, status_of
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.training import run_folder, slurm, summary
@@ -172,7 +172,7 @@ def train(run: Run) -> int:
     is_unfinished = trainer.global_step < trainer.max_steps or trainer.max_steps < 0
     if run.stop.reason in slurm.requeue_signals(trainer) and is_unfinished:
         slurm.requeue()
-    return run.stop.status if trainer.is_global_zero else 0
+    return status_of(run.stop.status, trainer.is_global_zero)
 
 
 def main(argv: list[str]) -> int:
@@ -188,3 +188,5 @@ def main(argv: list[str]) -> int:
         return train(build_run(options))
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except RuntimeError as error:
+        raise lost_process(error) or error from error
