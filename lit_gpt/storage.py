@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -63,17 +64,27 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes plain data and its checksum with `atomic_open`, for `read_json`."""
-    atomic_write_text(path, json.dumps({"sha256": _digest(value), "value": value}))
+    atomic_write_text(path, dump_json(value))
 
 
 def read_json(path: Path) -> Any:
     """What `write_json` wrote; an OSError if it can't be read, a ValueError if it was changed."""
+    return parse_json(path.read_text(encoding="utf-8"), str(path))
+
+
+def dump_json(value: Any) -> str:
+    """Plain data and its checksum, for `parse_json`."""
+    return json.dumps({"sha256": _digest(value), "value": value})
+
+
+def parse_json(text: str, name: str) -> Any:
+    """What `dump_json` was given; a ValueError, about `name`, if it was changed."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
     except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply") from error
+        raise ValueError(f"{name} is nested too deeply") from error
     if not isinstance(content, dict) or content.get("sha256") != _digest(content.get("value")):
-        raise ValueError(f"{path} does not match its checksum")
+        raise ValueError(f"{name} does not match its checksum")
     return content["value"]
 
 
@@ -135,6 +146,30 @@ def locked(folder: Path, hint: str | None = None) -> Iterator[bool]:
         yield lock.is_locked
     finally:
         lock.release()
+
+
+@contextmanager
+def held(path: Path, message: str | None = None) -> Iterator[bool]:
+    """Holds the lock file `path`, once no other process does; yields False where none is possible.
+
+    Args:
+        message: printed if there is another process to wait for.
+    """
+    lock: FileLock | None = None
+    with suppress(OSError, NotImplementedError):  # no locks here, or a folder to read only
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if message:
+                print(message, file=sys.stderr, flush=True)
+            lock.acquire()
+    try:
+        yield lock is not None and lock.is_locked
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 @contextmanager

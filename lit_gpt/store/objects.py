@@ -1,0 +1,170 @@
+"""Objects by name, in a folder or in object storage: s3://bucket/prefix, gs://bucket/prefix.
+
+The address and the credentials of a service come from the environment, as obstore documents them:
+AWS_ACCESS_KEY_ID, AWS_ENDPOINT and so on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.errors import UserError
+
+SECONDS = 30.0  # for one request, its answer included
+RETRIES = 4  # of a request that fails for a reason that may pass
+RETRY_SECONDS = 60.0  # after which no further retry begins
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
+DENIED = "access is denied"
+CREDENTIALS = "check the credentials in the environment: AWS_ACCESS_KEY_ID, AWS_REGION and so on"
+
+
+def is_address(place: Any) -> bool:
+    """Whether this names a place in object storage rather than a file or a folder."""
+    return isinstance(place, str) and ADDRESS.match(place) is not None
+
+
+class Objects:
+    """The objects in one place.
+
+    Args:
+        place: a folder, or the address of a prefix in object storage.
+        field: the setting that named it, for errors.
+        seconds, retries: the limits of a request.
+
+    Raises:
+        UserError: the package obstore is missing, or the place can't be used; later: an object
+            can't be read or written, after retries.
+    """
+
+    def __init__(
+        self, place: str, field: str = "path", seconds: float = SECONDS, retries: int = RETRIES
+    ) -> None:
+        self.place = place.rstrip("/")
+        self.is_remote = is_address(place)
+        self.field = field
+        self.seconds = seconds
+        self.retries = retries
+
+    @cached_property
+    def _store(self) -> Any:
+        try:
+            from obstore.store import LocalStore, from_url
+        except ImportError as error:
+            raise UserError(
+                "a token store needs the package obstore",
+                field=self.field,
+                value=self.place,
+                hint="install it: pip install 'lit_gpt[store]'",
+            ) from error
+        with self._errors(""):
+            if not self.is_remote:
+                folder = Path(self.place).expanduser()
+                return LocalStore(folder, mkdir=self.field == "out")
+            return from_url(
+                self.place,
+                client_options={"timeout": timedelta(seconds=self.seconds)},
+                retry_config={
+                    "max_retries": self.retries,
+                    "backoff": {"max_backoff": timedelta(seconds=8)},
+                    "retry_timeout": timedelta(seconds=RETRY_SECONDS),
+                },
+            )
+
+    def get(self, name: str) -> bytes:
+        import obstore
+
+        with self._errors(name):
+            return bytes(obstore.get(self._store, name).bytes())
+
+    def get_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes start to stop - 1."""
+        import obstore
+
+        with self._errors(name):
+            return bytes(obstore.get_range(self._store, name, start=start, end=stop))
+
+    def put(self, name: str, content: bytes) -> None:
+        """Writes an object, whether or not there is one of that name."""
+        import obstore
+
+        with self._errors(name):
+            obstore.put(self._store, name, content)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Writes an object unless there is one: of several processes, one alone succeeds."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        with self._errors(name):
+            try:
+                obstore.put(self._store, name, content, mode="create")
+            except AlreadyExistsError:
+                # Also if this very write succeeded and only its answer was lost.
+                return bytes(obstore.get(self._store, name).bytes()) == content
+            return True
+
+    def find(self, name: str) -> bytes | None:
+        """The object, or None if there is none."""
+        try:
+            return self.get(name)
+        except MissingObject:
+            return None
+
+    def names(self, prefix: str) -> set[str]:
+        """The names of all objects that begin with this and a slash."""
+        import obstore
+
+        with self._errors(prefix):
+            pages = obstore.list(self._store, prefix)
+            return {str(found["path"]) for page in pages for found in page}
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        """Turns obstore's errors into one line, without addresses and headers."""
+        try:
+            yield
+        except ImportError:
+            raise
+        except Exception as error:
+            from obstore import exceptions
+
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            text = str(error)
+            what = f"{self.place}/{name}" if name else self.place
+            if isinstance(error, exceptions.NotFoundError | FileNotFoundError):
+                if "NoSuchBucket" in text:
+                    raise self._refused("there is no such bucket") from error
+                raise MissingObject(f"{what} is missing", hint="name a finished store") from error
+            denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+            if isinstance(error, denied | PermissionError):
+                raise self._refused(f"{what}: {DENIED}", CREDENTIALS) from error
+            if isinstance(error, exceptions.BaseError | ValueError | OSError):
+                hint = "try again later, or check the network, the address and the credentials"
+                raise self._refused(f"{what}: {_reason(text)}", hint) from error
+            raise
+
+    def _refused(self, problem: str, hint: str | None = None) -> UserError:
+        return UserError(problem, field=self.field, value=self.place, hint=hint)
+
+
+class MissingObject(UserError):
+    """There is no object of this name."""
+
+
+def _reason(text: str) -> str:
+    """What obstore says, shortened to its cause."""
+    if "timed out" in text or "TimedOut" in text or "timeout" in text.lower():
+        return "no answer in time"
+    if "NoCredentials" in text or "169.254.169.254" in text:
+        return "no credentials"
+    if "onnect" in text:
+        return "no connection, or it breaks again and again"
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[0][:200] if lines else "unknown error"

@@ -1,0 +1,169 @@
+"""Writing a store: the shards of one task, its mark, and the index once all tasks are done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+
+import numpy as np
+
+from lit_gpt import storage
+from lit_gpt.errors import UserError
+from lit_gpt.store.index import Index, Shard, pack_shard
+from lit_gpt.store.objects import Objects
+from lit_gpt.store.plan import Plan, share, sizes_of
+from lit_gpt.store.splits import fingerprint_of
+from lit_gpt.text import corpus
+from lit_gpt.text.corpus import CorpusInfo
+from lit_gpt.text.cutting import cut_safely
+from lit_gpt.text.files import COUNTED, Reader, TextFiles
+from lit_gpt.text.tokenizer import Tokenizer
+
+MARKS = "tasks"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """That a task is done: what it wrote."""
+
+    shards: list[Shard]
+    info: CorpusInfo  # of its part of the text
+
+
+def mark_name(task: int, tasks: int) -> str:
+    return f"{MARKS}/{task:06}-of-{tasks:06}.json"
+
+
+def read_mark(objects: Objects, name: str) -> Mark | None:
+    """None: the task isn't done, or its mark is damaged, so that it is done again."""
+    content = objects.find(name)
+    if content is None:
+        return None
+    try:
+        value = storage.parse_json(content.decode(), name)
+        return Mark([Shard(**s) for s in value["shards"]], CorpusInfo(**value["info"]))
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def encode(
+    reader: Iterable[str | None], tokenizer: Tokenizer, totals: Counter[str]
+) -> Iterator[np.ndarray]:
+    """Ids of a text, in pieces (N,) uint32; counts characters and words that were cut."""
+    cuts: Counter[str] = Counter()
+    for texts in corpus._batches(cut_safely(reader, tokenizer.pattern, cuts)):
+        totals["num_characters"] += sum(len(text or "") for text in texts)
+        yield tokenizer.encode_parts(texts)
+    totals["cut_words"] += cuts["words"]
+
+
+def in_shards(pieces: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same ids in arrays of `size`, the last one shorter."""
+    held: list[np.ndarray] = []
+    num_held = 0
+    for piece in pieces:
+        held.append(piece)
+        num_held += len(piece)
+        if num_held >= size:
+            ids = np.concatenate(held)
+            whole = num_held - num_held % size
+            yield from np.split(ids[:whole], whole // size)
+            held = [ids[whole:].copy()]
+            num_held -= whole
+    if num_held:
+        yield np.concatenate(held)
+
+
+def ended(texts: Iterable[str | None], totals: Counter[str]) -> Iterator[str | None]:
+    """A plain text, with a line end if it lacks one and others follow."""
+    last = "\n"
+    for text in texts:
+        last = text or last
+        yield text
+    if not last.endswith("\n"):
+        totals["added_line_ends"] += 1
+        yield "\n"
+
+
+def write_task(objects: Objects, files: TextFiles, plan: Plan, task: int) -> Mark:
+    """Encodes one task's files into shards; a task that is done is not done again.
+
+    Raises:
+        UserError: text that can't be read, or shards that can't be written.
+    """
+    name = mark_name(task, plan.tasks)
+    if mark := read_mark(objects, name):
+        print(f"Task {task} of {plan.tasks} was done before")
+        return mark
+    sizes = sizes_of(files)
+    totals: Counter[str] = Counter()
+    shards: list[Shard] = []
+    mine = share(sizes, task, plan.tasks)
+    if any(size for path, size in sizes if path in set(mine)):
+        reader = Reader(replace(files, path=[str(path) for path in mine]), needs_fields=False)
+        reader.has_documents = plan.has_documents  # of all tasks' files
+        is_last = mine[-1] == max((i, p) for i, (p, size) in enumerate(sizes) if size)[1]
+        texts = reader if plan.has_documents or is_last else ended(reader, totals)
+        shards = list(_write_shards(objects, texts, plan, task, totals))
+        totals.update(reader.counts)
+    mark = Mark(shards, CorpusInfo("", **{n: totals[n] for n in NUMBERS}))
+    objects.put(name, storage.dump_json(asdict(mark)).encode())
+    return mark
+
+
+NUMBERS = [field.name for field in fields(CorpusInfo) if field.name != "fingerprint"]
+assert set(COUNTED) <= set(NUMBERS)
+
+
+def _write_shards(
+    objects: Objects,
+    texts: Iterable[str | None],
+    plan: Plan,
+    task: int,
+    totals: Counter[str],
+) -> Iterator[Shard]:
+    tokenizer = plan.tokenizer
+    lengths = tokenizer.token_lengths()
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    pieces = encode(texts, tokenizer, totals)
+    for number, ids in enumerate(in_shards(pieces, plan.shard_tokens)):
+        content, checksum = pack_shard(ids.astype(dtype))
+        shard = Shard(f"shards/{task:06}-{number:06}.bin", len(ids), checksum)
+        objects.put(shard.name, content)
+        totals["num_tokens"] += len(ids)
+        totals["num_bytes"] += int(lengths[ids].sum())
+        print(f"{shard.name}: {shard.num_tokens:,} tokens", flush=True)
+        yield shard
+
+
+def finish(objects: Objects, plan: Plan) -> Index | None:
+    """Writes the index if all tasks are done, each in its place; None: some aren't.
+
+    Of two tasks that finish together, both find all done, and both write the same.
+    """
+    names = [mark_name(task, plan.tasks) for task in range(plan.tasks)]
+    done = objects.names(MARKS).intersection(names)
+    marks = [read_mark(objects, name) for name in names] if len(done) == plan.tasks else []
+    whole = [mark for mark in marks if mark]
+    if len(whole) < plan.tasks:
+        print(f"{len(done):,} of {plan.tasks:,} tasks are done; the last one writes the index")
+        return None
+    shards = [shard for mark in whole for shard in mark.shards]
+    if not shards:
+        raise UserError("no text in `path`", hint="name files that have some")
+    tokenizer = plan.tokenizer
+    numbers = {name: sum(getattr(mark.info, name) for mark in whole) for name in NUMBERS}
+    fingerprint = fingerprint_of([shard.checksum for shard in shards], tokenizer)
+    index = Index(
+        shards,
+        "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
+        plan.block_tokens,
+        plan.tokenizer_state,
+        plan.tokenizer_option,
+        CorpusInfo(fingerprint, **numbers),
+    )
+    if not objects.create("index.json", index.to_json()):
+        problem = "another process wrote another index here meanwhile"
+        raise UserError(problem, field="out", value=objects.place, hint="name another place")
+    return index
