@@ -31,6 +31,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.module import LossTotals, next_token_loss
 from lit_gpt.optim import build_optimizer, learning_rate_factor
+from lit_gpt.windows import ShuffledOrder
 
 ROWS = Path(__file__).with_suffix(".csv")
 EVAL_BATCH = 16  # windows
@@ -131,7 +132,8 @@ def train(
         table_eps=recipe.TABLE_EPS,
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
-    batches = TrainBatches(data.train_tokens, batch_size, context_length, "shuffled")
+    order = ShuffledOrder(len(data.train_tokens), context_length, seed=0)
+    batches = TrainBatches(data.train_tokens, order, batch_size, context_length)
     model.train()
     for step in range(steps):
         factor = learning_rate_factor(step, steps, recipe.warmup_steps(steps), "linear", 0.0)

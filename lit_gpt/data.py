@@ -21,85 +21,70 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError, check_choice, check_least
+from lit_gpt.store.order import StoreOrder
+from lit_gpt.store.reading import StoreTokens
+from lit_gpt.store.splits import open_splits
 from lit_gpt.text.corpus import Corpus
 from lit_gpt.text.files import TextFiles
-from lit_gpt.text.finding import SAMPLE
+from lit_gpt.text.finding import SAMPLE, is_token_store
 from lit_gpt.text.splits import Splits, split_text, two_texts
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
+from lit_gpt.windows import ORDERS, Order, RandomOrder, RandomOrderByRank, Rounds
 
 Batch = tuple[Tensor, Tensor]  # x and y, each (B, T) int64
 
 
-def read_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> Batch:
-    """The windows at `starts` (B,), and their targets: x and y, each (B, length)."""
-    windows = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)  # (B, T + 1)
-    ids = torch.from_numpy(np.asarray(windows))
+def read_windows(tokens: Any, starts: np.ndarray, length: int) -> Batch:
+    """The windows at `starts` (B,), and their targets: x and y, each (B, length).
+
+    Args:
+        tokens: (N,) ids; or what has `windows(starts, length)`, which gives ids (B, length).
+    """
+    if isinstance(tokens, np.ndarray):
+        windows = tokens[starts[:, None] + np.arange(length + 1)]  # (B, T + 1)
+    else:
+        windows = tokens.windows(starts, length + 1)
+    ids = torch.from_numpy(np.asarray(windows.astype(np.int64)))
     x = ids[:, :-1].contiguous()  # (B, T)
     y = ids[:, 1:].contiguous()  # (B, T), one token later
     return x, y
 
 
-def epoch_windows(num_tokens: int, context_length: int) -> int:
-    """How many windows make an epoch: those without overlap, wherever the first one starts."""
-    max_offset = min(context_length - 1, num_tokens - context_length - 1)
-    return (num_tokens - 1 - max_offset) // context_length
-
-
 @dataclass(eq=False)
 class TrainBatches:
-    """Endless batches from batch `start` on; batch i is a pure function of (seed, i, rank).
+    """Endless batches from window `first` on: all ranks' batches i follow those of i - 1.
 
-    So a resumed run has nothing to replay: it starts at the batch that comes next.
+    So a resumed run has nothing to replay: it starts at the window that comes next.
 
     Args:
-        order: random (each window starts anywhere) or shuffled (each epoch goes through windows
-            that do not overlap, in a new order and from a new offset).
+        first: how many windows were read before.
         limit: how many batches there are, which come round again and again; None: no limit.
     """
 
-    tokens: np.ndarray
+    tokens: Any
+    order: Order
     batch_size: int
     context_length: int
-    order: str = "random"
-    seed: int = 0
     rank: int = 0
     world_size: int = 1
-    start: int = 0
+    first: int = 0
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        orders = {"random": self._random_starts, "shuffled": self._shuffled_starts}
-        self.starts = orders[self.order]
-        self.last_start = len(self.tokens) - self.context_length - 1
-        assert self.last_start >= 0
-        self.max_offset = min(self.context_length - 1, self.last_start)
-        self.epoch_windows = epoch_windows(len(self.tokens), self.context_length)
-        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
+        if self.limit is not None:
+            self.order = Rounds(self.order, self.limit * self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self[i] for i in count(self.start))
+        return (self[i] for i in count())
 
     def __getitem__(self, i: int) -> Batch:
-        place = i if self.limit is None else i % self.limit
-        return read_windows(self.tokens, self.starts(place), self.context_length)
+        return read_windows(self.tokens, self.starts(i), self.context_length)
 
-    def _random_starts(self, i: int) -> np.ndarray:
-        rng = np.random.default_rng((self.seed, i, self.rank))
-        return rng.integers(0, self.last_start, self.batch_size, endpoint=True)
-
-    def _shuffled_starts(self, i: int) -> np.ndarray:
-        first = (i * self.world_size + self.rank) * self.batch_size  # counted over all epochs
-        places = [divmod(first + j, self.epoch_windows) for j in range(self.batch_size)]
-        return np.array([self._epoch_starts(epoch)[place] for epoch, place in places])
-
-    def _epoch_starts(self, epoch: int) -> np.ndarray:
-        if self._epoch[0] != epoch:
-            rng = np.random.default_rng((self.seed, epoch))
-            offset = rng.integers(0, self.max_offset, endpoint=True)
-            starts = offset + rng.permutation(self.epoch_windows) * self.context_length
-            self._epoch = (epoch, starts)
-        return self._epoch[1]
+    def starts(self, i: int) -> np.ndarray:
+        """Where the windows of batch i start, (batch_size,)."""
+        first = self.first + (i * self.world_size + self.rank) * self.batch_size
+        return self.order.starts(first, self.batch_size)
 
 
 @dataclass(eq=False)
@@ -165,7 +150,8 @@ class TextDataModule(pl.LightningDataModule):
     """Text files as batches of token windows: tokenization, the split, the loaders.
 
     Args:
-        path: a text file, a folder of them, a glob ("texts/**/*.txt"), or a list of such. Files
+        path: a text file, a folder of them, a glob ("texts/**/*.txt"), or a list of such; or a
+            token store: a folder or an address such as s3://bucket/prefix. Files
             may be compressed. .json, .jsonl, .ndjson and .parquet files have documents, and so have
             .csv and .tsv files where `text_field` is given: an end-of-text token follows each.
             All others are plain text.
@@ -227,8 +213,10 @@ class TextDataModule(pl.LightningDataModule):
         self.given_tokenizer: Tokenizer | None = None
         self.train_batches: int | None = None
         self.overfit = False
+        self._place: tuple[int, int] | None = None  # windows read up to a step, and that step
+        self._loaded: int | None = None  # windows read, by a checkpoint that is being resumed
         check_least(1, batch_size=batch_size, context_length=context_length)
-        check_choice(("random", "shuffled"), order=order)
+        check_choice(tuple(ORDERS), order=order)
         if not 0 < train_fraction < 1:
             raise UserError("must be between 0 and 1", field="train_fraction", value=train_fraction)
 
@@ -241,7 +229,10 @@ class TextDataModule(pl.LightningDataModule):
         """
         h = self.hparams
         text = TextFiles(h.path, h.exclude, h.encoding, h.text_field, h.tsv_quotes, h.cache)
-        if h.val_path is None:
+        if is_token_store(h.path):
+            splits = open_splits(text, self.vocabulary, h.train_fraction, h.val_path)
+            hint = "use more text or a smaller `context_length`"
+        elif h.val_path is None:
             splits = split_text(text, self.vocabulary, h.train_fraction)
             hint = "use more text, a smaller `context_length` or another `train_fraction`"
         else:
@@ -291,18 +282,52 @@ class TextDataModule(pl.LightningDataModule):
         trainer = self.trainer
         return (h.batch_size, h.context_length), (trainer.global_rank, trainer.world_size)
 
-    def _endless_batches(self) -> TrainBatches:
+    @cached_property
+    def order(self) -> Order:
+        """The order of the training windows."""
+        h = self.hparams
+        if isinstance(self.train_tokens, StoreTokens):
+            return StoreOrder(self.train_tokens, h.context_length, h.seed, h.order)
+        return ORDERS[h.order](len(self.train_tokens), h.context_length, h.seed)
+
+    @property
+    def windows_seen(self) -> int:
+        """How many windows of the order the steps so far have read, on all devices together."""
+        seen, since = self._place or (0, 0)
+        trainer = self.trainer
+        batches = (trainer.global_step - since) * trainer.accumulate_grad_batches
+        return seen + batches * self.hparams.batch_size * trainer.world_size
+
+    def _find_place(self) -> None:
+        """Sets from which window on the trainer goes on, once it knows its step."""
+        seen = self.windows_seen if self._loaded is None else self._loaded
+        is_older = self._place is None and self._loaded is None and self.trainer.global_step > 0
+        if is_older and isinstance(order := self.order, RandomOrder):
+            self.order = RandomOrderByRank(order, self.trainer.world_size)
+        self._place = (seen, self.trainer.global_step)
+        self._loaded = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty for a run that began with an earlier version, which is continued as it began."""
+        if self._place is None or isinstance(self.order, RandomOrderByRank):
+            return {}
+        return {"windows_seen": self.windows_seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict["windows_seen"]
+
+    def _batches_from(self, first: int) -> TrainBatches:
         sizes, ranks = self._sizes_and_ranks()
-        order = (self.hparams.order, self.hparams.seed)
-        start = self.trainer.global_step * self.trainer.accumulate_grad_batches
-        return TrainBatches(self.train_tokens, *sizes, *order, *ranks, start, self.train_batches)
+        return TrainBatches(
+            self.train_tokens, self.order, *sizes, *ranks, first, self.train_batches
+        )
 
     def train_dataloader(self) -> TrainBatches | EpochBatches:
-        batches = self._endless_batches()
+        self._find_place()
         limit = self.trainer.limit_train_batches
         if isinstance(limit, int) and limit > 0:
-            return EpochBatches(batches, limit, self.trainer)
-        return batches
+            return EpochBatches(self._batches_from(0), limit, self.trainer)
+        return self._batches_from(self.windows_seen)
 
     def val_dataloader(self) -> dict[str, EvalBatches]:
         """Equally many windows of both splits, in the order of `module.SPLITS`.
@@ -322,7 +347,7 @@ class TextDataModule(pl.LightningDataModule):
             hint = "give a number of batches"
             raise UserError(problem, field="limit_val_batches", value=limit, hint=hint)
         if self.overfit:
-            loaders["train"].use(self._endless_batches())
+            loaders["train"].use(self._batches_from(0))
         return loaders
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:

@@ -16,7 +16,7 @@ import jsonargparse
 import lightning.pytorch as pl
 
 from lit_gpt.checkpoint import Checkpoint
-from lit_gpt.data import TextDataModule, epoch_windows
+from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.training import slurm
 
@@ -70,7 +70,7 @@ class Epoch:
 def epoch_of(trainer: pl.Trainer, data: TextDataModule) -> Epoch:
     h = data.hparams
     batch = h.batch_size * trainer.world_size
-    windows = epoch_windows(len(data.train_tokens), h.context_length)
+    windows = data.order.epoch_windows
     if data.train_batches is not None:
         windows = data.train_batches * batch
     return Epoch(windows, batch * trainer.accumulate_grad_batches, h.context_length)
@@ -130,7 +130,7 @@ def count_batches(
     if limit is None or (limit == 1 and not data.overfit):
         return None
     h = data.hparams
-    windows = Fraction(str(limit)) * epoch_windows(len(data.train_tokens), h.context_length)
+    windows = Fraction(str(limit)) * data.order.epoch_windows
     batches = int(windows / (h.batch_size * trainer.world_size))
     if batches < 1:
         problem = f"is less than one batch ({float(windows):.2g} windows)"

@@ -15,9 +15,9 @@ from lit_gpt.data import EvalBatches, TextDataModule, TrainBatches, read_windows
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.whole_text import WholeText
 from lit_gpt.module import LitGPT
+from lit_gpt.windows import ORDERS
 
 ROOT = Path(__file__).parents[2]
-ORDERS = ["random", "shuffled"]
 
 
 def row(num_tokens: int) -> np.ndarray:
@@ -27,6 +27,13 @@ def row(num_tokens: int) -> np.ndarray:
 
 def starts(batches) -> list[list[int]]:
     return [x[:, 0].tolist() for x, _ in batches]
+
+
+def batches_of(order: str, num_tokens: int, batch_size: int, context_length: int, **options):
+    """Training batches of a text of so many tokens."""
+    seed = options.pop("seed", 0)
+    made = ORDERS[order](num_tokens, context_length, seed)
+    return TrainBatches(row(num_tokens), made, batch_size, context_length, **options)
 
 
 def same(batches, others) -> bool:
@@ -52,8 +59,8 @@ def test_targets_are_the_inputs_one_token_later():
 @pytest.mark.parametrize(
     "batches",
     [
-        TrainBatches(row(100), 4, 7, "random"),
-        TrainBatches(row(100), 4, 7, "shuffled"),
+        batches_of("random", 100, 4, 7),
+        batches_of("shuffled", 100, 4, 7),
         EvalBatches(row(100), 4, 7, max_windows=14),
         WholeText(row(100), 4, 7),
     ],
@@ -71,32 +78,38 @@ def test_each_target_is_the_token_after_its_input_in_the_corpus(batches):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_batch_depends_on_seed_step_and_rank_alone(order):
+def test_batches_continue_at_any_window(order):
     def batches(**options) -> TrainBatches:
-        return TrainBatches(row(50), 2, 4, order, **options)
+        return batches_of(order, 50, 2, 4, **options)
 
     first_20 = list(islice(batches(), 20))
     assert same([batches()[i] for i in range(20)], first_20)
     again = batches()
     assert same([again[i] for i in reversed(range(20))], reversed(first_20))
-    assert same(islice(batches(start=13), 7), first_20[13:])
+    assert same(islice(batches(first=26), 7), first_20[13:])
     assert not same([batches(seed=1)[i] for i in range(20)], first_20)
-    assert not same([batches(rank=1, world_size=2)[i] for i in range(20)], first_20)
+    flat = [start for batch in starts(first_20) for start in batch]
+    assert starts(islice(batches_of(order, 50, 3, 4, first=5), 4)) == [
+        flat[5:8],
+        flat[8:11],
+        flat[11:14],
+        flat[14:17],
+    ]
 
 
 def test_orders_differ():
-    random, shuffled = (islice(TrainBatches(row(50), 2, 4, order), 20) for order in ORDERS)
+    random, shuffled = (islice(batches_of(order, 50, 2, 4), 20) for order in ORDERS)
     assert not same(random, shuffled)
 
 
 def test_random_windows_start_anywhere_from_the_first_to_the_last_place():
-    batches = TrainBatches(row(20), 4, 8)
+    batches = batches_of("random", 20, 4, 8)
     assert {start for batch in starts(islice(batches, 100)) for start in batch} == set(range(12))
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_split_of_one_window_gives_that_window(order):
-    assert starts(islice(TrainBatches(row(9), 2, 8, order), 3)) == [[0, 0]] * 3
+    assert starts(islice(batches_of(order, 9, 2, 8), 3)) == [[0, 0]] * 3
 
 
 @pytest.mark.parametrize(
@@ -114,7 +127,7 @@ def test_a_split_of_one_window_gives_that_window(order):
 def test_shuffled_epochs_pass_once_over_windows_without_overlap(
     num_tokens, context_length, batch_size, windows
 ):
-    batches = TrainBatches(row(num_tokens), batch_size, context_length, "shuffled")
+    batches = batches_of("shuffled", num_tokens, batch_size, context_length)
     for epoch in first_epochs(batches, windows, 20):
         offset = min(epoch)
         assert sorted(epoch) == [offset + i * context_length for i in range(windows)]
@@ -123,25 +136,28 @@ def test_shuffled_epochs_pass_once_over_windows_without_overlap(
 
 
 def test_each_shuffled_epoch_has_a_new_order_and_offset():
-    found = first_epochs(TrainBatches(row(200), 4, 5, "shuffled"), 39, 100)
+    found = first_epochs(batches_of("shuffled", 200, 4, 5), 39, 100)
     assert {min(epoch) for epoch in found} == {0, 1, 2, 3, 4}
     orders = {tuple(start - min(epoch) for start in epoch) for epoch in found}
     assert len(orders) == 100
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_ranks_together_see_the_shuffled_windows_of_one_process(world_size):
+@pytest.mark.parametrize("limit", [None, 7])
+def test_ranks_together_see_the_windows_of_one_process(order, world_size, limit):
+    def flat(batches) -> list[int]:
+        return [start for batch in starts(batches) for start in batch]
+
+    one = batches_of(order, 100, 2 * world_size, 4, first=9, limit=limit)
     ranks = [
-        iter(TrainBatches(row(100), 2, 4, "shuffled", rank=rank, world_size=world_size))
+        batches_of(order, 100, 2, 4, rank=rank, world_size=world_size, first=9, limit=limit)
         for rank in range(world_size)
     ]
-    together = [next(ranks[i % world_size]) for i in range(60)]
-    assert same(together, islice(TrainBatches(row(100), 2, 4, "shuffled"), 60))
-
-
-def test_ranks_draw_different_random_windows():
-    ranks = [TrainBatches(row(10_000), 8, 4, rank=rank, world_size=4) for rank in range(4)]
-    assert len({tuple(start) for batches in ranks for start in starts(islice(batches, 5))}) == 20
+    together = [
+        batch for i in range(40) for batch in (ranks[rank][i] for rank in range(world_size))
+    ]
+    assert flat(together) == flat(one[i] for i in range(40))
 
 
 # Evaluation
@@ -320,11 +336,47 @@ def test_windows_lie_inside_their_split(order, module):
             assert set(x.flatten().tolist() + y.flatten().tolist()) == {ord(letter)}
 
 
-def test_training_continues_at_the_batch_that_comes_next(module):
-    text, steps = "some text " * 50, {"global_step": 3, "accumulate_grad_batches": 4}
-    first_20 = list(islice(in_training(module(text)).train_dataloader(), 20))
-    resumed = in_training(module(text), **steps).train_dataloader()
-    assert same(islice(resumed, 8), first_20[12:])
+@pytest.mark.parametrize("order", ORDERS)
+def test_training_continues_at_the_window_that_comes_next(module, order):
+    """On another number of devices, with other batches and another accumulation."""
+    text = "some text " * 50
+    batches = in_training(module(text, order=order)).train_dataloader()
+    flat = [int(start) for i in range(24) for start in batches.starts(i)]
+    data = in_training(module(text, order=order), world_size=2, accumulate_grad_batches=3)
+    assert data.state_dict() == {}
+    data.train_dataloader()
+    assert data.state_dict() == {"windows_seen": 0}
+    data.trainer.global_step = 2
+    state = data.state_dict()
+    assert state == {"windows_seen": 2 * 2 * 2 * 3}
+    resumed = in_training(module(text, order=order, batch_size=3), global_step=2)
+    resumed.load_state_dict(state)
+    batches = resumed.train_dataloader()
+    assert [int(start) for i in range(4) for start in batches.starts(i)] == flat[24:36]
+    resumed.trainer.global_step = 5
+    assert resumed.state_dict() == {"windows_seen": 24 + 3 * 3}
+    batches = resumed.train_dataloader()  # of a second fit
+    assert batches.starts(0).tolist() == flat[33:36]
+
+
+def test_a_run_of_an_earlier_version_continues_as_it_began(module):
+    """Its checkpoints have no number of windows: batch i of rank r is the one it was then."""
+    text, state = "some text " * 50, {"global_step": 3, "accumulate_grad_batches": 4}
+    ranks = {"global_rank": 1, "world_size": 2}
+    data = in_training(module(text, seed=9), **state, **ranks)
+    batches = data.train_dataloader()
+    places = len(data.train_tokens) - 8
+    for i in range(8):
+        drawn = np.random.default_rng((9, 12 + i, 1)).integers(0, places, 2)
+        assert batches.starts(i).tolist() == drawn.tolist()
+    data.trainer.global_step = 4
+    assert data.state_dict() == {}  # nor have those that it saves now
+    shuffled = module(text, seed=9, order="shuffled")
+    whole = in_training(shuffled, **ranks).train_dataloader()
+    older = in_training(module(text, seed=9, order="shuffled"), **state, **ranks)
+    batches = older.train_dataloader()
+    assert all((batches.starts(i) == whole.starts(12 + i)).all() for i in range(8))
+    assert older.state_dict() == {"windows_seen": 3 * 4 * 2 * 2}
 
 
 class Seen(pl.Callback):

@@ -74,7 +74,7 @@ def test_a_limit_of_batches_makes_them_come_round_again(record, order, option, a
     whole, result = record(**options)
     count = 7 * accumulate
     data = result.run.data
-    first = TrainBatches(data.train_tokens, 2, 16, order, data.hparams.seed)
+    first = TrainBatches(data.train_tokens, data.order, 2, 16)
     assert whole.windows == [first[i % 5][0].tolist() for i in range(count)]
     before, result = record(stop=3 * accumulate, **options)
     after, _ = record(f"--ckpt_path={last(result)}", **options)
