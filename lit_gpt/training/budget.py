@@ -20,6 +20,7 @@ from lit_gpt.budget.text_facts import TextFacts, measure_text
 from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.command import command_line
 from lit_gpt.data import TextDataModule
+from lit_gpt.distributed.launch import counted, find_launch
 from lit_gpt.errors import UserError
 from lit_gpt.generation.language_model import named_checkpoint
 from lit_gpt.model import STYLES
@@ -61,6 +62,10 @@ def check_budget(config: jsonargparse.Namespace) -> float:
         UserError: why it can't.
     """
     seconds = seconds_of(str(config.budget))
+    launch = find_launch()
+    if launch and launch.world_size > 1:
+        problem = f"plans for one device, and {launch.name} started {counted(launch)}"
+        raise UserError(problem, field="budget", hint=f"start it without {launch.name}")
     for name, (default, reason) in REFUSED.items():
         value = config.trainer[name]
         if value not in (None, default):
