@@ -44,7 +44,7 @@ class Candidate:
 
     @property
     def weights(self) -> int:
-        """Of the blocks, but for biases and norms: what a law of scaling counts."""
+        """Of the blocks, without biases and norms: what scaling laws count."""
         return self.config.num_blocks * sum(m * n for m, n in matrices(self.config))
 
     @property

@@ -1,4 +1,4 @@
-"""The choice: the options with which a text is learnt best in a given time, and why."""
+"""The choice: the options with which a model learns a text best in a given time, and why."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DISK = 150e6  # bytes/s
 STATE = 12  # bytes of a weight in a checkpoint, with its moments
 FILES = 2  # checkpoints at an evaluation
 LEAST_STEPS = 20
-LONGEST_STEP = 0.02  # of the budget: a trial has to afford some
+LONGEST_STEP = 0.02  # of the budget: a trial has to take a few
 TOKENIZER = 1  # the place of its reason
 
 CHOSEN = (  # plain names of the options that are chosen, unless they are given
@@ -117,8 +117,8 @@ def choose(budget: Budget, text: TextFacts, times_of: Callable[[Candidate], Time
     ]
     if not plans:
         raise UserError(
-            f"leaves no time for {budget.given.get('max_steps', LEAST_STEPS):,} steps, after "
-            f"{duration(budget.spent)} so far",
+            f"leaves no time for {budget.given.get('max_steps', LEAST_STEPS):,} steps: "
+            f"{duration(budget.spent)} are gone already",
             field="budget",
             hint="give it more time or a shorter text, or leave more options to it",
         )
@@ -241,7 +241,8 @@ def reasons_of(budget: Budget, plans: list[Plan], best: Plan, options: dict[str,
         f"Budget: {duration(budget.seconds)}, of which {duration(budget.spent)} are gone and "
         f"{duration(best.steps * best.times.step)} are for training",
         f"Tokenizer: {tokenizer_reason(given, plans, best)}",
-        f"Model: {config.num_blocks} blocks of {config.d_model}, "
+        f"Model: {config.num_blocks} block{'s' if config.num_blocks > 1 else ''} of width "
+        f"{config.d_model}, "
         f"{best.candidate.weights:,} weights and {best.candidate.vocabulary_weights:,} of the "
         f"vocabulary{model_reason(given, plans, best)}",
         f"Batch: {best.candidate.batch_size} x {config.context_length} tokens"
@@ -249,10 +250,10 @@ def reasons_of(budget: Budget, plans: list[Plan], best: Plan, options: dict[str,
         f"{' on one thread, as more are hardly faster' if budget.threads == 1 else ''}",
         f"Steps: {best.steps:,}, {best.epochs:.2g} epochs{steps_reason(given, best)}",
         f"Dropout {options['dropout']:g}{marked(given, 'dropout')}, weight decay "
-        f"{options['weight_decay']:g}{marked(given, 'weight_decay')}: the text is "
-        f"{'nearly new' if best.epochs <= recipe.NEW else 'repeated'}",
+        f"{options['weight_decay']:g}{marked(given, 'weight_decay')}: "
+        f"{repetition_reason(best)}",
         f"Learning rate: {rate:g}{marked(given, 'learning_rate')} for {options['optimizer']} at "
-        f"this width, up over {options['warmup_steps']:,} steps and then "
+        f"this width, warm-up over {options['warmup_steps']:,} steps, then "
         f"{options['schedule']}",
         f"Evaluations: every {interval}, of "
         f"{options['limit_val_batches']} batches; final loss over "
@@ -283,14 +284,22 @@ def model_reason(given: Mapping[str, Any], plans: list[Plan], best: Plan) -> str
     size = best.candidate.weights
     same = [p for p in plans if p.candidate.tokenizer.name == best.candidate.tokenizer.name]
     parts = []
-    for word, others in (
-        ("half", [p for p in same if p.candidate.weights <= size / 2]),
-        ("twice", [p for p in same if p.candidate.weights >= 2 * size]),
+    for words, others in (
+        ("half as many or fewer", [p for p in same if p.candidate.weights <= size / 2]),
+        ("twice as many or more", [p for p in same if p.candidate.weights >= 2 * size]),
     ):
         if others:
             value = min(plan.bits_per_byte for plan in others)
-            parts.append(f"{word} as many or {'less' if word == 'half' else 'more'}: {value:.3f}")
-    return f" ({'; '.join(parts)})" if parts else ""
+            parts.append(f"with {words}: {value:.3f}")
+    return f" (bits per byte {'; '.join(parts)})" if parts else ""
+
+
+def repetition_reason(best: Plan) -> str:
+    """Why dropout and weight decay are what they are."""
+    if best.epochs <= recipe.NEW:
+        return f"the text is read at most {recipe.NEW:g} times"
+    is_large = recipe.is_by_heart(best.epochs, best.candidate.weights_per_token)
+    return f"the model is {'large enough' if is_large else 'too small'} to learn the text by heart"
 
 
 def steps_reason(given: Mapping[str, Any], best: Plan) -> str:

@@ -3,7 +3,7 @@
 Its form is that of Hoffmann et al. 2022, Training Compute-Optimal Large Language Models, with
 repeated text counted as in Muennighoff et al. 2023, Scaling Data-Constrained Language Models. How
 hard a text is, in the tokens of each tokenizer, is told by what counting its tokens and pairs
-reaches. `benchmarks/budget_law.py fit` fits the numbers, docs/budget.md shows how well.
+reaches. `benchmarks/budget_law.py fit` fits the numbers; docs/benchmarks.md#law shows how well.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from lit_gpt.budget.text_facts import TokenizerFacts
 
 RANGE = (0.86, 1.16)  # of what is expected: 12 of 13 texts that were left out of the fit are within
 REPEATS = 15.4  # passes after which a repeated text is worth 1 - 1/e of new ones (Muennighoff)
-FEWER = 0.9  # of the steps: how finely their best number is sought
-CRITICAL = (1500, 256_000)  # tokens per step at which half of each is lost, for so many tokens
+FEWER = 0.9  # of the steps: the search for their best number takes such strides
+# Tokens per step at which half of all are wasted, in a run of so many; it grows with their root.
+CRITICAL = (1500, 256_000)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def expected(candidate: Candidate, steps: int, law: Law = FITTED) -> float:
 
 
 def useful_steps(candidate: Candidate, most: int) -> int:
-    """Steps after which more would learn the text by heart; `most` if they come first."""
+    """The steps, at most `most`, after which the model would only learn the text by heart."""
     steps = most
     while (fewer := math.ceil(FEWER * steps)) < steps:
         if expected(candidate, fewer) >= expected(candidate, steps):

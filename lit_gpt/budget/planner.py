@@ -17,14 +17,14 @@ from lit_gpt.budget.trial import Rates, Times, Trial
 from lit_gpt.command import seconds_since_start
 from lit_gpt.text.splits import Splits
 
-TRIES = 3  # candidates that are timed, each if it is the best with what the last one took
+TRIES = 3  # candidates that are timed at most, each the best once the one before was timed
 CHECK = 1000  # times the seconds of a step: the budget from which threads are measured again
 SHORTEST = 16  # tokens of a window, with which the text is encoded
 
 
 @dataclass
 class Corrected:
-    """Rates, corrected by what the candidates took that were timed."""
+    """Rates, corrected by the times of the candidates that were timed."""
 
     rates: Rates
     trial: Trial
@@ -68,7 +68,7 @@ def plan_budget(
         measure: tries all tokenizers on the text; not called where one is given.
         encode: the splits of the text by a tokenizer, given the shortest window they must have.
         given: options that the user set, by plain name.
-        fixed: arguments of GPTConfig that are no sizes.
+        fixed: arguments of GPTConfig besides the sizes.
 
     Raises:
         UserError: a text that can't be used, or options that don't fit together.

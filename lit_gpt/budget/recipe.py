@@ -19,12 +19,12 @@ RATES = {"muon": (6e-3, 80), "adamw": (3e-3, 80)}  # learning rates at this widt
 NEW = 2.0  # passes over a text up to which it counts as new
 LARGE = 4.0  # weights, tables included, for each token of the training text
 # Up to four teach nearly as much as new text (Muennighoff et al. 2023). Of these models, one that
-# read tinyshakespeare 12 times ended at 2.254 bits per byte, and one that did 3 times at 2.115.
+# read tinyshakespeare 12 times ended at 2.254 bits per byte, and one that read it 3 times at 2.115.
 MOST_EPOCHS = 4
 
 
 def learning_rate(width: int, optimizer: str) -> float:
-    """Falls with the root of the width; two digits, which can be read and typed."""
+    """Divided by the root of the width; rounded to two digits, easy to read and type."""
     rate, at = RATES[optimizer]
     return float(f"{rate * math.sqrt(at / width):.2g}")
 
@@ -34,7 +34,7 @@ def warmup_steps(steps: int) -> int:
 
 
 def is_by_heart(epochs: float, weights_per_token: float) -> bool:
-    """Whether a model reads its text repeatedly that is large enough to hold it by heart."""
+    """Whether a model reads its text repeatedly and is large enough to learn it by heart."""
     return epochs > NEW and weights_per_token > LARGE
 
 
@@ -46,7 +46,7 @@ def weight_decay(epochs: float, weights_per_token: float) -> float:
     """Ten times the usual for a model that would learn its text by heart.
 
     As in Kim et al. 2025, Pre-training under infinite compute. On tinyshakespeare, read 3.8 times,
-    it takes 2.127 to 2.088 bits per byte with 7 weights for each token of the text; read 4.8 times
-    with one, it takes 2.139 to 2.186.
+    it changes 2.127 bits per byte to 2.088 with 7 weights for each token of the text; read 4.8
+    times with one weight, it changes 2.139 to 2.186.
     """
     return 1.0 if is_by_heart(epochs, weights_per_token) else 0.1

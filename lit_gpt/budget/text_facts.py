@@ -1,4 +1,4 @@
-"""What matters of a text for the choice: its length, and what each tokenizer makes of it."""
+"""What matters about a text for the choice: its length, and what each tokenizer makes of it."""
 
 from __future__ import annotations
 

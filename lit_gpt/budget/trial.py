@@ -1,4 +1,4 @@
-"""The trial: what steps take on this machine, measured in a few seconds."""
+"""The trial: how long steps take on this machine, measured in a few seconds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENOUGH = 0.25  # seconds of steps for each
 LONGEST = 0.8  # seconds of a step: larger models are not tried
 WHOLE = (0.05, 2.0, 5.0)  # of the budget for all of them, but seconds at least and at most
 LEAST_FEATURES = 4
-WORTH = 1.2  # by so much steps must be faster on all threads than on one
+WORTH = 1.2  # all threads are used if they make steps at least this many times as fast as one
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Keeping a run's time: its last step is set anew where it would end too early or too late."""
+"""Keeping a run's time: its last step is moved where it would end too early or too late."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_gpt.command import seconds_since_start
 from lit_gpt.errors import UserError, check_least
 
 TARGET = 0.98  # of the budget: where the end is aimed at
-AT_EVALUATIONS = 0.01  # of the budget: a larger miss is put right
+AT_EVALUATIONS = 0.01  # of the budget: a larger miss is corrected
 BETWEEN = 0.03  # the same between evaluations, where less is known
 LEAVING = 1.0  # seconds from the end of training to that of the process, the final loss left out
 NEWEST = (5, 100)  # steps, at least and at most, whose median is the present pace
@@ -26,10 +26,10 @@ FURTHEST = 1 << 40  # no run has more steps
 
 
 class Pace:
-    """How long the parts of a run take, by the newest of each, whatever single ones took.
+    """How long the parts of a run take now: by the newest of each, without outliers.
 
     A machine that becomes slower does so for steps and evaluations alike. So an evaluation's
-    seconds are kept with those of a step at its time.
+    seconds are kept with those of a step at that time.
     """
 
     def __init__(self) -> None:
@@ -66,12 +66,13 @@ class Pace:
 
 
 class BudgetClock(Callback):
-    """Plans a new run's last step anew where its process would not end with its time.
+    """Plans another last step for a new run whose process would not end on time.
 
-    It aims at 98 % of the budget. At each evaluation, before its checkpoints are saved, it puts
-    right what would miss that by more than a hundredth of the budget. Between evaluations it does
-    so where the next one comes too late. The plan is in LitGPT's `horizons`, by which the run can
-    be repeated. A resumed run keeps its plan, so that it equals one without interruption.
+    It aims at 98 % of the budget. At each evaluation, before its checkpoints are saved, it corrects
+    a plan that would miss that by more than a hundredth of the budget; between evaluations, one
+    that would miss it by three hundredths, if the next evaluation comes too late. The plan is in
+    LitGPT's `horizons`, by which the run can be repeated. A resumed run keeps its plan, so that it
+    equals one without interruption.
 
     Args:
         seconds: the budget, from the start of the process to its end.
@@ -101,7 +102,7 @@ class BudgetClock(Callback):
         self.began = 0.0  # the present evaluation
         self.since = 0.0  # of the present step, or of what follows an evaluation
         self.is_paused = False  # by an evaluation and what follows it
-        self.is_due = False  # the first evaluation's plan: it waits until a checkpoint was saved
+        self.is_due = False  # the first evaluation's plan, which waits until a checkpoint was saved
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.is_planning = trainer.global_step == 0 and trainer.max_steps > 0
@@ -127,7 +128,7 @@ class BudgetClock(Callback):
         if (i + 1) % trainer.accumulate_grad_batches == 0:
             self.pace.steps.append(self._lap())
             choose = self._last_step if self.is_due else self._last_step_now
-            is_evaluated = trainer.global_step % interval(trainer) == 0  # next, and then planned
+            is_evaluated = trainer.global_step % interval(trainer) == 0  # next, and plans then
             if not is_evaluated and len(self.pace.steps) >= 3:
                 self._plan(trainer, pl_module, choose)
                 self.is_due = False
@@ -158,7 +159,7 @@ class BudgetClock(Callback):
             self.pace.begin_interval(AT_EVALUATIONS * self.seconds)
 
     def _lap(self) -> float:
-        """Seconds since the last."""
+        """Seconds since the last lap."""
         now = self.clock()
         seconds, self.since = now - self.since, now
         return seconds
@@ -182,8 +183,8 @@ class BudgetClock(Callback):
         # As the Trainer's own limit is set, Lightning 2.6.6: docs/lightning-notes.md#epochs.
         trainer.fit_loop.epoch_loop.max_steps = last
         pl_module.print(
-            f"Replanned at step {step:,}: {last:,} steps instead of {planned:,}, with which the "
-            f"run would end after {end:,.1f} s of {self.seconds:,.0f} s"
+            f"Replanned at step {step:,}: {last:,} steps instead of {planned:,} "
+            f"({planned:,} would end after {end:,.1f} s of {self.seconds:,.0f} s)"
         )
 
     def _last_step(self, trainer: pl.Trainer) -> tuple[int, float]:

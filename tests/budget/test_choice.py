@@ -159,10 +159,17 @@ def test_the_steps_end_where_more_passes_would_learn_the_text_by_heart(width):
 def test_a_large_model_that_repeats_its_text_takes_more_weight_decay():
     """One that could hold it by heart (Kim et al. 2025)."""
     sizes = {"d_model": 256, "num_blocks": 8, "batch_size": 8, "max_steps": 800}
-    assert choose_in(3600, SHORT, **sizes).options["weight_decay"] == 1.0
-    assert choose_in(3600, SHORT, **sizes | {"max_steps": 40}).options["weight_decay"] == 0.1
     small = {"d_model": 16, "num_blocks": 1}
-    assert choose_in(3600, SHORT, **sizes | small).options["weight_decay"] == 0.1
+    for changed, decay, reason in (
+        ({}, 1.0, "the model is large enough to learn the text by heart"),
+        ({"max_steps": 40}, 0.1, "the text is read at most 2 times"),
+        (small, 0.1, "the model is too small to learn the text by heart"),
+    ):
+        found = choose_in(3600, SHORT, **sizes | changed)
+        assert found.options["weight_decay"] == decay
+        assert any(told.endswith(f"weight decay {decay:g}: {reason}") for told in found.reasons)
+    (told,) = (told for told in found.reasons if told.startswith("Model: "))
+    assert told.startswith("Model: 1 block of width 16, ")
 
 
 def test_a_short_text_and_a_long_time_take_dropout_and_end_early():
@@ -249,7 +256,7 @@ def test_a_given_number_of_steps_takes_the_best_model_for_which_they_fit():
 
 def test_more_steps_than_help_must_fit_too():
     """The text is short: two million steps are far more than its passes that help."""
-    with pytest.raises(UserError, match="leaves no time for 2,000,000 steps, after 10 s so far"):
+    with pytest.raises(UserError, match="leaves no time for 2,000,000 steps: 10 s are gone"):
         choose_in(60, SHORT, max_steps=2_000_000)
 
 
@@ -300,7 +307,7 @@ def test_the_reasons_are_ten_lines_at_most_with_their_numbers():
     for text in (
         "Budget: 5 min 0 s, of which 10 s are gone",
         "cl100k_base, 39,500 tokens, 4.66 bytes/token; bpe:2048 would end",
-        f"{config.num_blocks} blocks of {config.d_model}, {plan.candidate.weights:,} weights",
+        f"{config.num_blocks} blocks of width {config.d_model}, {plan.candidate.weights:,} weights",
         f"{plan.candidate.batch_size} x {config.context_length} tokens",
         f"{plan.steps:,}, {plan.epochs:.2g} epochs",
         f"Dropout {found.options['dropout']:g}, weight decay",
@@ -331,7 +338,7 @@ def test_a_share_of_an_epoch_is_named_as_one():
 
 
 def test_too_little_time_is_one_line():
-    with pytest.raises(UserError, match="leaves no time for 20 steps, after 29 s so far"):
+    with pytest.raises(UserError, match="leaves no time for 20 steps: 29 s are gone already"):
         choose_in(30, ENGLISH, spent=29.0)
 
 
