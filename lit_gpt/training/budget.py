@@ -1,6 +1,6 @@
 """--budget: what makes no sense with it, and the options that it stands for.
 
-A new run's are chosen by the wing `budget`. A resumed run's are those in its checkpoint.
+A new run's are chosen by `lit_gpt.budget`. A resumed run's are those in its checkpoint.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from lit_gpt.training.init_from import build_data
 from lit_gpt.training.options import TrainOptions, option_name
 from lit_gpt.training.trainer_options import check_accelerator, default_precision
 
-# Two valid values of each option that is chosen: where both give the same, the user set another.
+# Two valid values of each option that is chosen, put before the user's own: if the result is the
+# same with both, the user has set the option.
 TWO_VALUES: dict[str, tuple[Any, Any]] = {
     "tokenizer": ("bytes", "chars"),
     "order": ("random", "shuffled"),
@@ -43,12 +44,12 @@ TWO_VALUES: dict[str, tuple[Any, Any]] = {
 OURS = re.compile(r"bytes|cl100k_base|bpe:\d+")  # tokenizers that are chosen
 FIELDS = (*STYLES["classic"], "style", "num_kv_heads", "head_size", "hidden_size", "rotary_base")
 REFUSED = {  # options of the Trainer: the value that works, and why no other does
-    "max_epochs": (None, "counts the steps"),
-    "max_time": (None, "is the limit of time"),
+    "max_epochs": (None, "chooses the number of steps"),
+    "max_time": (None, "limits the time itself"),
     "fast_dev_run": (False, "plans more than one step"),
     "limit_train_batches": (None, "plans for all of the text"),
     "overfit_batches": (0.0, "plans for all of the text"),
-    "check_val_every_n_epoch": (None, "counts the steps"),
+    "check_val_every_n_epoch": (None, "evaluates by steps"),
     "num_nodes": (1, "plans for one device"),
 }
 ONE_DEVICE = (1, "1", [0], "0,")
