@@ -37,6 +37,7 @@ Contents = TypedDict(  # the keys of a file; everything in it is of plain types
         "optimizer_states": list[dict[str, Any]],  # of the one optimizer: optimizer_state.py
         "lr_schedulers": list[dict[str, Any]],  # none with a constant learning rate
         "callbacks": dict[str, Any],  # of each callback by its state_key
+        "TextDataModule": dict[str, int],  # windows_seen; absent in runs of 0.1.0
         # Lightning's own: where its loops are, versions, names.
         "loops": dict[str, Any],
         "epoch": int,
@@ -128,6 +129,11 @@ class Checkpoint:
     @property
     def skipped_steps(self) -> int:
         return skipped_steps(self.contents)
+
+    @property
+    def data_state(self) -> Any:
+        """The place in the data; empty in older runs, where it follows from the step."""
+        return self.contents.get("TextDataModule", {})
 
     @property
     def best_evaluation(self) -> dict[str, Any]:

@@ -51,6 +51,12 @@ def read_windows(tokens: Any, starts: np.ndarray, length: int) -> Batch:
     return x, y
 
 
+def padding(tokens: Any, length: int) -> Batch:
+    """A batch without targets, for a rank that has none left: no rank may compute alone."""
+    x, y = read_windows(tokens, np.zeros(1, np.int64), length)
+    return x, y[:0]
+
+
 @dataclass(eq=False)
 class TrainBatches:
     """Endless batches from window `first` on: all ranks' batches i follow those of i - 1.
@@ -107,6 +113,8 @@ class EpochBatches:
 class EvalBatches:
     """The same windows at every evaluation, spread evenly over the split.
 
+    The ranks share them, and have equally many batches: `padding` fills up.
+
     Args:
         max_windows: how many there are without a limit; `len` counts their batches.
         limit: number (int) or share (float) of the batches, as in limit_val_batches.
@@ -121,13 +129,12 @@ class EvalBatches:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        # The same number for each rank, and at least one.
-        most = max(self.max_windows - self.max_windows % self.world_size, self.world_size)
         batch_of_all = self.batch_size * self.world_size
-        self.num_batches = -(-most // batch_of_all)
+        self.num_batches = -(-self.max_windows // batch_of_all)
         limit = self.limit
         batches = limit if isinstance(limit, int) else int(limit * self.num_batches)
-        windows = min(batches * batch_of_all, most)
+        windows = min(batches * batch_of_all, self.max_windows)
+        self.rank_windows = -(-windows // self.world_size)  # of the first rank, which has most
         last_start = len(self.tokens) - self.context_length - 1
         starts = np.linspace(0, last_start, windows).astype(np.int64)
         self.starts = starts[self.rank :: self.world_size]
@@ -136,14 +143,18 @@ class EvalBatches:
         """Takes the windows of `batches` instead, which must have a limit."""
         self.num_batches = batches.limit or 0
         self.starts = np.concatenate([batches.starts(i) for i in range(self.num_batches)])
+        self.rank_windows = len(self.starts)
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        for i in range(0, len(self.starts), self.batch_size):
+        for i in range(0, self.rank_windows, self.batch_size):
             starts = self.starts[i : i + self.batch_size]
-            yield read_windows(self.tokens, starts, self.context_length)
+            if len(starts):
+                yield read_windows(self.tokens, starts, self.context_length)
+            else:
+                yield padding(self.tokens, self.context_length)
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -314,7 +325,7 @@ class TextDataModule(pl.LightningDataModule):
         return {"windows_seen": self.windows_seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict["windows_seen"]
+        self._loaded = state_dict.get("windows_seen")
 
     def _batches_from(self, first: int) -> TrainBatches:
         sizes, ranks = self._sizes_and_ranks()
@@ -342,7 +353,7 @@ class TextDataModule(pl.LightningDataModule):
             name: EvalBatches(tokens, *sizes, max_windows, limit, *ranks)
             for name, tokens in splits.items()
         }
-        if limit and not len(loaders["val"].starts):
+        if limit and not loaders["val"].rank_windows:
             problem = f"is less than one of {len(loaders['val']):,} batches"
             hint = "give a number of batches"
             raise UserError(problem, field="limit_val_batches", value=limit, hint=hint)

@@ -124,7 +124,12 @@ class LossTotals(Metric):
         self.to("cpu" if device.type == "mps" else device)
 
     def update(self, loss: Tensor, y: Tensor, token_lengths: Tensor | None) -> None:
-        """Adds a batch: its loss in nats/token, its targets (B, T), bytes of each token (V,)."""
+        """Adds a batch: its loss in nats/token, its targets (B, T), bytes of each token (V,).
+
+        Without targets it counts nothing.
+        """
+        if not len(y):
+            return
         self.nats += loss.to(self.device).double() * y.numel()
         self.tokens += y.numel()
         if token_lengths is not None:
@@ -265,6 +270,9 @@ class LitGPT(pl.LightningModule):
         step = self.global_step + 1
         if self.is_logged(step):
             curves: dict[str, Any] = {"train/loss": self.train_loss}
+            if self.trainer.world_size > 1:
+                mean = self.trainer.strategy.reduce(self.train_loss.clone(), reduce_op="mean")
+                curves["train/loss"] = mean
             curves["gradient_norm"] = self.gradient_norm()
             curves["learning_rate"] = optimizer.param_groups[0]["lr"]
             self.add_to_curves(curves, step)
@@ -289,7 +297,8 @@ class LitGPT(pl.LightningModule):
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         x, y = batch
-        loss = next_token_loss(self.gpt, x, y)
+        # Padding has no targets, but all ranks compute equally often: see data.py.
+        loss = next_token_loss(self.gpt, x, y if len(y) else x)
         self._totals[dataloader_idx].update(loss, y, self.token_lengths)
 
     def on_validation_epoch_end(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -80,34 +79,34 @@ class FinalEvaluation(Checkpoint):
         check_least(0, max_tokens=max_tokens)
         self.max_tokens = max_tokens
 
-    def batches(self, data: TextDataModule) -> WholeText:
+    def batches(self, data: TextDataModule, rank: int = 0, world_size: int = 1) -> WholeText:
         h = data.hparams
-        return WholeText(data.val_tokens, max(h.batch_size, 8), h.context_length, self.max_tokens)
+        sizes = (max(h.batch_size, 8), h.context_length)
+        return WholeText(data.val_tokens, *sizes, self.max_tokens, rank, world_size)
 
     def measure(
         self, trainer: pl.Trainer, model: LitGPT, batches: Iterable[Batch], num_targets: int
     ) -> FinalResult:
-        """The loss over all of `batches`, split between the ranks, in the trainer's precision."""
+        """The loss over the `batches` of all ranks together, in the trainer's precision."""
         assert model.token_lengths is not None, "the final evaluation needs a datamodule"
-        own = islice(batches, trainer.global_rank, None, trainer.world_size)
         context = trainer.precision_plugin.forward_context
-        return whole_loss(model.gpt, own, model.token_lengths, num_targets, context)
+        return whole_loss(model.gpt, batches, model.token_lengths, num_targets, context)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = getattr(trainer, "datamodule", None)
         if data is None or self.stop.reason or self.max_tokens == 0:
             return
         assert isinstance(pl_module, LitGPT)
-        whole = self.batches(data)
-        batches = self._until_stopped(whole)
+        whole = self.batches(data, trainer.global_rank, trainer.world_size)
+        batches = self._until_stopped(trainer, whole)
         if isinstance(bar := trainer.progress_bar_callback, ProgressBar):
             batches = bar.track(batches, len(whole), "Final evaluation")
         result = self.measure(trainer, pl_module, batches, whole.num_targets)
         self.stop.reason = agreed(trainer, self.stop.signal)
         self.result = None if self.stop.reason else result
 
-    def _until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def _until_stopped(self, trainer: pl.Trainer, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
             yield batch  # at least one batch: the mean of none is undefined
-            if self.stop.signal:
+            if agreed(trainer, self.stop.signal):  # no rank computes more batches than another
                 return

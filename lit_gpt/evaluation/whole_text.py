@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lit_gpt.data import Batch, read_windows
+from lit_gpt.data import Batch, padding, read_windows
 from lit_gpt.model import GPT
 from lit_gpt.module import LossTotals, next_token_loss
 from lit_gpt.reports.history import FinalResult
@@ -19,6 +19,8 @@ from lit_gpt.reports.history import FinalResult
 @dataclass(eq=False)
 class WholeText:
     """Batches in which each token, except the first, is a target exactly once.
+
+    Several ranks share them, and have equally many: `padding` fills up.
 
     Args:
         tokens: (N,) ids, N at least 2.
@@ -32,6 +34,8 @@ class WholeText:
     batch_size: int
     context_length: int
     max_tokens: int | None = None
+    rank: int = 0
+    world_size: int = 1
 
     def __post_init__(self) -> None:
         self.num_targets = len(self.tokens) - 1
@@ -43,15 +47,21 @@ class WholeText:
             self.starts = np.linspace(0, windows - 1, chosen).astype(int) * self.context_length
             self.rest = 0
 
+        self.whole_batches = -(-len(self.starts) // self.batch_size)
+
     def __len__(self) -> int:
-        return -(-len(self.starts) // self.batch_size) + (self.rest > 0)
+        return -(-(self.whole_batches + (self.rest > 0)) // self.world_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for i in range(0, len(self.starts), self.batch_size):
-            starts = self.starts[i : i + self.batch_size]
-            yield read_windows(self.tokens, starts, self.context_length)
-        if self.rest:
-            yield read_windows(self.tokens, np.array([self.num_targets - self.rest]), self.rest)
+        return (self._batch(i * self.world_size + self.rank) for i in range(len(self)))
+
+    def _batch(self, i: int) -> Batch:
+        if i < self.whole_batches:
+            starts = self.starts[i * self.batch_size :][: self.batch_size]
+            return read_windows(self.tokens, starts, self.context_length)
+        if i == self.whole_batches and self.rest:
+            return read_windows(self.tokens, np.array([self.num_targets - self.rest]), self.rest)
+        return padding(self.tokens, min(self.context_length, self.num_targets))
 
 
 @torch.inference_mode()
@@ -76,7 +86,7 @@ def whole_loss(
     totals.start(device)
     for x, y in batches:
         with context():
-            loss = next_token_loss(model, x.to(device), y.to(device))
+            loss = next_token_loss(model, x.to(device), (y if len(y) else x).to(device))
         totals.update(loss, y, token_lengths)
     loss, bits_per_byte, num_tokens = totals.compute()
     return FinalResult(loss.item(), bits_per_byte.item(), int(num_tokens), num_targets)

@@ -56,7 +56,7 @@ class DryRun(Callback):
         run.data.trainer = trainer
         if limit != 0:
             loaders = run.data.val_dataloader().values()
-            batches = [-(-len(loader.starts) // loader.batch_size) for loader in loaders]
+            batches = [-(-loader.rank_windows // loader.batch_size) for loader in loaders]
             self.num_eval_batches = sum(batches)
             trainer.limit_val_batches = min(EVALUATED, *batches)
             trainer.validate(run.model, datamodule=run.data, verbose=False)
@@ -130,14 +130,14 @@ class DryRun(Callback):
 
     def time_final(self, trainer: pl.Trainer) -> None:
         final = self._run.final
-        batches = final.batches(self._run.data)
+        batches = final.batches(self._run.data, trainer.global_rank, trainer.world_size)
         if not batches:
             return
-        count = min(len(batches), 4 * trainer.world_size)
-        for number in (trainer.world_size, count):  # the first takes longer
+        for number in (1, min(len(batches), 4)):  # the first takes longer
             before = synchronized_time(trainer)
             final.measure(trainer, self._run.model, islice(batches, number), batches.num_targets)
-            self.final_batch = (synchronized_time(trainer) - before) / number
+            seconds = synchronized_time(trainer) - before
+            self.final_batch = seconds / (number * trainer.world_size)
 
 
 def synchronized_time(trainer: pl.Trainer) -> float:

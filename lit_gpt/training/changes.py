@@ -33,7 +33,7 @@ BY_EFFECT = (  # compared by what they lead to
     *(f"model.{field.name}" for field in fields(GPTConfig) if field.name != "dropout"),
     *("model.style", "model.init_from", "data.path", "data.tokenizer"),
     *("data.val_path", "data.exclude"),
-    *("trainer.precision", "trainer.devices", "trainer.num_nodes"),
+    *("trainer.precision", "trainer.devices", "trainer.num_nodes", "data.batch_size"),
     *("model.seed", "data.seed", "data.context_length"),  # given as another option
 )
 GROUPS = ("trainer.", "model.", "data.")  # in whose options no name comes twice
@@ -55,7 +55,7 @@ def changed_options(run: Run) -> list[str]:
         for name, value in given.items()
         if name in saved and saved[name] != value and not is_ignored(name)
     ]
-    return [*changes, *changed_schedule(run, checkpoint, saved)]
+    return [*changes, *changed_batch(run, saved), *changed_schedule(run, checkpoint, saved)]
 
 
 def is_ignored(name: str) -> bool:
@@ -113,6 +113,17 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+def changed_batch(run: Run, saved: dict[str, Any]) -> list[str]:
+    """Whether all devices together now take another number of windows at once."""
+    now = (run.data.hparams.batch_size, run.trainer.world_size)
+    then = (saved.get("data.batch_size"), saved_world_size(saved) or now[1])
+    if not isinstance(then[0], int) or then[0] * then[1] == now[0] * now[1]:
+        return []
+    if now[1] == then[1]:
+        return [f"batch_size {then[0]} -> {now[0]}"]
+    return [f"batch_size x devices {then[0]} x {then[1]} -> {now[0]} x {now[1]}"]
+
+
 def changed_schedule(run: Run, checkpoint: Checkpoint, saved: dict[str, Any]) -> list[str]:
     """Whether the schedule now ends at another step, and what that does to the learning rate."""
     last = saved.get("trainer.max_steps")
@@ -149,21 +160,27 @@ def schedule_jump(run: Run, step: int, before: list[list[int]], now: list[list[i
     return f"from {old:.3g} to {new:.3g} at step {step}"
 
 
+def saved_world_size(saved: dict[str, Any]) -> int | None:
+    """How many devices the checkpoint's run had, by its options; None: unknown."""
+    world_size = saved.get("trainer.world_size")
+    if world_size is None:  # 0.1.0
+        counts = (saved.get("trainer.devices"), saved.get("trainer.num_nodes", 1))
+        if all(isinstance(count, int) and count > 0 for count in counts):
+            world_size = counts[0] * counts[1]
+    return world_size if isinstance(world_size, int) and world_size > 0 else None
+
+
 def changed_devices(run: Run) -> str | None:
-    """A resume on another number of devices, in a sentence: the place in the text is lost."""
+    """What a resume on another number of devices changes besides the batch, in a sentence."""
     if run.checkpoint is None:
         return None
-    saved = saved_options(run.checkpoint)
-    before = saved.get("trainer.world_size")
-    if before is None:  # before 0.2.0
-        counts = (saved.get("trainer.devices"), saved.get("trainer.num_nodes", 1))
-        if not all(isinstance(count, int) and count > 0 for count in counts):
-            return None
-        before = counts[0] * counts[1]
+    before = saved_world_size(saved_options(run.checkpoint))
     now = run.trainer.world_size
-    if before == now:
+    if before in (None, now):
         return None
-    effect = "some windows are read twice" if now < before else "some windows are skipped"
-    if run.data.hparams.order == "random":
-        effect = "other windows are drawn from here on"
-    return f"Resumed on another number of devices ({before} -> {now}): {effect}"
+    start = f"Resumed on another number of devices ({before} -> {now}): "
+    if not run.checkpoint.data_state and run.data.hparams.order == "random":
+        return f"{start}other windows are drawn from here on"  # by rank, as in 0.1.0
+    if run.model.hparams.dropout:
+        return f"{start}the same windows come next, but dropout masks differ from here on"
+    return None

@@ -44,8 +44,8 @@ def check_restored_state(checkpoint: Checkpoint, trainer: pl.Trainer) -> None:
     Raises:
         UserError: it is of other types, or they contradict each other.
     """
-    ours = {"loops": trainer.fit_loop.state_dict()}
-    saved = {"loops": checkpoint.fit_loop_state}
+    ours = {"loops": trainer.fit_loop.state_dict(), "data": {"windows_seen": 0}}
+    saved = {"loops": checkpoint.fit_loop_state, "data": checkpoint.data_state}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         state = checkpoint.callback_states.get(callback.state_key)
         if state is not None and type(callback).__module__.startswith(KNOWN):

@@ -20,6 +20,7 @@ from lit_gpt.command import command_line
 from lit_gpt.data import TextDataModule
 from lit_gpt.distributed import launch
 from lit_gpt.optim import fastest_dtype
+from lit_gpt.store.splits import NoFiles
 from lit_gpt.text.ngrams import frequency_baselines
 from lit_gpt.text.overlap import SharedLines, copied_tokens, shared_lines
 from lit_gpt.training.changes import changed_devices, changed_options, plan_of, schedule_jump
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lit_gpt.training.options import TrainOptions
     from lit_gpt.training.train import Run
 
+LEFT_OUT = "which is not compared with itself: no shared lines, copies and baselines"
 MIN_COPY = 20  # tokens in a row that the training text has too, to count as copied
 
 
@@ -81,6 +83,7 @@ def text_card(data: TextDataModule) -> list[tuple[str, str]]:
     """Names and values: what the text is, and how it is split."""
     info = data.corpus.info
     sizes = f"{len(data.train_tokens):,} tokens, validation: {len(data.val_tokens):,}"
+    store = store_of(data)
     vocabulary = data.vocabulary.describe(data.hparams.tokenizer, data.vocab_size)
     lines = find_shared_lines(data)
     shared = []
@@ -89,6 +92,7 @@ def text_card(data: TextDataModule) -> list[tuple[str, str]]:
         value = f"{lines.num_shared:,} of {lines.num_lines:,} ({share})"
         shared = [("Validation lines also in the training text", value)]
     return [
+        *([("Token store", f"{data.hparams.path}, {LEFT_OUT}")] if store else []),
         ("Text length", f"{info.num_characters:,} characters"),
         *((name, f"{number:,}") for name, number in info.changes),
         *excluded(data),
@@ -96,7 +100,7 @@ def text_card(data: TextDataModule) -> list[tuple[str, str]]:
         ("Total", f"{info.num_tokens:,} tokens"),
         ("Training", sizes),
         *shared,
-        ("Vocabulary", f"{data.vocab_size:,} tokens ({vocabulary})"),
+        ("Vocabulary", f"{data.vocab_size:,} tokens ({store or vocabulary})"),
         ("Bytes per token", f"{info.num_bytes / info.num_tokens:.2f}"),
     ]
 
@@ -126,17 +130,34 @@ def validation_card(data: TextDataModule) -> list[tuple[str, str]]:
 
 def data_card(run: Run) -> list[tuple[str, str]]:
     """Names and values: text, device and model."""
-    device = run.trainer.strategy.root_device
-    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     outer, blocks = run.model.gpt.num_parameters()
     tables = "embedding, pairs and output" if run.model.gpt.pairs else "embedding and output"
     parameters = f"{outer + blocks:,} ({tables} {outer:,}, blocks {blocks:,})"
     return [
         *text_card(run.data),
         ("Steps", steps(run)),
-        ("Device", f"{device.type}{name}, precision {precision(run)}{muon(run)}"),
+        *device_card(run),
         ("Parameters", parameters),
     ]
+
+
+def device_card(run: Run) -> list[tuple[str, str]]:
+    """What the run computes on; of several devices, also how much they read in a step."""
+    trainer = run.trainer
+    device = trainer.strategy.root_device
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    value = f"{device.type}{name}, precision {precision(run)}{muon(run)}"
+    number = trainer.world_size
+    if number == 1:
+        return [("Device", value)]
+    nodes = trainer.num_nodes
+    on_nodes = f" on {nodes} nodes" if nodes > 1 else ""
+    parts = f"{number} devices x {run.data.hparams.batch_size} windows"
+    if trainer.accumulate_grad_batches > 1:
+        parts += f" x {trainer.accumulate_grad_batches} batches"
+    epoch = run.epoch
+    step = f"{epoch.step_windows:,} ({parts}), {epoch.step_tokens:,} tokens"
+    return [("Devices", f"{number}{on_nodes}, {value}"), ("Windows per step", step)]
 
 
 def precision(run: Run) -> str:
@@ -185,9 +206,20 @@ def steps(run: Run) -> str:
     return f"{text}, evaluated every {interval:,} steps"
 
 
+def store_of(data: TextDataModule) -> str | None:
+    """The tokenizer of the token store that is read; None: it is a text."""
+    reader = data.corpus.reader
+    return reader.tokenizer_option if isinstance(reader, NoFiles) else None
+
+
 def find_shared_lines(data: TextDataModule) -> SharedLines:
-    """Which validation lines are in the training text too; computed once for each text."""
+    """Which validation lines are in the training text too; computed once for each text.
+
+    None of a token store, all of which would have to be fetched.
+    """
     splits = data.splits
+    if store_of(data):
+        return SharedLines(0, 0, 0.0)
 
     def compute() -> tuple[Any, ...]:
         tokens = data.tokenizer.tokens
@@ -230,6 +262,8 @@ def print_end(run: Run) -> None:
 
 def print_copies(written: list[list[int]], data: TextDataModule) -> None:
     total = sum(map(len, written))
+    if store_of(data):
+        return
     if total and max(map(len, written)) >= MIN_COPY:
         copied = copied_tokens(written, data.train_tokens, MIN_COPY)
         print(
@@ -239,6 +273,8 @@ def print_copies(written: list[list[int]], data: TextDataModule) -> None:
 
 
 def print_baselines(data: TextDataModule) -> None:
+    if store_of(data):
+        return
     splits = data.splits
     lengths = data.tokenizer.token_lengths()
     unigram, bigram = splits.remember(
