@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     name, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
     path, _ = COMMANDS.get(name, ("", ""))
     configure_allocator()
-    notice = "" if name == "report" or not path else STARTING
+    notice = "" if name in ("report", "prepare") or not path else STARTING
     with importing(notice):
         from lit_gpt.command import option, run
         from lit_gpt.distributed.launch import check_one_process, reports_error

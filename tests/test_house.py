@@ -45,8 +45,8 @@ import lit_gpt.training  # torchmetrics by itself has matplotlib write to the ho
 import lightning.pytorch, numpy, torch
 
 OPTIONAL = {
-    *("matplotlib", "openai", "optuna", "plotly", "pyarrow", "pydantic", "rustbpe", "safetensors"),
-    *("splintr", "starlette", "tokenizers", "transformers", "uvicorn", "wandb", "zstandard"),
+    *("matplotlib", "obstore", "openai", "optuna", "plotly", "pyarrow", "pydantic", "rustbpe"),
+    *("safetensors", "splintr", "starlette", "tokenizers", "transformers", "uvicorn", "wandb", "zstandard"),
 }
 
 def state():
@@ -125,8 +125,8 @@ def test_the_package_shows_its_core_files_and_a_folder_for_each_wing():
     )
     assert sorted(path.stem for path in shown if path.is_file()) == core.split()
     wings = (
-        "budget callbacks distributed evaluation generation huggingface planning reports serving text training "
-        "tuning"
+        "budget callbacks distributed evaluation generation huggingface planning reports serving "
+        "store text training tuning"
     )
     assert sorted(path.name for path in shown if path.is_dir()) == wings.split()
 

@@ -10,19 +10,17 @@ from __future__ import annotations
 import zlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lit_gpt import storage
 from lit_gpt.errors import UserError
-from lit_gpt.store.objects import MissingObject, Objects, is_address
-from lit_gpt.text.corpus import CorpusInfo
+from lit_gpt.store.objects import AGAIN, MissingObject, Objects
+from lit_gpt.text.finding import STORE
+from lit_gpt.text.token_file import CorpusInfo
 from lit_gpt.text.tokenizer import Tokenizer
 
 INDEX = "index.json"
-FORMAT = "lit_gpt token store"
 VERSION = 1  # of the format: raise it when what is stored changes
 PAGE = 1 << 13  # tokens checked together
 
@@ -68,7 +66,7 @@ class Index:
         return np.cumsum([shard.num_tokens for shard in self.shards])
 
     def to_json(self) -> bytes:
-        value = {"format": FORMAT, "version": VERSION, "page_tokens": PAGE} | asdict(self)
+        value = {"format": STORE, "version": VERSION, "page_tokens": PAGE} | asdict(self)
         return storage.dump_json(value).encode()
 
     @classmethod
@@ -79,7 +77,7 @@ class Index:
             ValueError: it is damaged, or of another version.
         """
         value = storage.parse_json(content.decode(), "its index")
-        if value.pop("format") != FORMAT:
+        if value.pop("format") != STORE:
             raise ValueError("its index is of another format")
         version, page = value.pop("version"), value.pop("page_tokens")
         if (version, page) != (VERSION, PAGE):
@@ -93,19 +91,6 @@ class Index:
         if index.dtype not in ("uint16", "uint32") or index.block_tokens < 1:
             raise ValueError("its index contradicts itself")
         return index
-
-
-def is_store(path: Any) -> bool:
-    """Whether a text's `path` names a token store: an address, or a folder with our index."""
-    if is_address(path):
-        return True
-    if not isinstance(path, str):
-        return False
-    try:
-        with (Path(path).expanduser() / INDEX).open("rb") as file:
-            return FORMAT.encode() in file.read(200)
-    except (OSError, RuntimeError, ValueError):  # also an unknown user's ~, a NUL
-        return False
 
 
 def read_index(objects: Objects) -> Index:
@@ -129,5 +114,5 @@ def read_index(objects: Objects) -> Index:
             f"can't be read: {reason}",
             field=objects.field,
             value=objects.place,
-            hint="write the store again, to another place",
+            hint=AGAIN,
         ) from error

@@ -6,7 +6,7 @@ AWS_ACCESS_KEY_ID, AWS_ENDPOINT and so on.
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,18 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import UserError
+from lit_gpt.text.finding import ADDRESS
 
 SECONDS = 30.0  # for one request, its answer included
 RETRIES = 4  # of a request that fails for a reason that may pass
 RETRY_SECONDS = 60.0  # after which no further retry begins
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
+REASONS = {  # by a sign of them in what obstore says
+    "TimedOut": "no answer in time",
+    "BadScheme": "the address is plain http: set AWS_ALLOW_HTTP=true to allow it",
+    "169.254.169.254": "no credentials",
+    "Missing AccessKeyId": "no credentials",
+    "Unable to recognise URL": "not an address of object storage, such as s3://bucket/prefix",
+    "error sending request": "no connection",
+    "request or response body error": "the connection breaks again and again",
+    "Unable to canonicalize": "no such folder",
+    "os error 2)": "no such folder",
+    "status code: 5": "the service fails",
+}
+AGAIN = "write the store again, to another place"
 DENIED = "access is denied"
 CREDENTIALS = "check the credentials in the environment: AWS_ACCESS_KEY_ID, AWS_REGION and so on"
-
-
-def is_address(place: Any) -> bool:
-    """Whether this names a place in object storage rather than a file or a folder."""
-    return isinstance(place, str) and ADDRESS.match(place) is not None
 
 
 class Objects:
@@ -46,7 +54,7 @@ class Objects:
         self, place: str, field: str = "path", seconds: float = SECONDS, retries: int = RETRIES
     ) -> None:
         self.place = place.rstrip("/")
-        self.is_remote = is_address(place)
+        self.is_remote = ADDRESS.match(place) is not None
         self.field = field
         self.seconds = seconds
         self.retries = retries
@@ -68,7 +76,11 @@ class Objects:
                 return LocalStore(folder, mkdir=self.field == "out")
             return from_url(
                 self.place,
-                client_options={"timeout": timedelta(seconds=self.seconds)},
+                client_options={
+                    "timeout": timedelta(seconds=self.seconds),
+                    # From the environment, which these options would hide.
+                    "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true"),
+                },
                 retry_config={
                     "max_retries": self.retries,
                     "backoff": {"max_backoff": timedelta(seconds=8)},
@@ -141,8 +153,8 @@ class Objects:
             if isinstance(error, exceptions.NotFoundError | FileNotFoundError):
                 if "NoSuchBucket" in text:
                     raise self._refused("there is no such bucket") from error
-                raise MissingObject(f"{what} is missing", hint="name a finished store") from error
-            denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+                raise MissingObject(f"{what} is missing", hint=AGAIN) from error
+            denied = exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
             if isinstance(error, denied | PermissionError):
                 raise self._refused(f"{what}: {DENIED}", CREDENTIALS) from error
             if isinstance(error, exceptions.BaseError | ValueError | OSError):
@@ -159,12 +171,9 @@ class MissingObject(UserError):
 
 
 def _reason(text: str) -> str:
-    """What obstore says, shortened to its cause."""
-    if "timed out" in text or "TimedOut" in text or "timeout" in text.lower():
-        return "no answer in time"
-    if "NoCredentials" in text or "169.254.169.254" in text:
-        return "no credentials"
-    if "onnect" in text:
-        return "no connection, or it breaks again and again"
+    """The cause in what obstore says, whose later lines are all it knows."""
+    for sign, reason in REASONS.items():
+        if sign in text:
+            return reason
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[0][:200] if lines else "unknown error"

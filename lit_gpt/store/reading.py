@@ -17,7 +17,7 @@ import numpy as np
 from lit_gpt.errors import UserError
 from lit_gpt.store.block_files import BlockFiles
 from lit_gpt.store.index import PAGE, Index
-from lit_gpt.store.objects import Objects
+from lit_gpt.store.objects import AGAIN, Objects
 
 MIXED = 16  # blocks whose windows are mixed
 KEPT = 2 * MIXED + 2  # blocks: those mixed, the next ones, and two for an evaluation
@@ -84,7 +84,7 @@ class Shards:
     def _damaged(self, name: str) -> UserError:
         return UserError(
             f"{self.objects.place}/{name} is damaged: it does not match its checksum",
-            hint="write the store again, to another place",
+            hint=AGAIN,
         )
 
 

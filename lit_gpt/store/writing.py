@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
@@ -14,13 +15,14 @@ from lit_gpt.store.index import Index, Shard, pack_shard
 from lit_gpt.store.objects import Objects
 from lit_gpt.store.plan import Plan, share, sizes_of
 from lit_gpt.store.splits import fingerprint_of
-from lit_gpt.text import corpus
-from lit_gpt.text.corpus import CorpusInfo
 from lit_gpt.text.cutting import cut_safely
-from lit_gpt.text.files import COUNTED, Reader, TextFiles
+from lit_gpt.text.encoding_pool import batches, encode_in_order
+from lit_gpt.text.files import Reader, TextFiles
+from lit_gpt.text.token_file import CorpusInfo
 from lit_gpt.text.tokenizer import Tokenizer
 
-MARKS = "tasks"
+MARKS = "tasks"  # a folder of objects, one for each task that is done
+NUMBERS = [field.name for field in fields(CorpusInfo) if field.name != "fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ def encode(
 ) -> Iterator[np.ndarray]:
     """Ids of a text, in pieces (N,) uint32; counts characters and words that were cut."""
     cuts: Counter[str] = Counter()
-    for texts in corpus._batches(cut_safely(reader, tokenizer.pattern, cuts)):
-        totals["num_characters"] += sum(len(text or "") for text in texts)
-        yield tokenizer.encode_parts(texts)
+    parts = batches(cut_safely(reader, tokenizer.pattern, cuts))
+    with closing(encode_in_order(tokenizer.encode_parts, parts)) as encoded:
+        for texts, ids in encoded:
+            totals["num_characters"] += sum(len(text or "") for text in texts)
+            yield ids
     totals["cut_words"] += cuts["words"]
 
 
@@ -100,20 +104,17 @@ def write_task(objects: Objects, files: TextFiles, plan: Plan, task: int) -> Mar
     totals: Counter[str] = Counter()
     shards: list[Shard] = []
     mine = share(sizes, task, plan.tasks)
-    if any(size for path, size in sizes if path in set(mine)):
+    if any(path.stat().st_size for path in mine):
         reader = Reader(replace(files, path=[str(path) for path in mine]), needs_fields=False)
         reader.has_documents = plan.has_documents  # of all tasks' files
-        is_last = mine[-1] == max((i, p) for i, (p, size) in enumerate(sizes) if size)[1]
-        texts = reader if plan.has_documents or is_last else ended(reader, totals)
+        reader.task = "Encoding the text"
+        last = [path for path, size in sizes if size][-1]
+        texts = reader if plan.has_documents or last in mine else ended(reader, totals)
         shards = list(_write_shards(objects, texts, plan, task, totals))
         totals.update(reader.counts)
     mark = Mark(shards, CorpusInfo("", **{n: totals[n] for n in NUMBERS}))
     objects.put(name, storage.dump_json(asdict(mark)).encode())
     return mark
-
-
-NUMBERS = [field.name for field in fields(CorpusInfo) if field.name != "fingerprint"]
-assert set(COUNTED) <= set(NUMBERS)
 
 
 def _write_shards(

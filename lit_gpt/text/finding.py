@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from lit_gpt.errors import UserError
 
+STORE = "lit_gpt token store"  # begins the index of one
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")  # of object storage
 SAMPLE = "data/订单商品名称.csv"  # the text to train on unless another is named
 
 
@@ -44,6 +47,10 @@ def find_files(
     excluded.update(dict.fromkeys(globs, 0))
     found: dict[str, Path] = {}  # by real name
     for path in paths if isinstance(paths, list) else [paths]:
+        if is_token_store(path):
+            problem = "names no text files, but a token store, or a place for one"
+            hint = "only training and planning read token stores, one at a time"
+            raise UserError(problem, field="path", value=path, hint=hint)
         before = excluded.total()
         files: list[tuple[Path, str]] = []
         for root, base in _roots(path):
@@ -58,6 +65,19 @@ def find_files(
     if not found:
         raise UserError("names no files", field="path", value=paths, hint="name a file or folder")
     return list(found.values())
+
+
+def is_token_store(path: str | list[str]) -> bool:
+    """Whether a path names a token store: any address, or a folder with the index of one."""
+    if not isinstance(path, str):
+        return False
+    if ADDRESS.match(path):
+        return True
+    try:
+        with (Path(path).expanduser() / "index.json").open("rb") as file:
+            return STORE.encode() in file.read(200)
+    except (OSError, RuntimeError, ValueError):  # also an unknown user's ~, a NUL
+        return False
 
 
 def _is_excluded(place: PurePath, base: PurePath, excluded: Counter[str]) -> bool:
