@@ -149,19 +149,22 @@ def locked(folder: Path, hint: str | None = None) -> Iterator[bool]:
 
 
 @contextmanager
-def held(path: Path, message: str | None = None) -> Iterator[bool]:
-    """Holds the lock file `path`, once no other process does; yields False where none is possible.
+def held(path: Path, message: str | None = None, wait: bool = True) -> Iterator[bool]:
+    """Holds the lock file `path`; yields False where there are no locks.
 
     Args:
-        message: printed if there is another process to wait for.
+        message: printed if another process holds it.
+        wait: whether to wait for that one's end, however it ends; if not, False is yielded.
     """
     lock: FileLock | None = None
-    with suppress(OSError, NotImplementedError):  # no locks here, or a folder to read only
+    with suppress(OSError, NotImplementedError, Timeout):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
             lock.acquire(blocking=False)
         except Timeout:
+            if not wait:
+                raise
             if message:
                 print(message, file=sys.stderr, flush=True)
             lock.acquire()

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +17,15 @@ from lit_gpt import storage
 from lit_gpt.errors import UserError
 from lit_gpt.text import bpe
 from lit_gpt.text.cutting import cut_safely
-from lit_gpt.text.files import COUNTED, Reader, TextFiles
-from lit_gpt.text.overlap import chunks
-from lit_gpt.text.tokenizer import END_OF_TEXT, Tokenizer
+from lit_gpt.text.files import Reader, TextFiles
+from lit_gpt.text.launch import texts_of_launch
+from lit_gpt.text.manifest import Manifest
+from lit_gpt.text.new_folder import new_folder
+from lit_gpt.text.token_file import CorpusInfo, encode, open_tokens, texts_for
+from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
 CACHE_VERSION = 4  # part of every cache's key: raise it when what is stored changes
-CHUNK = 1 << 20  # ids renumbered at a time
-SHORT = 1000  # characters: encoding a shorter part costs little more than the call
-
-
-@dataclass(frozen=True)
-class CorpusInfo:
-    """What is known about a corpus besides its tokens."""
-
-    fingerprint: str  # sha256 of the files' bytes and lengths, and how they are read as documents
-    num_characters: int
-    num_bytes: int  # of the text as UTF-8
-    num_tokens: int
-    removed_boms: int  # byte-order marks at the start of files: the only text that is dropped
-    added_line_ends: int  # between files, if one ended without: the only text that is added
-    num_documents: int  # each followed by an end-of-text token; 0 if there is only plain text
-    empty_documents: int  # skipped: null or without a character
-    cut_words: int = 0  # places where a word of more than cutting.LONGEST characters was cut
-    blank_lines: int = 0  # skipped, between the rows of .jsonl, .ndjson, .csv and .tsv files
-    row_like_fields: int = 0  # of .csv files: over lines that look like rows
-
-    @property
-    def changes(self) -> list[tuple[str, int]]:
-        """What there is to say about how the text was read: names, and numbers above 0."""
-        titles = {**COUNTED, "cut_words": "Overlong words cut"}
-        numbers = ((title, getattr(self, name)) for name, title in titles.items())
-        return [(title, number) for title, number in numbers if number]
 
 
 @dataclass(frozen=True)
@@ -64,7 +38,7 @@ class Corpus:
 
     def parts(self) -> Iterator[str | None]:
         """The text, read again, in parts that encode one by one; None ends a document."""
-        return cut_safely(_texts(self.reader, self.tokenizer), self.tokenizer.pattern)
+        return cut_safely(texts_for(self.reader, self.tokenizer), self.tokenizer.pattern)
 
     def remember(self, name: str, compute: Callable[[], Any]) -> Any:
         """The result of `compute`, plain JSON, kept beside the tokens for the next time."""
@@ -80,112 +54,15 @@ class Corpus:
         return value
 
 
-def _texts(reader: Reader, tokenizer: Tokenizer) -> Iterable[str | None]:
-    """The text; a blank line ends a document where the tokenizer has no token for that."""
-    if tokenizer.end_of_text is not None:
-        return reader
-    return (END_OF_TEXT.decode() if text is None else text for text in reader)
-
-
-def _batches(parts: Iterable[str | None]) -> Iterator[list[str | None]]:
-    """Eight parts at a time, more if they are short documents."""
-    batch: list[str | None] = []
-    size = 0
-    for part in parts:
-        batch.append(part)
-        size += 1 + min(len(part or ""), SHORT)
-        if size > 8 * SHORT:
-            yield batch
-            batch = []
-            size = 0
-    if batch:
-        yield batch
-
-
-def _encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None:
-    """Writes tokens.bin and meta.json: first full ids, renumbered once the used ones are known."""
-    counts = np.zeros(full.vocab_size, dtype=np.int64)  # of each token
-    num_characters = 0
-    cuts: Counter[str] = Counter()
-    full_ids = folder / "ids.bin"
-    with full_ids.open("wb") as file:
-        for texts in _batches(cut_safely(_texts(reader, full), full.pattern, cuts)):
-            ids = full.encode_parts(texts)
-            file.write(ids.tobytes())
-            np.add.at(counts, ids, 1)
-            num_characters += sum(len(text or "") for text in texts)
-    tokenizer = full
-    new_ids = np.arange(full.vocab_size)
-    if compact:
-        tokenizer, new_ids = full.compact(np.flatnonzero(counts))
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    checksum = 0
-    with full_ids.open("rb") as old, (folder / "tokens.bin").open("wb") as new:
-        while len(ids := np.fromfile(old, np.uint32, CHUNK)):
-            content = new_ids[ids].astype(dtype).tobytes()
-            checksum = zlib.crc32(content, checksum)
-            new.write(content)
-        storage.flush(new)
-    full_ids.unlink()
-    info = CorpusInfo(
-        fingerprint=reader.fingerprint,
-        num_characters=num_characters,
-        num_bytes=int(counts @ full.token_lengths()),
-        num_tokens=int(counts.sum()),
-        cut_words=cuts["words"],
-        **reader.counts,
-    )
-    meta = {"info": asdict(info), "dtype": dtype.name, "tokenizer": tokenizer.to_dict()}
-    storage.write_json(folder / "meta.json", meta | {"crc32": checksum})
-
-
 def split_at(num_tokens: int, train_fraction: float) -> int:
     """Number of tokens in the training split, which comes first; the rest is for validation."""
     return int(num_tokens * train_fraction)
 
 
-def _open(folder: Path, reader: Reader) -> Corpus | None:
-    """The cached corpus; None if there is none or it is damaged.
-
-    All of it is read, which takes a third of a second for 1 GB.
-    """
-    try:
-        meta = storage.read_json(folder / "meta.json")
-        info = CorpusInfo(**meta["info"])
-        tokenizer = Tokenizer.from_dict(meta["tokenizer"])
-        # As a plain view: indexing a memmap is slow.
-        tokens = np.asarray(np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r"))
-        checksum = 0
-        for ids in chunks(tokens, CHUNK):
-            checksum = zlib.crc32(ids.data, checksum)
-            if ids.max() >= tokenizer.vocab_size:
-                return None
-        is_whole = (len(tokens), checksum) == (info.num_tokens, meta["crc32"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return Corpus(tokens, tokenizer, info, folder, reader) if is_whole else None
-
-
-@contextmanager
-def _new_folder(folder: Path, reader: Reader) -> Iterator[Path]:
-    """A new folder that becomes `folder` after the block, or is removed if the block fails."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        storage.remove_abandoned(folder.parent)
-        with storage.temporary_folder(folder.parent) as work:
-            new = work / "corpus"
-            new.mkdir(mode=0o700)  # a text may be private
-            yield new
-            if not _open(folder, reader):
-                shutil.rmtree(folder, ignore_errors=True)  # if it exists, it is damaged
-            new.rename(folder)  # fails if another process was faster
-    except OSError as error:
-        if not _open(folder, reader):
-            raise UserError(
-                f"cannot store the tokens in {folder.parent}: {error.strerror}",
-                field="cache",
-                hint="name another folder",
-            ) from error
+def _open(folder: Path, reader: Reader, is_checked: bool = False) -> Corpus | None:
+    """The cached corpus; None if there is none or it is damaged."""
+    found = open_tokens(folder, is_checked)
+    return Corpus(*found, folder, reader) if found else None
 
 
 def load_corpus(
@@ -205,40 +82,57 @@ def load_corpus(
     Raises:
         UserError: the text or the tokenizer can't be used.
     """
-    key = vocabulary.key(train_fraction)
-    reader = Reader(text, needs_fields)
     given = vocabulary.tokenizer if isinstance(vocabulary.tokenizer, Tokenizer) else None
     lacks_end = given is not None and given.end_of_text is None
-    if reader.has_documents and lacks_end and needs_end:  # whether or not the cache has it
-        raise UserError(
-            "has documents, but the model's tokenizer has no end-of-text token for them",
-            field="path",
-            hint="use plain text, or train a new model",
-        )
-    options = [CACHE_VERSION, reader.fingerprint, key, vocabulary.is_compact, text.encoding]
-    name = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:24]
-    folder = storage.cache_folder(text.cache) / name
-    if corpus := _open(folder, reader):
+    key = [vocabulary.key(train_fraction), vocabulary.is_compact, text.encoding]
+    cache = storage.cache_folder(text.cache)
+    with texts_of_launch(cache) as texts:
+        asked = _sha256([text.settings, *key])
+        told = texts.find(asked)
+        reader = Reader(text, needs_fields, Manifest(cache, text.settings), told and told[1])
+        if reader.has_documents and lacks_end and needs_end:  # whether or not the cache has it
+            raise UserError(
+                "has documents, but the model's tokenizer has no end-of-text token for them",
+                field="path",
+                hint="use plain text, or train a new model",
+            )
+        if told and (corpus := _open(cache / told[0], reader, is_checked=True)):
+            return corpus
+        folder = cache / _sha256([CACHE_VERSION, reader.fingerprint, *key])[:24]
+        corpus = _open(folder, reader)
+        if corpus is None:
+            _encode(folder, reader, vocabulary, train_fraction, text)
+            corpus = _open(folder, reader)
+        assert corpus, f"{folder} was written but can't be read"
+        texts.tell(asked, folder.name, reader.known)
         return corpus
-    if folder.exists():
-        print(f"The tokens in {folder} are damaged: encoding the text again", file=sys.stderr)
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _encode(
+    folder: Path, reader: Reader, vocabulary: Vocabulary, train_fraction: float, text: TextFiles
+) -> None:
+    # What can't be used is refused before any folder is made.
     if vocabulary.trained_size:
         train = bpe.load_trainer(vocabulary.trained_size)
-        with _new_folder(folder, reader) as new:
-
-            def encode(tokenizer: Tokenizer) -> np.ndarray:
-                _encode(new, reader, tokenizer, compact=False)
-                corpus = _open(new, reader)
-                assert corpus
-                return corpus.tokens[: split_at(len(corpus.tokens), train_fraction)]
-
-            bpe.train_on_split(train, reader, train_fraction, encode)
     else:
         full = vocabulary.load(reader, train_fraction)
-        if reader.has_documents and given is None:
+        if reader.has_documents and isinstance(vocabulary.tokenizer, str):
             full = full.with_end_of_text()
-        with _new_folder(folder, reader) as new:
-            _encode(new, reader, full, vocabulary.is_compact)
-    corpus = _open(folder, reader)
-    assert corpus, f"{folder} was written but can't be read"
-    return corpus
+    with new_folder(folder, reader, _sha256(text.settings)) as new:
+        if new is None:  # another process was faster
+            return
+        if not vocabulary.trained_size:
+            encode(new, reader, full, vocabulary.is_compact)
+            return
+
+        def ids_of_split(tokenizer: Tokenizer) -> np.ndarray:
+            encode(new, reader, tokenizer, compact=False)
+            found = open_tokens(new)
+            assert found
+            return found.tokens[: split_at(len(found.tokens), train_fraction)]
+
+        bpe.train_on_split(train, reader, train_fraction, ids_of_split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -23,7 +23,7 @@ LAST_CUT = re.compile(rf".*[^\W_](?=[\s{re.escape(PUNCTUATION)}])", re.DOTALL)
 
 def cut_safely(
     texts: Iterable[str | None], pattern: str, cuts: Counter[str] | None = None
-) -> Iterator[str | None]:
+) -> Generator[str | None]:
     """Cuts text into parts that encode to the tokens of the whole; None ends a document.
 
     Each character is looked at once or twice, and a bounded number is held, wherever the parts of

@@ -8,8 +8,8 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +21,9 @@ from lit_gpt.text.compression import unpack
 from lit_gpt.text.documents import Format, format_of, read_rows
 from lit_gpt.text.fields import text_of
 from lit_gpt.text.finding import find_files, is_member_excluded
+from lit_gpt.text.manifest import Known, Manifest, Stamps
 from lit_gpt.text.parquet_rows import read_parquet
+from lit_gpt.text.progress import progress
 from lit_gpt.text.windows import Store
 
 CHUNK = 1 << 20  # bytes read at a time
@@ -60,6 +62,13 @@ class TextFiles:
     tsv_quotes: bool = False
     cache: str | None = None
 
+    @property
+    def settings(self) -> list[Any]:
+        """Plain data that decides which files are read, and how."""
+        paths = self.path if isinstance(self.path, list) else [self.path]
+        places = [os.path.abspath(os.path.expanduser(path)) for path in paths]
+        return [places, self.exclude, self.text_field, self.tsv_quotes]
+
 
 class Reader:
     """The text of some files, piece by piece, as often as it is iterated over.
@@ -70,34 +79,100 @@ class Reader:
     Args:
         text: its files are found and hashed at once, so that later changes are noticed.
         needs_fields: whether to refuse `text_field` if no file has fields.
+        manifest: of earlier reading; files that it knows are not hashed until they are read.
+        known: what another process found just now; then the files are not even looked for.
 
     Attributes:
         fingerprint: sha256 of the files' bytes and lengths, and of formats other than plain text.
         counts: of COUNTED, by the last iteration; see `CorpusInfo`.
         excluded: files and folders that were left out, by glob.
+        task: what reading the text is for, as the progress bar says it.
 
     Raises:
         UserError: no files, an unknown encoding, or no file with fields; while reading: no text,
             text in another encoding, NUL bytes, files that can't be read or have changed.
     """
 
-    def __init__(self, text: TextFiles, needs_fields: bool = True) -> None:
+    def __init__(
+        self,
+        text: TextFiles,
+        needs_fields: bool = True,
+        manifest: Manifest | None = None,
+        known: Known | None = None,
+    ) -> None:
         if text.text_field == []:
             raise UserError("names no field", field="text_field", value=[])
         self.excluded: Counter[str] = Counter()
         self.format_of = partial(format_of, text_field=text.text_field, tsv_quotes=text.tsv_quotes)
-        files = find_files(text.path, text.exclude, self.excluded)
-        self.files = [(path, self.format_of(path)) for path in files]
         self.encoding = text.encoding
+        self.task = "Reading the text"
+        self._text = text
+        self._manifest = manifest
+        self._advance: Callable[[int], None] = lambda num_bytes: None
+        self._stamps_read = Stamps()
         self._begin()
+        self._is_told = known is not None
+        if known is None:
+            stamps = self.stamps  # finds the files
+            known = manifest.known(stamps) if manifest is not None else None
+        if known is not None:
+            self.fingerprint, self.has_documents, _ = known
+            self.excluded.update(known.excluded)
         if text.text_field is not None and needs_fields and not self.has_documents:
             raise no_fields(text.text_field, self._place())
         self.codec = _text_codec(text.encoding)
+        if known is None:
+            self._hash()
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        # What another process found is counted already.
+        counted: Counter[str] = Counter() if self._is_told else self.excluded
+        paths = find_files(self._text.path, self._text.exclude, counted)
+        self._found_excluded = counted.copy()
+        return paths
+
+    @cached_property
+    def files(self) -> list[tuple[Path, Format]]:
+        return [(path, self.format_of(path)) for path in self.paths]
+
+    @cached_property
+    def stamps(self) -> Stamps:
+        """Of the files, before any was read."""
+        try:
+            return Stamps.of(self.paths)
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    def _hash(self) -> None:
         self._begin()
-        for path, form in self.files:
-            for _ in self._read_bytes(path, form):
-                pass
+        with self._pass():
+            for path, form in self.files:
+                for _ in self._read_bytes(path, form):
+                    pass
         self.fingerprint = self._digest.hexdigest()
+        self._remember()
+
+    @contextmanager
+    def _pass(self) -> Iterator[None]:
+        """Shows how much of the text has been read inside the block."""
+        with progress(self.task, self.stamps.size) as self._advance:
+            yield
+
+    @property
+    def known(self) -> Known:
+        """What another process need not read the text for."""
+        return Known(self.fingerprint, self.has_documents, dict(self.excluded))
+
+    def _remember(self) -> None:
+        """Keeps what was found in the files as they were when they were last read."""
+        if self._manifest is not None:
+            stamps = self._stamps_read
+            self._stamps_read = Stamps()  # of what is read to look for documents
+            known = self.known
+            in_archives = self.excluded.copy()
+            in_archives.subtract(self._found_excluded)
+            self._manifest.save(stamps, known._replace(excluded=dict(in_archives)))
 
     @cached_property
     def has_documents(self) -> bool:
@@ -130,24 +205,29 @@ class Reader:
 
     def _begin(self) -> None:
         self._digest = hashlib.sha256()
+        self._stamps_read = Stamps()
         self.counts = dict.fromkeys(COUNTED, 0)
 
     def __iter__(self) -> Iterator[str | None]:
         is_empty = True
-        for part in self._parts():
-            is_empty = False
-            yield part
+        with self._pass():
+            for part in self._parts():
+                is_empty = False
+                yield part
         if self._digest.hexdigest() != self.fingerprint:
+            if self._manifest is not None:
+                self._manifest.forget()
             raise UserError(f"{self._place()} changed while it was being read", hint="start again")
         if is_empty:
             raise UserError(
                 f"no text in {self._place()}", field="path", hint="name a file that has some"
             )
+        self._remember()
 
     def _place(self) -> str:
         """The file itself, or the folder that all are in."""
         with suppress(ValueError):  # relative and absolute names
-            return os.path.commonpath([path for path, _ in self.files]) or "`path`"
+            return os.path.commonpath(self.paths) or "`path`"
         return "`path`"
 
     def _parts(self) -> Iterator[str | None]:
@@ -276,8 +356,10 @@ class Reader:
             self._digest.update(json.dumps(list(self.excluded)).encode())
         try:
             with path.open("rb") as file:
+                self._stamps_read.add(path.name, os.fstat(file.fileno()))
                 while chunk := file.read(CHUNK):
                     self._digest.update(chunk)
+                    self._advance(len(chunk))
                     yield chunk
                 self._digest.update(f"end {file.tell()}".encode())
                 yield b""

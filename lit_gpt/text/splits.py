@@ -67,8 +67,8 @@ def two_texts(text: TextFiles, val_path: str | list[str], vocabulary: Vocabulary
         if error.field == "path":
             error.field = "val_path"
         raise
-    train_files = {os.path.realpath(path) for path, _ in corpus.reader.files}
-    for path, _ in val_corpus.reader.files:
+    train_files = {os.path.realpath(path) for path in corpus.reader.paths}
+    for path in val_corpus.reader.paths:
         if os.path.realpath(path) in train_files:
             raise UserError(
                 f"{path} is among the training files too",

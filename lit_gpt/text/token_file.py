@@ -1,0 +1,265 @@
+"""The tokens of a text on disk: written piece by piece, continued after a kill, checked.
+
+A folder has `tokens.bin` and `meta.json`, which is written last; while the text is encoded, also
+`ids.bin` (ids of the full vocabulary) and `mark.json` (how much of it is safely on the disk).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from lit_gpt import storage
+from lit_gpt.text.cutting import cut_safely
+from lit_gpt.text.encoding_pool import batches, encode_in_order
+from lit_gpt.text.files import COUNTED, Reader
+from lit_gpt.text.manifest import is_settled
+from lit_gpt.text.overlap import chunks
+from lit_gpt.text.tokenizer import END_OF_TEXT, Tokenizer
+
+CHUNK = 1 << 20  # ids renumbered at a time
+BLOCK = 1 << 26  # bytes of tokens.bin that have a checksum of their own
+CHECKED = 16  # blocks checked at each start, of a file that has been checked in full
+MARKED = 5.0  # seconds of work that a kill costs at most
+IDS = "ids.bin"
+MARK = "mark.json"
+TOKENS = "tokens.bin"
+META = "meta.json"
+CHECKSUMS = "checksums.json"
+
+
+@dataclass(frozen=True)
+class CorpusInfo:
+    """What is known about a corpus besides its tokens."""
+
+    fingerprint: str  # sha256 of the files' bytes and lengths, and how they are read as documents
+    num_characters: int
+    num_bytes: int  # of the text as UTF-8
+    num_tokens: int
+    removed_boms: int  # byte-order marks at the start of files: the only text that is dropped
+    added_line_ends: int  # between files, if one ended without: the only text that is added
+    num_documents: int  # each followed by an end-of-text token; 0 if there is only plain text
+    empty_documents: int  # skipped: null or without a character
+    cut_words: int = 0  # places where a word of more than cutting.LONGEST characters was cut
+    blank_lines: int = 0  # skipped, between the rows of .jsonl, .ndjson, .csv and .tsv files
+    row_like_fields: int = 0  # of .csv files: over lines that look like rows
+
+    @property
+    def changes(self) -> list[tuple[str, int]]:
+        """What there is to say about how the text was read: names, and numbers above 0."""
+        titles = {**COUNTED, "cut_words": "Overlong words cut"}
+        numbers = ((title, getattr(self, name)) for name, title in titles.items())
+        return [(title, number) for title, number in numbers if number]
+
+
+class TokenFile(NamedTuple):
+    tokens: np.ndarray  # (N,) uint16 or uint32, memory-mapped
+    tokenizer: Tokenizer
+    info: CorpusInfo
+
+
+@dataclass
+class Mark:
+    """Up to where ids.bin is safely on the disk.
+
+    Args:
+        num_parts: of the text, that are encoded.
+        num_characters: in them, which shows whether a later release cuts the text there too.
+        num_ids: of them.
+        crc32: of the ids.
+        tokenizer: sha256 of the one whose ids they are.
+    """
+
+    num_parts: int = 0
+    num_characters: int = 0
+    num_ids: int = 0
+    crc32: int = 0
+    tokenizer: str = ""
+
+
+def texts_for(reader: Reader, tokenizer: Tokenizer) -> Iterable[str | None]:
+    """The text; a blank line ends a document where the tokenizer has no token for that."""
+    if tokenizer.end_of_text is not None:
+        return reader
+    return (END_OF_TEXT.decode() if text is None else text for text in reader)
+
+
+class _Ids:
+    """The ids of the full vocabulary, in a file that is continued where it was left."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+        self.path = folder / IDS
+        self._mark_path = folder / MARK
+        self._tokenizer = tokenizer
+        self.counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)  # of each token
+        self.mark = Mark()
+        self._file = self._continued()
+        self._marked = time.monotonic()
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(json.dumps(self._tokenizer.to_dict()).encode()).hexdigest()
+
+    def _continued(self) -> IO[bytes]:
+        """The file up to its mark, or an empty one."""
+        with suppress(OSError, ValueError, TypeError):
+            mark = Mark(**storage.read_json(self._mark_path))
+            counts = np.zeros_like(self.counts)
+            crc32 = num_ids = 0
+            if mark.tokenizer == self._digest:
+                with self.path.open("rb") as file:
+                    for ids in _read_ids(file, mark.num_ids):
+                        crc32 = zlib.crc32(ids.data, crc32)
+                        counts += np.bincount(ids, minlength=len(counts))
+                        num_ids += len(ids)
+                if (num_ids, crc32) == (mark.num_ids, mark.crc32):
+                    os.truncate(self.path, 4 * num_ids)
+                    self.mark = mark
+                    self.counts = counts
+                    return self.path.open("ab")
+        self._mark_path.unlink(missing_ok=True)
+        return self.path.open("wb")
+
+    def add(self, texts: list[str | None], ids: np.ndarray) -> None:
+        self._file.write(ids.data)
+        self.mark.crc32 = zlib.crc32(ids.data, self.mark.crc32)
+        np.add.at(self.counts, ids, 1)
+        self.mark.num_ids += len(ids)
+        self.mark.num_parts += len(texts)
+        self.mark.num_characters += sum(len(text or "") for text in texts)
+        if time.monotonic() - self._marked >= MARKED:
+            storage.flush(self._file)
+            self.mark.tokenizer = self._digest
+            storage.write_json(self._mark_path, asdict(self.mark))
+            self._marked = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def remove(self) -> None:
+        self.close()
+        self.path.unlink()
+        self._mark_path.unlink(missing_ok=True)
+
+
+def _read_ids(file: IO[bytes], most: int) -> Iterator[np.ndarray]:
+    while most > 0 and len(ids := np.fromfile(file, np.uint32, min(CHUNK, most))):
+        most -= len(ids)
+        yield ids
+
+
+def encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None:
+    """Writes tokens.bin and meta.json: first full ids, renumbered once the used ones are known.
+
+    What an earlier process encoded is read again, to find the place, but not encoded.
+    """
+    kept = _Ids(folder, full)
+    cuts: Counter[str] = Counter()
+    reader.task = "Encoding the text"
+    with closing(kept), closing(cut_safely(texts_for(reader, full), full.pattern, cuts)) as parts:
+        if begun := kept.mark.num_characters:
+            print(f"{begun:,} characters are already encoded: continuing there", file=sys.stderr)
+        again = islice(parts, kept.mark.num_parts)
+        if sum(len(part or "") for part in again) != begun:
+            kept.remove()
+            return encode(folder, reader, full, compact)
+        with closing(encode_in_order(full.encode_parts, batches(parts))) as encoded:
+            for texts, ids in encoded:
+                kept.add(texts, ids)
+    tokenizer = full
+    new_ids = np.arange(full.vocab_size)
+    if compact:
+        tokenizer, new_ids = full.compact(np.flatnonzero(kept.counts))
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    new_ids = new_ids.astype(dtype)
+    checksum = 0
+    with kept.path.open("rb") as old, (folder / TOKENS).open("wb") as new:
+        for ids in _read_ids(old, kept.mark.num_ids):
+            content = new_ids[ids].data
+            checksum = zlib.crc32(content, checksum)
+            new.write(content)
+        storage.flush(new)
+    info = CorpusInfo(
+        fingerprint=reader.fingerprint,
+        num_characters=kept.mark.num_characters,
+        num_bytes=int(kept.counts @ full.token_lengths()),
+        num_tokens=kept.mark.num_ids,
+        cut_words=cuts["words"],
+        **reader.counts,
+    )
+    kept.remove()
+    meta = {"info": asdict(info), "dtype": dtype.name, "tokenizer": tokenizer.to_dict()}
+    storage.write_json(folder / META, meta | {"crc32": checksum})
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a part of a text is encoded there, to be continued."""
+    return (folder / MARK).exists()
+
+
+def open_tokens(folder: Path, is_checked: bool = False) -> TokenFile | None:
+    """The encoded text; None if there is none or it is damaged.
+
+    All of it is read, which takes a third of a second for 1 GB, unless it has more than CHECKED
+    blocks and was read before, and its size and times are still the same: then so many of them.
+
+    Args:
+        is_checked: whether another process has just done that.
+    """
+    path = folder / TOKENS
+    try:
+        meta = storage.read_json(folder / META)
+        info = CorpusInfo(**meta["info"])
+        tokenizer = Tokenizer.from_dict(meta["tokenizer"])
+        # As a plain view: indexing a memmap is slow.
+        tokens = np.asarray(np.memmap(path, dtype=meta["dtype"], mode="r"))
+        if len(tokens) != info.num_tokens or path.stat().st_size != tokens.nbytes:
+            return None
+        if not is_checked and not _is_whole(path, tokens, tokenizer.vocab_size, meta["crc32"]):
+            return None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return TokenFile(tokens, tokenizer, info)
+
+
+def _is_whole(path: Path, tokens: np.ndarray, vocab_size: int, crc32: int) -> bool:
+    """Whether the tokens are those that were written, and all in the vocabulary."""
+    known = path.with_name(CHECKSUMS)
+    stat = path.stat()
+    stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    blocks = list(chunks(tokens, BLOCK // tokens.itemsize))
+    if len(blocks) > CHECKED:
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            earlier = storage.read_json(known)
+            if earlier["stamp"] == stamp:
+                places = random.SystemRandom().sample(range(len(blocks)), CHECKED)
+                return all(zlib.crc32(blocks[i].data) == earlier["crc32"][i] for i in places)
+    total = 0
+    checksums = []
+    for block in blocks:
+        own = 0
+        for ids in chunks(block, CHUNK):
+            total = zlib.crc32(ids.data, total)
+            own = zlib.crc32(ids.data, own) if len(blocks) > CHECKED else 0
+            if ids.max() >= vocab_size:
+                return False
+        checksums.append(own)
+    if total == crc32 and len(blocks) > CHECKED and is_settled(stat):
+        with suppress(OSError):
+            storage.write_json(known, {"stamp": stamp, "crc32": checksums})
+    return total == crc32
