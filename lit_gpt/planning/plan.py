@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -23,13 +24,16 @@ from lit_gpt.callbacks.stopping import keep_signal_handlers
 from lit_gpt.command import seconds_since_start, stop_at_once
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
+from lit_gpt.planning.cluster import check_options, make_cluster
+from lit_gpt.planning.cluster_text import print_cluster
 from lit_gpt.planning.dry_run import DryRun, peak_memory
 from lit_gpt.planning.suggestions import Suggestion, suggest_dropout, suggest_model, suggest_steps
 from lit_gpt.storage import temporary_folder
 from lit_gpt.text.overlap import SharedLines
 from lit_gpt.training import summary
 from lit_gpt.training.init_from import build_data
-from lit_gpt.training.options import TrainOptions, option_name
+from lit_gpt.training.options import TrainOptions
+from lit_gpt.training.options import option_name as training_option_name
 from lit_gpt.training.run_folder import run_of_last
 from lit_gpt.training.train import Run, build_run
 from lit_gpt.training.warning_filters import silence_warnings
@@ -37,21 +41,46 @@ from lit_gpt.training.warning_filters import silence_warnings
 __all__ = ["main", "option_name"]
 
 MANY_SHARED = 0.1  # of the validation lines
+CLUSTER_OPTIONS: dict[str, tuple[Any, str]] = {  # types and descriptions; None: not given
+    "device_name": (str, "plan for devices of this kind, such as H100, instead of this machine"),
+    "devices": (int, "of that kind on each node; none: --trainer.devices"),
+    "nodes": (int, "machines that have them; none: --trainer.num_nodes"),
+    "price": (float, "of one device for an hour, for the cost"),
+    "tokens": (int, "to train on, over all devices; none: what the steps make"),
+    "vocab_size": (int, "tokens of the vocabulary; none: read the text and count them"),
+}
+
+
+def option_name(field: str) -> str:
+    """As of the training command; `plan.devices` is --devices, `devices` --trainer.devices."""
+    is_ours = field.startswith("plan.")
+    return f"--{field.removeprefix('plan.')}" if is_ours else training_option_name(field)
 
 
 class PlanOptions(TrainOptions):
-    """The training command's options, and --json."""
+    """The training command's options, those of other devices, and --json."""
 
     def __init__(self, argv: list[str]) -> None:
         super().__init__(argv, "Predict a run's time, memory and disk space; train nothing.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
+        for name, (kind, text) in CLUSTER_OPTIONS.items():
+            parser.add_argument(f"--{name}", type=kind | None, help=text)
         parser.add_argument(
             "--json",
             action="store_true",
             help="end with the predicted numbers as one line of JSON",
         )
+
+    def parse(self, args: list[str]) -> None:
+        try:
+            super().parse(args)
+        except UserError as error:
+            if error.field in CLUSTER_OPTIONS:  # not the Trainer's `devices`, nor a model's field
+                error.field = f"plan.{error.field}"
+            raise
+        check_options(self.config)
 
 
 @dataclass
@@ -214,8 +243,7 @@ def print_measured(plan: Plan) -> None:
 
 def make_plan(options: TrainOptions, exits: ExitStack) -> Plan:
     """Builds the run with a dry run in a temporary folder, which goes with `exits`."""
-    if options.config.trainer.fast_dev_run:
-        raise UserError("is not a run to plan", field="fast_dev_run", hint="leave it out")
+    refuse_dry_run(options)
     start = time.perf_counter()
     data = build_data(TextDataModule, **options.config.data.as_dict())
     folder_of_cache = data.corpus.folder.parent  # encodes the text, which the run will then find
@@ -230,6 +258,27 @@ def make_plan(options: TrainOptions, exits: ExitStack) -> Plan:
     return Plan(run, dry_run, seconds_since_start() - encoding)
 
 
+def refuse_dry_run(options: TrainOptions) -> None:
+    if options.config.trainer.fast_dev_run:
+        raise UserError("is not a run to plan", field="fast_dev_run", hint="leave it out")
+
+
+def plan_elsewhere(options: TrainOptions) -> None:
+    """Prints the plan for other devices; reads the text only for what was not given."""
+    refuse_dry_run(options)
+    config = options.config
+    data = None
+    if config.vocab_size is None:
+        data = build_data(TextDataModule, **config.data.as_dict())
+        print_text(data)
+    train_tokens = len(data.train_tokens) if data else None
+    vocab_size = data.vocab_size if data else config.vocab_size
+    cluster = make_cluster(config, vocab_size, train_tokens)
+    print_cluster(cluster)
+    if config.json:
+        print(json.dumps(cluster.numbers()))
+
+
 def main(argv: list[str]) -> int:
     """Prints the plan."""
     silence_warnings()
@@ -237,6 +286,9 @@ def main(argv: list[str]) -> int:
     with stop_at_once(), ExitStack() as exits:
         try:
             options = PlanOptions(argv)
+            if options.config.device_name is not None:
+                plan_elsewhere(options)
+                return 0
             summary.print_choice(options)
             plan = make_plan(options, exits)
             print_text(plan.run.data)
