@@ -46,7 +46,8 @@ import lightning.pytorch, numpy, torch
 
 OPTIONAL = {
     *("matplotlib", "obstore", "openai", "optuna", "plotly", "pyarrow", "pydantic", "rustbpe"),
-    *("safetensors", "splintr", "starlette", "tokenizers", "transformers", "uvicorn", "wandb", "zstandard"),
+    *("safetensors", "splintr", "starlette", "tokenizers", "transformers", "uvicorn", "wandb"),
+    "zstandard",
 }
 
 def state():
