@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from lit_gpt.training.train import Run
 
 NO_EFFECT = (  # on the weights and losses: options, and groups of them
-    *("config", "ckpt_path", "find_lr", "budget", "samples", "checkpoints"),
+    *("config", "ckpt_path", "find_lr", "budget", "profile", "samples", "checkpoints"),
     *("overfit", "early_stopping"),
     *("data.cache", "trainer.default_root_dir", "trainer.logger", "trainer.log_every_n_steps"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.profiler"),
     *("trainer.enable_checkpointing", "trainer.fast_dev_run", "trainer.detect_anomaly"),
     *("trainer.num_sanity_val_steps", "trainer.inference_mode", "trainer.barebones"),
+    "trainer.strategy",  # each computes the same
     # Only how long it trains; a schedule that depends on it is reported by itself.
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "model.horizons"),
     *("trainer.min_steps", "trainer.min_epochs"),

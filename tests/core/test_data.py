@@ -224,31 +224,40 @@ def test_limit_counts_batches_as_lightning_does(max_windows, batch_size, limit):
     assert same(seen, batches)
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 4, 8])
 @pytest.mark.parametrize(
-    ("world_size", "max_windows", "limit"), [(2, 8, 1.0), (3, 50, 4), (4, 12, 1.0)]
+    ("max_windows", "limit"), [(8, 1.0), (50, 4), (37, 1.0), (37, 0.6), (3, 1.0), (1, 1.0), (3, 9)]
 )
-def test_ranks_share_the_evaluation_windows_without_overlap(world_size, max_windows, limit):
+def test_any_number_of_ranks_evaluates_the_windows_of_one_process(world_size, max_windows, limit):
+    """Each of them once, and every rank as many batches as the others."""
+    one_process = EvalBatches(row(200), 2 * world_size, 4, max_windows, limit)
     ranks = [
-        EvalBatches(row(200), 2, 4, max_windows, limit, rank, world_size).starts.tolist()
+        list(EvalBatches(row(200), 2, 4, max_windows, limit, rank, world_size))
         for rank in range(world_size)
     ]
-    together = sorted(start for rank in ranks for start in rank)
-    one_process = EvalBatches(row(200), 2 * world_size, 4, max_windows, limit)
-    assert together == one_process.starts.tolist()
-    assert len(set(together)) == len(together)
+    counted = sorted(int(y[0]) - 1 for batches in ranks for _, ys in batches for y in ys)
+    assert counted == one_process.starts.tolist()
+    assert len({len(batches) for batches in ranks}) == 1
+    for x, y in (batch for batches in ranks for batch in batches):
+        assert x.shape[1] == y.shape[1] == 4
+        assert len(x) == (len(y) or 1)  # padding has something to compute, and no targets
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 @pytest.mark.parametrize(
-    "max_windows",
-    [
-        8,
-        5,
-    ],
+    ("num_tokens", "max_tokens"), [(100, None), (97, None), (100, 30), (3, None)]
 )
-def test_ranks_evaluate_equally_many_batches(max_windows):
-    ranks = [EvalBatches(row(200), 2, 4, max_windows, 1.0, rank, world_size=2) for rank in range(2)]
-    first, second = (len(list(batches)) for batches in ranks)
-    assert first == second == len(ranks[0])
+def test_ranks_share_a_whole_text(world_size, num_tokens, max_tokens):
+    whole = WholeText(row(num_tokens), 2, 8, max_tokens)
+    expected = [target for _, y in whole for target in y.flatten().tolist()]
+    ranks = [
+        WholeText(row(num_tokens), 2, 8, max_tokens, rank, world_size) for rank in range(world_size)
+    ]
+    batches = [list(rank) for rank in ranks]
+    together = [batch for same_time in zip(*batches, strict=True) for batch in same_time]
+    assert [target for _, y in together for target in y.flatten().tolist()] == expected
+    assert {len(rank) for rank in ranks} == {len(batches[0])}
+    assert all(len(x) >= 1 for x, _ in together)
 
 
 @pytest.mark.parametrize(

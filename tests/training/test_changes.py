@@ -109,26 +109,53 @@ def test_a_schedule_that_ends_later(train, schedule, rate):
     assert not any("schedule would end later" in line for line in train().out.splitlines())
 
 
+OTHER = "Resumed on another number of devices "
+BATCH = "Resumed with different options, so results may differ: batch_size x devices "
+
+
 @pytest.mark.parametrize(
-    ("order", "saved", "message"),
+    ("saved", "options", "expected"),
     [
-        ("shuffled", 2, "(2 -> 1): some windows are read twice"),
-        ("random", 2, "(2 -> 1): other windows are drawn from here on"),
-        ("shuffled", 1, None),
+        # Two devices x 2 windows, then one device.
+        ((2, 2), {}, [f"{BATCH}2 x 2 -> 2 x 1"]),
+        ((2, 2), {"data.batch_size": 4}, []),  # the same run
+        (
+            *((2, 2), {"data.batch_size": 4, "model.dropout": 0.1}),
+            [f"{OTHER}(2 -> 1): the same windows come next, but dropout masks differ from here on"],
+        ),
+        ((1, 2), {}, []),
+        ((1, 3), {}, ["Resumed with different options, so results may differ: batch_size 3 -> 2"]),
     ],
+    ids=str,
 )
-def test_another_number_of_devices(train, order, saved, message):
-    options = {"data.order": order}
-    path = train(**options).run.folder / "checkpoints" / "last.ckpt"
+@pytest.mark.parametrize("order", ["random", "shuffled"])
+def test_another_number_of_devices(train, order, saved, options, expected):
+    """Only what differs is said: the windows of all devices together, and dropout."""
+    same = {"data.order": order, "model.dropout": 0} | options
+    path = train(**same | {"data.batch_size": 2}).run.folder / "checkpoints" / "last.ckpt"
     contents = dict(read_checkpoint(path))
     assert contents["trainer"]["world_size"] == 1
-    contents["trainer"]["world_size"] = saved
+    world_size, batch_size = saved
+    contents["trainer"]["world_size"] = world_size
+    contents["datamodule_hyper_parameters"]["batch_size"] = batch_size
+    contents["options"]["data"]["batch_size"] = batch_size
     torch.save(contents, path)
-    result = train(**LAST | options)
+    result = train(**LAST | same)
     assert result.status == 0, result.err
-    lines = [x for x in result.out.splitlines() if x.startswith("Resumed")]
-    sentence = "Resumed on another number of devices "
-    assert lines == ([sentence + message] if message else [])
+    assert [x for x in result.out.splitlines() if x.startswith("Resumed")] == expected
+
+
+def test_a_random_run_of_0_1_0_on_another_number_of_devices(train):
+    """Its windows are drawn by rank, as they were."""
+    path = train(**{"model.dropout": 0}).run.folder / "checkpoints" / "last.ckpt"
+    contents = dict(read_checkpoint(path))
+    del contents["TextDataModule"]
+    contents["trainer"]["world_size"] = 2
+    torch.save(contents, path)
+    result = train(**LAST, **{"model.dropout": 0, "data.batch_size": 4})
+    assert result.status == 0, result.err
+    assert f"{OTHER}(2 -> 1): other windows are drawn from here on" in result.out.splitlines()
+    assert "TextDataModule" not in read_checkpoint(path)
 
 
 def test_a_strangers_config_that_repeats_itself_without_end_is_left_out(tmp_path):

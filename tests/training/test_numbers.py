@@ -128,6 +128,7 @@ def test_the_curves_have_the_loss_and_gradient_of_the_weights(train, precision):
 
 
 def test_two_processes_have_the_loss_of_all_windows(start, odd_text, tmp_path):
+    odd_text.write_text(odd_text.read_text(encoding="utf-8") + " cat" * 160, encoding="utf-8")
     options = {"data.path": odd_text, "data.batch_size": 5, "trainer.max_steps": 2}
     options |= {"trainer.limit_val_batches": 10, "trainer.strategy": "ddp", "trainer.devices": 2}
     code, _, err = start(**options).end()
@@ -138,8 +139,8 @@ def test_two_processes_have_the_loss_of_all_windows(start, odd_text, tmp_path):
     model, tokenizer = checkpoint.build()
     tokens = tokenizer.encode(odd_text.read_text(encoding="utf-8"))
     cut = len(tokens) * 9 // 10
-    windows = (len(tokens) - cut - 1) // LENGTH // 2 * 2  # as many for each process
-    assert windows // 2 % 5  # the last batch of each is short
+    windows = (len(tokens) - cut - 1) // LENGTH
+    assert windows % 2  # one process has one more
     for name, part in {"train/eval_loss": tokens[:cut], "val/loss": tokens[cut:]}.items():
         nats = nats_of(model, part, spread(len(part), windows, LENGTH), LENGTH)
         assert history["curves"][name][-1] == [2, pytest.approx(sum(nats) / len(nats), rel=1e-5)]

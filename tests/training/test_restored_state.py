@@ -71,6 +71,10 @@ def stranger(last, tmp_path):
         (BEST, [], "callbacks.BestCheckpoint"),
         (("callbacks", "StepLines", "best"), {"val": 1.0}, "callbacks.StepLines.best.train"),
         (("callbacks", "StepLines", "worse"), None, "callbacks.StepLines.worse"),
+        (("TextDataModule",), None, "data"),
+        (("TextDataModule", "windows_seen"), -1, "data.windows_seen"),
+        (("TextDataModule", "windows_seen"), 1.5, "data.windows_seen"),
+        (("TextDataModule", "windows_seen"), True, "data.windows_seen"),
     ],
     ids=str,
 )
