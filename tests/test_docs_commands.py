@@ -38,6 +38,8 @@ SHORTENED = {  # what is appended, by how they begin; a later option wins
     "lit-gpt train --find_lr": "",
     "lit-gpt train --ckpt_path": "--trainer.max_steps=8 --trainer.val_check_interval=2",
     "lit-gpt train": STEPS,
+    "lit-gpt train --profile": "--trainer.max_steps=30 --trainer.val_check_interval=30",
+    "torchrun --nproc_per_node=2": STEPS,
     **dict.fromkeys(
         (
             f"{start} --data.path my.txt --budget"

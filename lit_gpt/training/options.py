@@ -70,7 +70,8 @@ MODEL_HELP = "style d_model num_blocks num_heads dropout learning_rate optimizer
 DATA_HELP = "path tokenizer context_length batch_size order train_fraction"
 SHORT_HELP = {  # what --help shows
     *OUR_HELP,
-    *("help", "print_config", "ckpt_path", "find_lr", "budget"),
+    *("help", "print_config", "ckpt_path", "find_lr", "budget", "profile"),
+    *("device_name", "devices", "nodes", "price", "tokens", "vocab_size", "json"),  # of plan
     *(f"model.{name}" for name in f"{MODEL_HELP} warmup_steps compile init_from".split()),
     *(f"data.{name}" for name in DATA_HELP.split()),
     *("samples.prompts", "checkpoints.every_n_steps"),
@@ -219,6 +220,15 @@ def take_whole_numbers_first(parser: LightningArgumentParser) -> None:
 
 
 class SaveConfig(SaveConfigCallback):
+def check_profile(config: jsonargparse.Namespace) -> None:
+    """Refuses --profile with what takes its place or does no training."""
+    others = {"profiler": config.trainer.profiler, "find_lr": config.find_lr}
+    for name, value in others.items():
+        if config.profile and value:
+            hint = "leave one of them out"
+            raise UserError(f"can't be used with `{name}`", field="profile", hint=hint)
+
+
     """The options of a run in its config.yaml and its checkpoints.
 
     Without what was asked of this command only.
@@ -227,7 +237,7 @@ class SaveConfig(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: jsonargparse.Namespace) -> None:
         config = config.clone()
         config["ckpt_path"] = None
-        config["find_lr"] = False
+        config["find_lr"] = config["profile"] = False
         config["budget"] = None  # what it chose is among the options
         super().__init__(parser, config, save_to_log_dir=False)
         self.folder: Path | None = None
@@ -309,6 +319,11 @@ class TrainOptions(LightningCLI):
             help="don't train: try rising learning rates, suggest one and plot the losses",
         )
         parser.add_argument(
+        parser.add_argument(
+            "--profile",
+            action="store_true",
+            help="show what ten steps spend their time on, and save a trace of them",
+        )
             "--budget",
             type=str | int | None,  # in YAML, 600 is a number, which is refused with what to write
             help="time for all of it, as in 90s, 10m or 1h30m: chooses the options that learn most",
@@ -355,6 +370,7 @@ class TrainOptions(LightningCLI):
         """Opens the checkpoint; `build_run` makes the objects, once a command wants them."""
         self.checkpoint = resolve_checkpoint(self)
 
+        check_profile(self.config)
     def given(self, name: str) -> bool:
         """Whether the user set an option, even to its default, on the command line or in a file."""
         return self.parser.parse_args([f"--{name}={PROBE}", *self.argv])[name] != PROBE

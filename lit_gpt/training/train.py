@@ -25,6 +25,7 @@ from lit_gpt.callbacks.checkpoints import (
 from lit_gpt.callbacks.early_stopping import EarlyStop
 from lit_gpt.callbacks.evaluation import EvaluationPrinter, FinalEvaluation
 from lit_gpt.callbacks.nonfinite import NonFiniteGuard
+from lit_gpt.callbacks.profiling import Profile
 from lit_gpt.callbacks.progress import ProgressBar, Throughput
 from lit_gpt.callbacks.report_writer import ReportWriter
 from lit_gpt.callbacks.samples import Samples
@@ -132,6 +133,9 @@ def build_run(
     if options.budget is not None:
         useful = options.choice.max_useful_steps if options.choice else None
         more.append(BudgetClock(options.budget, useful))
+    profile = Profile() if options.config.profile else None
+    if profile:
+        more.append(profile)
     config = SaveConfig(options.parser, options.config)
     if not objects.trainer.fast_dev_run:
         more.append(config)
@@ -139,6 +143,8 @@ def build_run(
         arguments = run_folder.run_folder_arguments(objects.trainer, options.config.ckpt_path)
         theirs = as_list(objects.trainer.callbacks)
         arguments["callbacks"] = [*theirs, *ours.values(), *more, *callbacks]
+        if profile:
+            arguments["profiler"] = profile.actions
     else:
         arguments = run_folder.scratch_arguments(objects.trainer, scratch) | {
             "callbacks": [*callbacks]

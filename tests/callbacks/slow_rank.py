@@ -1,11 +1,13 @@
-"""A clock for a run on two processes whose clocks disagree."""
+"""Runs on two processes, of which one is slower, or whose clocks disagree."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
 
 from lit_gpt.callbacks.budget_clock import BudgetClock
 
@@ -30,3 +32,11 @@ class SlowRank(BudgetClock):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         steps = f"{trainer.max_steps} {trainer.global_step} {pl_module.hparams['horizons']}"
         (self.folder / f"rank-{trainer.global_rank}.txt").write_text(steps)
+
+
+class LateRank(Callback):
+    """All ranks but the first sleep before each batch."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_rank:
+            time.sleep(0.2)

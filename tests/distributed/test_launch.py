@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,7 +103,7 @@ class Started:
     def curves(self) -> dict:
         text = (self.root / "version_0" / "history.json").read_text(encoding="utf-8")
         found = json.loads(text)["curves"]
-        return {n: v for n, v in found.items() if n != "tokens_per_second"}
+        return {n: v for n, v in found.items() if n not in ("time", "tokens_per_second")}
 
     @property
     def last(self) -> Path:
