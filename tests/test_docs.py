@@ -17,6 +17,7 @@ from benchmarks.run import KINDS
 from benchmarks.run import main as measure
 from lit_gpt.__main__ import COMMANDS, main
 from lit_gpt.checkpoint import read_checkpoint
+from lit_gpt.planning.plan import CLUSTER_OPTIONS
 from tests.conftest import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -162,6 +163,7 @@ def test_commands_and_their_options_exist(names, defaults):
         assert command in COMMANDS, words
         is_long = command in ("train", "plan")  # whose --help is not complete
         known = set(defaults("train")) if is_long else names(main, command)
+        known |= set(section_of("plan")) if command == "plan" else set()
         assert options_in(rest) <= {*known, "config", "help"}, words
 
 
@@ -203,6 +205,10 @@ def test_the_page_of_options_is_what_the_command_takes(command, defaults):
 
 def test_the_page_of_options_has_those_of_the_sweep(names):
     assert set(section_of("sweep")) == names(main, "sweep") - {"help", "trainer.max_steps"}
+
+
+def test_the_page_of_options_has_those_of_the_plan():
+    assert section_of("plan") == {**dict.fromkeys(CLUSTER_OPTIONS, "none"), "json": "false"}
 
 
 def test_the_page_of_architecture_lists_what_a_checkpoint_contains():
