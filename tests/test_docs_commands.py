@@ -29,6 +29,8 @@ SKIPPED = {  # by how they begin
     "pip install": "installs from the network",
     "python -m venv": "part of an installation",
     ". .venv": "part of an installation",
+    "torchrun --nnodes": "needs several machines",
+    "sbatch": "needs SLURM",
     "jupyter": "needs the notebook extra; tests/test_notebook.py runs the notebook",
     f"{RACE} --nanogpt": "needs a checkout of nanoGPT",
     **dict.fromkeys(("ruff", "mypy", "lint-imports", "mkdocs", "pytest"), ".ci/run runs it"),
