@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, reduce
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,12 +36,18 @@ class Muon(torch.optim.Muon):
         matrices: (M, N) each.
         dtype: of the iteration; a checkpoint keeps it, so that a resumed run goes on with it.
         options: see torch.optim.Muon.
+
+    Attributes:
+        orthogonalize: the results (m, N) of matrices of one shape, of which this process has (m, N)
+            each; by default all rows. distributed/fsdp2.py has another.
     """
 
     def __init__(self, matrices: list[Tensor], dtype: torch.dtype, **options: Any) -> None:
         super().__init__(matrices, **options, adjust_lr_fn="match_rms_adamw")
         for group in self.param_groups:
             group["ns_dtype"] = str(dtype).removeprefix("torch.")
+        self.orthogonalize: Callable[[list[Tensor], torch.Size, torch.dtype], Iterable[Tensor]]
+        self.orthogonalize = lambda rows, _, dtype: orthogonalize(torch.stack(rows), dtype)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -61,18 +67,23 @@ class Muon(torch.optim.Muon):
         for weight in weights:
             if "momentum_buffer" not in self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-        momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        momenta = [local(self.state[weight]["momentum_buffer"]) for weight in weights]
+        gradients = [local(weight.grad) for weight in weights if weight.grad is not None]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        directions = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+        directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
         dtype = MUON_DTYPES[group.get("ns_dtype", "bfloat16")]  # of 0.1.0: no other
-        updates = orthogonalize(directions, dtype).to(directions.dtype)
+        updates = self.orthogonalize(list(directions), weights[0].shape, dtype)
         # The root mean square of an orthogonal matrix's entries is 1 / sqrt(max(M, N)), AdamW's
         # updates have about 0.2.
         rate = group["lr"] * 0.2 * math.sqrt(max(weights[0].shape))
-        for weight, update in zip(weights, updates, strict=True):
+        for weight, update in zip(map(local, weights), updates, strict=True):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
-            weight.add_(update, alpha=-rate)
+            weight.add_(update.to(weight.dtype), alpha=-rate)
+
+
+def local(tensor: Any) -> Tensor:
+    """The rows of a sharded tensor that this process has."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,8 +1,8 @@
 """The state of an optimizer as checkpoints have it: by the names of the weights.
 
 PyTorch numbers the weights in the order of the optimizer's groups, so a number means another weight
-in another optimizer. With names, as torch.distributed.checkpoint has them too, a state fits the same
-model on one device, on several, and sharded.
+in another optimizer. With names, as torch.distributed.checkpoint has them too, a state fits the
+same model on one device, on several, and sharded.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -90,7 +91,9 @@ class FinalEvaluation(Checkpoint):
         """The loss over the `batches` of all ranks together, in the trainer's precision."""
         assert model.token_lengths is not None, "the final evaluation needs a datamodule"
         context = trainer.precision_plugin.forward_context
-        return whole_loss(model.gpt, batches, model.token_lengths, num_targets, context)
+        gathered = getattr(trainer.strategy, "gathered", nullcontext)  # distributed/fsdp2.py
+        with gathered():
+            return whole_loss(model.gpt, batches, model.token_lengths, num_targets, context)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = getattr(trainer, "datamodule", None)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_gpt.checkpoint import skipped_steps, write_skipped_steps
 from lit_gpt.errors import UserError
-from lit_gpt.module import LitGPT
+from lit_gpt.module import LitGPT, total_norm
 
 
 @dataclass
@@ -125,7 +125,7 @@ class NonFiniteGuard(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self.check_pending()
-        if not torch.isfinite(torch.nn.utils.get_total_norm(list(pl_module.parameters()))):
+        if not torch.isfinite(total_norm(list(pl_module.parameters()))):
             raise UserError(
                 f"a weight is not finite after step {trainer.global_step}, so nothing was saved",
                 hint="lower `learning_rate` or clip with `gradient_clip_val`=1; checkpoints "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,12 +36,16 @@ class Samples(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = getattr(trainer, "datamodule", None)
-        if self.num_tokens > 0 and trainer.is_global_zero and data is not None:
+        # A sharded model computes in all processes together: distributed/fsdp2.py.
+        gathered = getattr(trainer.strategy, "gathered", None)
+        if self.num_tokens > 0 and data is not None and (trainer.is_global_zero or gathered):
             assert isinstance(pl_module, LitGPT)
-            with torch.compiler.set_stance("force_eager"):  # or each length would be compiled
+            # Or each length would be compiled.
+            with torch.compiler.set_stance("force_eager"), (gathered or nullcontext)():
                 self.write(pl_module.gpt, data)
-            for logger in trainer.loggers:
-                log_samples(logger, self.texts, trainer.global_step)
+            if trainer.is_global_zero:
+                for logger in trainer.loggers:
+                    log_samples(logger, self.texts, trainer.global_step)
 
     def write(self, model: GPT, data: TextDataModule) -> None:
         """Fills the attributes."""

@@ -28,6 +28,7 @@ NO_EFFECT = (  # on the weights and losses: options, and groups of them
     "trainer.strategy",  # each computes the same
     # Only how long it trains; a schedule that depends on it is reported by itself.
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "model.horizons"),
+    "model.activation_checkpointing",
     *("trainer.min_steps", "trainer.min_epochs"),
 )
 BY_EFFECT = (  # compared by what they lead to

@@ -61,6 +61,8 @@ def load_weights(model: GPT, source: str) -> None:
     Raises:
         UserError: they can't be used, or belong to a model of another shape.
     """
+    if model.embedding.weight.is_meta:  # of a sharded model, the first process has the weights
+        return
     if is_folder(source):
         given = load_folder(source, model.config.context_length)
     else:

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from lit_gpt.command import command_line, stop_at_once
+from lit_gpt.distributed import fsdp2
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.reports.charts import Chart, Series
@@ -40,6 +41,9 @@ def find_learning_rate(options: TrainOptions) -> None:
     if config.trainer.fast_dev_run:
         hint = "leave out `fast_dev_run`"
         raise UserError("needs more than one step", field="find_lr", hint=hint)
+    if config.trainer.strategy == fsdp2.NAME:  # Lightning's test saves and restores whole weights
+        hint = "find it on one device, with a smaller model if need be"
+        raise UserError("can't be used with fsdp2", field="find_lr", hint=hint)
     with tempfile.TemporaryDirectory() as scratch:
         rates, losses = range_test(build_run(options, scratch=Path(scratch)))
     report_rates(options, rates, losses)

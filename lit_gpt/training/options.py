@@ -24,6 +24,7 @@ from lit_gpt.callbacks.evaluation import EvaluationPrinter, FinalEvaluation
 from lit_gpt.callbacks.samples import Samples
 from lit_gpt.checkpoint import write_options
 from lit_gpt.data import TextDataModule
+from lit_gpt.distributed.fsdp2 import device_of_weights
 from lit_gpt.distributed.launch import adopt_launch
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
@@ -219,7 +220,6 @@ def take_whole_numbers_first(parser: LightningArgumentParser) -> None:
             action._typehint = reduce(or_, (int, *(kind for kind in kinds if kind is not int)))
 
 
-class SaveConfig(SaveConfigCallback):
 def check_profile(config: jsonargparse.Namespace) -> None:
     """Refuses --profile with what takes its place or does no training."""
     others = {"profiler": config.trainer.profiler, "find_lr": config.find_lr}
@@ -229,6 +229,7 @@ def check_profile(config: jsonargparse.Namespace) -> None:
             raise UserError(f"can't be used with `{name}`", field="profile", hint=hint)
 
 
+class SaveConfig(SaveConfigCallback):
     """The options of a run in its config.yaml and its checkpoints.
 
     Without what was asked of this command only.
@@ -319,11 +320,11 @@ class TrainOptions(LightningCLI):
             help="don't train: try rising learning rates, suggest one and plot the losses",
         )
         parser.add_argument(
-        parser.add_argument(
             "--profile",
             action="store_true",
             help="show what ten steps spend their time on, and save a trace of them",
         )
+        parser.add_argument(
             "--budget",
             type=str | int | None,  # in YAML, 600 is a number, which is refused with what to write
             help="time for all of it, as in 90s, 10m or 1h30m: chooses the options that learn most",
@@ -339,11 +340,16 @@ class TrainOptions(LightningCLI):
         parser.add_lightning_class_args(FinalEvaluation, "final")
         parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
         parser.add_instantiator(build_data, TextDataModule, subclasses=False)
+        parser.add_instantiator(self.build_model, LitGPT, subclasses=False)
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.context_length", "model.context_length")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         take_whole_numbers_first(parser)
+
+    def build_model(self, model_class: type[LitGPT], **options: Any) -> LitGPT:
+        with device_of_weights(self.config.trainer.strategy):
+            return model_class(**options)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.parse(args)
@@ -364,13 +370,13 @@ class TrainOptions(LightningCLI):
             raise UserError("must be at least 0 and below 2**32", field="seed", value=seed)
         prefer_epochs(self.config.trainer, self.given)
         adopt_launch(self.config.trainer, args)
+        check_profile(self.config)
         check_trainer(self.config.trainer)
 
     def instantiate_classes(self) -> None:
         """Opens the checkpoint; `build_run` makes the objects, once a command wants them."""
         self.checkpoint = resolve_checkpoint(self)
 
-        check_profile(self.config)
     def given(self, name: str) -> bool:
         """Whether the user set an option, even to its default, on the command line or in a file."""
         return self.parser.parse_args([f"--{name}={PROBE}", *self.argv])[name] != PROBE

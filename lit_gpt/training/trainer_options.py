@@ -18,6 +18,7 @@ from lightning.pytorch import callbacks, plugins, strategies
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt.data import TextDataModule
+from lit_gpt.distributed import fsdp2
 from lit_gpt.errors import UserError, check_least
 from lit_gpt.module import check_precision
 from lit_gpt.training.epochs import set_limits
@@ -42,13 +43,13 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     ),
     "profiler": ("simple", "advanced", "pytorch"),
     "strategy": (
-        *("auto", "ddp", "single_device"),
+        *("auto", "ddp", "fsdp2", "single_device"),
         *("ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"),
     ),
 }
 HINTS = {
     "precision": "use bf16-mixed for speed, bf16-true for memory",
-    "strategy": "ddp is the one for several devices",
+    "strategy": "ddp is the one for several devices, fsdp2 the one for models that one can't hold",
 }
 REFUSED: dict[str, tuple[Any, str, str]] = {  # the only value that works, why, what to use instead
     "barebones": (False, "a run needs what it turns off", "use `enable_progress_bar` false"),
@@ -82,6 +83,7 @@ INSTEAD: tuple[tuple[type, str], ...] = (  # of these classes, and those made fr
     (plugins.Precision, "use `precision`"),
 )
 METRICS = ("val/loss", "val/perplexity", "val/bits_per_byte", "train/eval_loss", "step")
+SHARDED_PRECISIONS = (None, "32-true", "bf16-mixed", "bf16-true", "32", "bf16", 32)
 MONITORS = (callbacks.EarlyStopping, callbacks.ModelCheckpoint)
 STRATEGIES = (strategies.DDPStrategy, strategies.SingleDeviceStrategy)
 LISTS = ("callbacks", "plugins")
@@ -109,6 +111,27 @@ def check_trainer(config: jsonargparse.Namespace) -> None:
     check_classes(config)
     check_batches(config)
     check_clipping(config)
+    if config.strategy == fsdp2.NAME:
+        check_sharding(config)
+
+
+def check_sharding(config: jsonargparse.Namespace) -> None:
+    """Refuses what needs whole weights, or was not made for shards of them."""
+    if config.precision not in SHARDED_PRECISIONS:
+        hint = "use bf16-mixed, bf16-true or 32-true"
+        raise UserError(
+            "can't be used with fsdp2", field="precision", value=config.precision, hint=hint
+        )
+    for value in filter(is_class, values_of(config, "callbacks")):
+        if issubclass(kind := class_of(value), callbacks.WeightAveraging):
+            problem = "averages whole weights, which fsdp2 has in no process"
+            raise UserError(
+                f"{kind.__name__} {problem}", field="callbacks", hint="use `strategy` ddp"
+            )
+
+
+def values_of(config: jsonargparse.Namespace, name: str) -> list[Any]:
+    return config[name] if isinstance(config[name], list) else [config[name]]
 
 
 def not_a_choice(name: str, value: Any) -> UserError:
@@ -122,8 +145,7 @@ def is_class(value: Any) -> bool:
 
 def check_classes(config: jsonargparse.Namespace) -> None:
     for name in LISTS:
-        values = config[name] if isinstance(config[name], list) else [config[name]]
-        for value in filter(is_class, values):
+        for value in filter(is_class, values_of(config, name)):
             kind = class_of(value)
             monitor = value.get("init_args.monitor")
             if issubclass(kind, MONITORS) and monitor not in (None, *METRICS):
