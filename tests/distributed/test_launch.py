@@ -92,7 +92,9 @@ class Started:
     def __init__(self, name: str, folder: Path, **options: object) -> None:
         self.root = folder
         options = RUN | {"trainer.default_root_dir": folder} | options
-        self.processes = LAUNCHERS[name](command_line(options))
+        argv = command_line(options)
+        argv.sort(key=lambda word: not word.startswith("--config="))  # later options win
+        self.processes = LAUNCHERS[name](argv)
 
     def end(self) -> tuple[set[int], list[str], str]:
         ends = [process.communicate(timeout=240) for process in self.processes]
