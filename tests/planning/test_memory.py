@@ -111,11 +111,19 @@ def test_activations_are_those_that_autograd_keeps(name, precision):
     assert (memory.activations, memory.copies) == (activations, copies)
 
 
-@pytest.mark.parametrize("precision", ["bf16-true"])
-def test_a_block_of_gpt2_is_that_of_the_paper_without_its_attention_matrix(precision):
+def test_a_block_of_gpt2_is_that_of_the_paper_without_its_attention_matrix():
     """34 s b h in Korthikanti et al. 2022; ours adds 4 bytes of log-sum-exp in each head."""
     config = GPTConfig(100, 1024, 768, 12, 12, 0.1, activation="gelu")
-    assert block_bytes(config, PRECISIONS[precision]) == 34 * 768 + 4 * 12
+    assert block_bytes(config, PRECISIONS["bf16-true"]) == 34 * 768 + 4 * 12
+
+
+def test_smear_keeps_the_embeddings_of_the_tokens_before():
+    smeared, plain = (GPTConfig(V, T, **SIZES, smear=smear) for smear in (True, False))
+    found = saved_bytes(GPT(smeared), "32-true") - saved_bytes(GPT(plain), "32-true")
+    derived, without = (
+        activation_bytes(config, B * T, PRECISIONS["32-true"], False) for config in (smeared, plain)
+    )
+    assert derived - without == pytest.approx(found, rel=0.05)
 
 
 def test_dropout_keeps_a_byte_of_mask_for_each_number_it_may_drop():
