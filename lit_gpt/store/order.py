@@ -62,8 +62,10 @@ class StoreOrder:
         self.num_groups = -(-self.num_blocks // mixed)
         self._epochs: dict[int, Epoch] = {}  # the newest two
         self._newest: tuple[int, int, np.ndarray] = (-1, -1, np.empty(0))  # epoch, group, starts
+        self._following: tuple[int, int] | None = None  # epoch and group to be fetched next
 
     def starts(self, first: int, count: int) -> np.ndarray:
+        self._expect(self._following)  # now that no window before the newest group is read any more
         parts = []
         while count > 0:
             epoch, place = divmod(first, self.epoch_windows)
@@ -96,14 +98,19 @@ class StoreOrder:
 
     def _group(self, epoch: int, group: int) -> np.ndarray:
         if self._newest[:2] != (epoch, group):
-            following = (epoch, group + 1) if group + 1 < self.num_groups else (epoch + 1, 0)
-            for part in ((epoch, group), following):
-                blocks = self._blocks(*part).tolist()
-                self.tokens.blocks.expect(self.tokens.span(b, self.length + 1) for b in blocks)
+            self._expect((epoch, group))
+            self._following = (epoch, group + 1) if group + 1 < self.num_groups else (epoch + 1, 0)
             rng = np.random.default_rng((self.seed, epoch, group, DRAWN_GROUP))
             draw = self._shuffled if self.kind == "shuffled" else self._random
             self._newest = (epoch, group, draw(rng, epoch, self._blocks(epoch, group)))
         return self._newest[2]
+
+    def _expect(self, place: tuple[int, int] | None) -> None:
+        """Begins to fetch the blocks of a group."""
+        if place is not None:
+            blocks = self._blocks(*place).tolist()
+            self.tokens.blocks.expect(self.tokens.span(b, self.length + 1) for b in blocks)
+        self._following = None
 
     def _shuffled(self, rng: np.random.Generator, epoch: int, blocks: np.ndarray) -> np.ndarray:
         """Starts of all windows that begin in the blocks."""

@@ -89,7 +89,7 @@ class Shards:
 
 
 class Blocks:
-    """Spans of a store, fetched by threads beside the computation; the newest are kept.
+    """Spans of a store, fetched by threads beside the computation; KEPT of them stay.
 
     Args:
         files: keeps them on disk, for all processes of this machine; None: in memory.
@@ -98,11 +98,11 @@ class Blocks:
     def __init__(self, shards: Shards, files: BlockFiles | None) -> None:
         self.shards = shards
         self.files = files
-        self._spans: OrderedDict[Span, Future[np.ndarray]] = OrderedDict()  # the newest last
+        self._spans: OrderedDict[Span, Future[np.ndarray]] = OrderedDict()  # by when expected
         self._pool = ThreadPoolExecutor(THREADS, "store")
 
     def expect(self, spans: Iterable[Span]) -> None:
-        """Begins to fetch those that will be needed next."""
+        """Begins to fetch those that will be needed next; those expected longest ago go."""
         for span in spans:
             future = self._spans.pop(span, None)
             if future is None or (future.done() and future.exception()):  # which may have passed
@@ -117,7 +117,6 @@ class Blocks:
     def get(self, span: Span) -> np.ndarray:
         if span not in self._spans:
             self.expect([span])
-        self._spans.move_to_end(span)
         return self._spans[span].result()
 
     def fetch_all(self, spans: list[Span]) -> list[np.ndarray]:
@@ -179,14 +178,16 @@ class StoreTokens:
         """
         numbers = starts // self.block_tokens
         spans = {int(n): self.span(int(n), length) for n in np.unique(numbers)}
-        if len(spans) > 1 and not all(map(self.blocks.has, spans.values())):
-            return self._scattered(starts, length)
-        rows = []
-        for start, number in zip(starts.tolist(), numbers.tolist(), strict=True):
-            span = spans[number]
-            at = self.start + start - span[0]
-            rows.append(self.blocks.get(span)[at : at + length])
-        return np.stack(rows)
+        is_kept = {n: len(spans) == 1 or self.blocks.has(span) for n, span in spans.items()}
+        rows = np.empty((len(starts), length), self.dtype)
+        from_blocks = np.array([is_kept[n] for n in numbers.tolist()], bool)
+        for i in np.flatnonzero(from_blocks):
+            span = spans[int(numbers[i])]
+            at = self.start + int(starts[i]) - span[0]
+            rows[i] = self.blocks.get(span)[at : at + length]
+        if not from_blocks.all():
+            rows[~from_blocks] = self._scattered(starts[~from_blocks], length)
+        return rows
 
     def _scattered(self, starts: np.ndarray, length: int) -> np.ndarray:
         wanted = [(start, length) for start in starts.tolist()]

@@ -161,19 +161,23 @@ def test_any_number_of_ranks_reads_the_same_sequence(kind, train, ids):
         assert (sequence == wanted).all()
 
 
-def test_an_epoch_fetches_each_block_once(store, monkeypatch):
-    train, _ = open_store(store)
+def test_an_epoch_fetches_each_block_once(texts, prepare, monkeypatch, tmp_path):
+    """Ten groups of 16 blocks, whose ends lie inside batches, and nothing window by window."""
+    prepare(texts, tmp_path / "s", "--block_tokens=100")
+    train, _ = open_store(tmp_path / "s")
     spans = []
     fetch = train.blocks.shards.fetch
     monkeypatch.setattr(
         train.blocks.shards, "fetch", lambda *span: spans.append(span) or fetch(*span)
     )
     order = StoreOrder(train, LENGTH, 7, "shuffled")
-    batches = TrainBatches(train, order, 4, LENGTH)
-    for i in range(order.epoch_windows // 4):
+    batches = TrainBatches(train, order, 5, LENGTH)
+    for i in range(order.epoch_windows // 5):
         batches[i]
-    blocks = [start // BLOCK for start, _ in spans]
+    blocks = [start // 100 for start, _ in spans]
     next_epoch = set(order._blocks(1, 0).tolist())  # which is fetched ahead
+    assert order.num_groups == 10
+    assert LENGTH + 1 not in {stop - start for start, stop in spans}
     assert set(blocks) == set(range(order.num_blocks))
     assert all(blocks.count(b) == 1 for b in set(blocks) - next_epoch)
 
@@ -182,6 +186,7 @@ def test_the_next_blocks_are_fetched_meanwhile(train):
     """Before any of their windows is asked for."""
     order = order_of(train)
     order.starts(0, 1)
+    order.starts(1, 1)
     ahead = order._blocks(0, 1).tolist()
     assert all(train.blocks.has(train.span(block, LENGTH + 1)) for block in ahead)
 
