@@ -136,9 +136,14 @@ def commands_in(text: str) -> list[list[str]]:
 def test_commands_and_their_options_exist(names, defaults):
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for words in [words for text in TEXTS.values() for words in commands_in(text)]:
+        if words[0] == "torchrun":
+            words = ["lit-gpt", *words[words.index("lit_gpt") + 1 :]]
         match words:
             case ["lit-gpt", command, *rest]:
                 pass
+            case ["sbatch", script, *rest]:
+                assert (ROOT / script).is_file(), words
+                command = "train"
             case ["python", script, *rest] if script.startswith("scripts/"):
                 command = Path(script).stem
             case ["python", "benchmarks/run.py", kind, *rest]:
