@@ -129,11 +129,11 @@ def test_a_run_goes_from_two_processes_to_one_to_four(run_on, places, tmp_path, 
     """Each window once, in the order of one process."""
     options = {"data.order": order}
     whole = run_on(1, "whole", 12, **options)
-    for devices, steps in ((2, 4), (1, 8), (4, 12)):
+    for devices, steps in ((2, 3), (1, 9), (4, 12)):
         moved = run_on(devices, "moved", steps, **options)
     assert_same_numbers(moved, whole, 1e-5)
     record = tmp_path / "moved" / "windows"
-    read = [window for step in (0, 4, 8) for window in windows_of(record, step)]
+    read = [window for step in (0, 3, 9) for window in windows_of(record, step)]
     assert read == windows_of(tmp_path / "whole" / "windows", 0)
     if order == "shuffled":
         assert read == expected_windows(places, 12 * STEP)
