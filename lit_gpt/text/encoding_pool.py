@@ -15,7 +15,8 @@ Batch = list[str | None]  # parts of a text; None ends a document
 BATCH = 1 << 18  # characters encoded together, at least
 MANY = 1 << 14  # parts encoded together, at most
 ALONE = 8  # batches encoded without a thread: a short text starts none
-IN_FLIGHT = 1 << 24  # bytes of text that are waiting or being encoded
+IN_FLIGHT = 1 << 24  # bytes of text that are waiting or being encoded, at most
+AHEAD = 2  # batches that wait while all cores are busy
 
 
 def batches(parts: Iterable[str | None]) -> Iterator[Batch]:
@@ -53,11 +54,12 @@ def encode_in_order(
         yield batch, encode(batch)
     waiting: deque[tuple[Batch, Future[np.ndarray], int]] = deque()
     in_flight = 0
-    pool = ThreadPoolExecutor(cores(), thread_name_prefix="encode")
+    workers = cores()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
     try:
         for batch in texts:
             size = sum(sys.getsizeof(part) for part in batch if part)
-            while waiting and in_flight + size > IN_FLIGHT:
+            while waiting and (in_flight + size > IN_FLIGHT or len(waiting) >= workers + AHEAD):
                 done, ids, its_size = waiting.popleft()
                 in_flight -= its_size
                 yield done, ids.result()

@@ -26,7 +26,7 @@ from lit_gpt.text.parquet_rows import read_parquet
 from lit_gpt.text.progress import progress
 from lit_gpt.text.windows import Store
 
-CHUNK = 1 << 20  # bytes read at a time
+CHUNK = 1 << 17  # bytes read at a time; with more, freed memory stays with the process
 COUNTED = {  # while a text is read: fields of CorpusInfo, and how people read them
     "num_documents": "Documents",
     "empty_documents": "Empty documents skipped",

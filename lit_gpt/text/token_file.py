@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -29,12 +29,11 @@ from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.encoding_pool import batches, encode_in_order
 from lit_gpt.text.files import COUNTED, Reader
 from lit_gpt.text.manifest import is_settled
-from lit_gpt.text.overlap import chunks
 from lit_gpt.text.tokenizer import END_OF_TEXT, Tokenizer
 
 CHUNK = 1 << 20  # ids renumbered at a time
-BLOCK = 1 << 26  # bytes of tokens.bin that have a checksum of their own
-CHECKED = 16  # blocks checked at each start, of a file that has been checked in full
+BLOCK = 1 << 24  # bytes of tokens.bin that have a checksum of their own
+CHECKED = 64  # blocks checked at each start, of a file that has been checked in full
 MARKED = 5.0  # seconds of work that a kill costs at most
 IDS = "ids.bin"
 MARK = "mark.json"
@@ -230,36 +229,43 @@ def open_tokens(folder: Path, is_checked: bool = False) -> TokenFile | None:
         tokens = np.asarray(np.memmap(path, dtype=meta["dtype"], mode="r"))
         if len(tokens) != info.num_tokens or path.stat().st_size != tokens.nbytes:
             return None
-        if not is_checked and not _is_whole(path, tokens, tokenizer.vocab_size, meta["crc32"]):
+        if not is_checked and not _is_whole(path, meta, tokenizer.vocab_size):
             return None
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return TokenFile(tokens, tokenizer, info)
 
 
-def _is_whole(path: Path, tokens: np.ndarray, vocab_size: int, crc32: int) -> bool:
-    """Whether the tokens are those that were written, and all in the vocabulary."""
+def _is_whole(path: Path, meta: dict[str, Any], vocab_size: int) -> bool:
+    """Whether the tokens are those that were written, and all in the vocabulary.
+
+    The file is read, not mapped: mapped pages would count as memory of this process.
+    """
     known = path.with_name(CHECKSUMS)
-    stat = path.stat()
-    stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    blocks = list(chunks(tokens, BLOCK // tokens.itemsize))
-    if len(blocks) > CHECKED:
-        with suppress(OSError, ValueError, LookupError, TypeError):
-            earlier = storage.read_json(known)
-            if earlier["stamp"] == stamp:
-                places = random.SystemRandom().sample(range(len(blocks)), CHECKED)
-                return all(zlib.crc32(blocks[i].data) == earlier["crc32"][i] for i in places)
-    total = 0
-    checksums = []
-    for block in blocks:
-        own = 0
-        for ids in chunks(block, CHUNK):
-            total = zlib.crc32(ids.data, total)
-            own = zlib.crc32(ids.data, own) if len(blocks) > CHECKED else 0
-            if ids.max() >= vocab_size:
+    num_blocks = -(-path.stat().st_size // BLOCK)
+    with path.open("rb") as file:
+        stat = os.fstat(file.fileno())
+        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        if num_blocks > CHECKED:
+            with suppress(OSError, ValueError, LookupError, TypeError):
+                earlier = storage.read_json(known)
+                if earlier["stamp"] == stamp:
+                    places = random.SystemRandom().sample(range(num_blocks), CHECKED)
+                    return all(_checksum(file, i) == earlier["crc32"][i] for i in places)
+        total = 0
+        checksums = []
+        while block := file.read(BLOCK):
+            total = zlib.crc32(block, total)
+            if num_blocks > CHECKED:
+                checksums.append(zlib.crc32(block))
+            if np.frombuffer(block, meta["dtype"]).max() >= vocab_size:
                 return False
-        checksums.append(own)
-    if total == crc32 and len(blocks) > CHECKED and is_settled(stat):
-        with suppress(OSError):
-            storage.write_json(known, {"stamp": stamp, "crc32": checksums})
-    return total == crc32
+        if total == meta["crc32"] and checksums and is_settled(stat):
+            with suppress(OSError):
+                storage.write_json(known, {"stamp": stamp, "crc32": checksums})
+    return total == meta["crc32"]
+
+
+def _checksum(file: IO[bytes], block: int) -> int:
+    file.seek(block * BLOCK)
+    return zlib.crc32(file.read(BLOCK))
