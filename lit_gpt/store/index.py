@@ -38,11 +38,10 @@ def pack_shard(ids: np.ndarray) -> tuple[bytes, int]:
     Args:
         ids: (N,) uint16 or uint32.
     """
-    content = ids.astype(ids.dtype.newbyteorder("<")).tobytes()
-    size = PAGE * ids.itemsize
-    crcs = [zlib.crc32(content[at : at + size]) for at in range(0, len(content), size)]
-    trailer = np.array(crcs, "<u4").tobytes()
-    return content + trailer, zlib.crc32(trailer)
+    content = ids.astype(ids.dtype.newbyteorder("<"), copy=False)
+    pages = (content[at : at + PAGE] for at in range(0, len(content), PAGE))
+    trailer = np.array([zlib.crc32(page.data) for page in pages], "<u4").tobytes()
+    return b"".join([content.data, trailer]), zlib.crc32(trailer)
 
 
 @dataclass(frozen=True)

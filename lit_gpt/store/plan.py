@@ -23,6 +23,7 @@ from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.documents import format_of
 from lit_gpt.text.files import Reader, TextFiles, no_fields
 from lit_gpt.text.finding import find_files
+from lit_gpt.text.manifest import Known
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import PATTERN, Vocabulary, bpe_size
 
@@ -170,10 +171,12 @@ def sample(files: TextFiles, sizes: list[tuple[Path, int]]) -> Iterator[str | No
     chosen = training[::every]
     for path, size in chosen:
         left = min(size, bpe.SAMPLE // len(chosen))
-        for text in Reader(replace(files, path=str(path)), needs_fields=False):
-            if left <= 0:
-                break
+        unread = Known("", False, {})  # so that no whole file is read for it
+        reader = Reader(replace(files, path=str(path)), needs_fields=False, known=unread)
+        for text in reader.beginning():
             if text is not None:
                 text = text.encode()[:left].decode("utf-8", "ignore")
                 left -= len(text.encode())
             yield text
+            if left <= 0:
+                break

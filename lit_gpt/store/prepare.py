@@ -46,7 +46,7 @@ def prepare(
     data: StoreText,
     out: str,
     task: str = "0/1",
-    shard_tokens: int = 1 << 24,
+    shard_tokens: int = 1 << 23,
     block_tokens: int = 1 << 20,
 ) -> None:
     """Encode a text once, into a token store that training reads part by part.

@@ -127,9 +127,9 @@ def _write_shards(
     tokenizer = plan.tokenizer
     lengths = tokenizer.token_lengths()
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    pieces = encode(texts, tokenizer, totals)
+    pieces = (ids.astype(dtype) for ids in encode(texts, tokenizer, totals))
     for number, ids in enumerate(in_shards(pieces, plan.shard_tokens)):
-        content, checksum = pack_shard(ids.astype(dtype))
+        content, checksum = pack_shard(ids)
         shard = Shard(f"shards/{task:06}-{number:06}.bin", len(ids), checksum)
         objects.put(shard.name, content)
         totals["num_tokens"] += len(ids)

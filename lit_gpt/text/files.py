@@ -224,6 +224,10 @@ class Reader:
             )
         self._remember()
 
+    def beginning(self) -> Iterator[str | None]:
+        """The text, of which not all need be read; a change meanwhile is not noticed."""
+        return self._parts()
+
     def _place(self) -> str:
         """The file itself, or the folder that all are in."""
         with suppress(ValueError):  # relative and absolute names

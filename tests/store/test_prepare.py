@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from lit_gpt.store import prepare as prepare_command
-from lit_gpt.store.plan import share
+from lit_gpt.store.plan import load_tokenizer, share, sizes_of
+from lit_gpt.text.files import Reader, TextFiles
 from lit_gpt.text.tokenizer import Tokenizer
 from tests.conftest import ROOT
 
@@ -109,6 +110,23 @@ def test_a_vocabulary_does_not_see_the_last_tenth(prepare, tmp_path):
     (tmp_path / "text.txt").write_text("ab" * 900 + "é" * 100)  # the last 200 of 2,000 bytes
     prepare(tmp_path / "text.txt", tmp_path / "s", "--data.tokenizer=chars")
     assert Tokenizer.from_dict(read_index(tmp_path / "s")["tokenizer_state"]).vocab_size == 256
+
+
+def test_a_vocabulary_takes_the_beginnings_of_large_files(prepare, tmp_path, monkeypatch):
+    """Of two texts, half of the limit each; nothing else of them is read for it."""
+    (tmp_path / "texts").mkdir()
+    for name, text in {"a": "é" * 40 + "ü" * 400_000, "b": "ñ" * 40 + "ø" * 100_000}.items():
+        (tmp_path / "texts" / f"{name}.txt").write_text(text)
+    monkeypatch.setattr("lit_gpt.text.bpe.SAMPLE", 160)
+    read = []
+    digest = Reader._read_bytes
+    monkeypatch.setattr(
+        Reader, "_read_bytes", lambda *args: (read.append(len(c)) or c for c in digest(*args))
+    )
+    files = TextFiles(str(tmp_path / "texts"))
+    tokenizer = load_tokenizer("chars", files, sizes_of(files))
+    assert [token.decode() for token in tokenizer.tokens[256:]] == ["é", "ñ"]
+    assert len(read) == 2
 
 
 def test_a_finished_store_is_not_written_again(texts, prepare, tmp_path):
