@@ -20,6 +20,7 @@ KINDS = {
     "race": ("race.race", "nanoGPT's recipe, the loop, Hugging Face's Trainer, for the same time"),
     "generate": ("parts.generation", "with a key/value cache against the whole window each token"),
     "tokenize": ("parts.tokenization", "text file to token cache against tiktoken"),
+    "scaling": ("scaling.scaling", "`text` or `files`: long texts, many files to token cache"),
     "store": ("token_store.token_store", "a token store: requests, first batch, order on 4 ranks"),
     "devices": ("devices.devices", "losses on 2 and 4 processes against one process (5 min)"),
     "plan": ("plan.plan", "the time and memory that plan.py predicts against train.py's"),
