@@ -61,7 +61,7 @@ def _lock(folder: Path) -> Path:
 
 
 def _say_damaged(folder: Path) -> None:
-    if folder.exists():
+    if folder.exists() and not open_tokens(folder):  # else another process was faster
         print(f"The tokens in {folder} are damaged: encoding the text again", file=sys.stderr)
 
 
