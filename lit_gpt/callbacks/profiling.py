@@ -33,7 +33,7 @@ STEPS = 10
 NUM_ROWS = 10
 FETCH = "[_TrainingEpochLoop].train_dataloader_next"  # 2.6: docs/lightning-notes.md#private-apis
 COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")  # what fused kernels are a part of
-ENGINE = ("autograd::", "c10d::", "gloo:", "nccl:")  # no operations: they wait for others
+ENGINE = ("autograd::", "c10d::", "_c10d_", "gloo:", "nccl:")  # they only wait for others
 Interval = tuple[float, float]  # microseconds
 
 

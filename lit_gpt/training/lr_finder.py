@@ -16,8 +16,9 @@ from lightning.pytorch.tuner.tuning import Tuner
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from lit_gpt.command import command_line, stop_at_once
+from lit_gpt.command import stop_at_once
 from lit_gpt.distributed import fsdp2
+from lit_gpt.distributed.launch import command_line
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.reports.charts import Chart, Series

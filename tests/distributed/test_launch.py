@@ -197,6 +197,35 @@ def test_a_signal_saves_and_stops_all(name, number, text, tmp_path):
 
 
 @pytest.mark.slow
+def test_tasks_that_are_warned_requeue_their_job_once(text, tmp_path, monkeypatch):
+    """All tasks get the signal, the first one calls scontrol, and the requeued job resumes."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path / "told"}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    options = {"trainer.max_steps": 300, "trainer.val_check_interval": 20}
+    started = Started("srun", tmp_path / "logs", **text, **options)
+    first = started.processes[0].stdout
+    assert any(line.startswith("Step: 40,") for line in iter(first.readline, ""))
+    for process in started.processes:
+        process.send_signal(signal.SIGUSR1)
+    codes, out, err = started.end()
+    assert (codes, err) == ({0}, "")
+    assert (tmp_path / "told").read_text() == "requeue 71\n"
+    step = read_checkpoint(started.last)["global_step"]
+    assert f"Stopped by SIGUSR1 after step {step}" in out
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    again = Started("srun", tmp_path / "logs", **text, **options)
+    codes, out, err = again.end()
+    assert (codes, err) == ({0}, "")
+    assert out[0].startswith("SLURM requeued this job: resuming ")
+    assert out[0].endswith(f"last.ckpt at step {step}")
+    assert read_checkpoint(again.last)["global_step"] == 300
+    assert [p.name for p in again.root.glob("version_*")] == ["version_0"]
+
+
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_said_in_one_line(text, tmp_path):
     started = Started("srun", tmp_path, **text, **{"trainer.max_steps": 10**6})
     first, second = started.processes
