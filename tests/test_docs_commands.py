@@ -38,10 +38,10 @@ SKIPPED = {  # by how they begin
 SHORTENED = {  # what is appended, by how they begin; a later option wins
     "lit-gpt train --help": "",
     "lit-gpt train --find_lr": "",
-    "lit-gpt train --ckpt_path": "--trainer.max_steps=8 --trainer.val_check_interval=2",
-    "lit-gpt train": STEPS,
     "lit-gpt train --profile": "--trainer.max_steps=30 --trainer.val_check_interval=30",
     "torchrun --nproc_per_node=2": STEPS,
+    "lit-gpt train --ckpt_path": "--trainer.max_steps=8 --trainer.val_check_interval=2",
+    "lit-gpt train": STEPS,
     **dict.fromkeys(
         (
             f"{start} --data.path my.txt --budget"
@@ -58,10 +58,14 @@ SHORTENED = {  # what is appended, by how they begin; a later option wins
     "python benchmarks/run.py overhead": "--repeats=1 --path=my.txt",
     "python benchmarks/run.py step": "--repeats=1 --path=my.txt --sizes=classic",
     RACE: f"--seconds=5 --path data/*.csv --sides=nanogpt,lit_gpt --ours='{STEPS}'",
+    "python benchmarks/run.py store": "--megabytes=3",
     "python benchmarks/run.py plan": "--repeats=1 --path=my.txt --steps=4",
     "python tests/kill_test/verify_resume.py": "--kills=1",
 }
-FIRST = {"lit-gpt train --ckpt_path last": f"lit-gpt train {STEPS} && "}  # the run it continues
+FIRST = {  # what they need
+    "lit-gpt train --ckpt_path last": f"lit-gpt train {STEPS} && ",  # the run it continues
+    "lit-gpt train --data.path store": "lit-gpt prepare --data.path my.txt --out store && ",
+}
 SERVERS = {"lit-gpt serve": "Serving ", "tensorboard": "http://"}  # what they say when they are up
 
 
