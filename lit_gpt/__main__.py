@@ -20,9 +20,10 @@ COMMANDS = {  # each module has `main(argv) -> exit status`
     "serve": ("lit_gpt.serving.serve", "serve an OpenAI-compatible completions API"),
     "prepare": ("lit_gpt.store.prepare", "write a text into a token store that training reads"),
     "export": ("lit_gpt.huggingface.export", "export a folder that transformers loads"),
+    "consolidate": ("lit_gpt.distributed.consolidate", "make one file of a sharded checkpoint"),
 }
 USAGE = "usage: lit-gpt COMMAND [options]\n\n" + "\n".join(
-    f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()
+    f"  {name:<13}{text}" for name, (_, text) in COMMANDS.items()
 )
 STARTING = "Starting: loading PyTorch ..."
 

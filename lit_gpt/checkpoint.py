@@ -56,6 +56,10 @@ RESUME_KEYS: dict[str, type] = {
     "global_step": int,
     "pytorch-lightning_version": str,
 }
+SHARDED_KEYS = {  # of what is beside the tensors in a sharded checkpoint
+    key: kind for key, kind in RESUME_KEYS.items() if key not in ("state_dict", "optimizer_states")
+}
+REST = "rest.ckpt"  # that file
 PLAIN_KEYS = {  # without tensors, so that what they have can be compared
     *("gpt", "tokenizer", "corpus", "trainer", "global_step", "skipped_steps"),
     *("hyper_parameters", "datamodule_hyper_parameters"),
@@ -195,6 +199,20 @@ def skipped_steps(contents: Mapping[str, Any]) -> int:
     return contents.get("skipped_steps", 0)
 
 
+def is_sharded(path: str | Path) -> bool:
+    """Whether this is a folder in which each process wrote a part: distributed/sharded_files.py."""
+    return os.path.isfile(os.path.join(os.path.expanduser(path), REST))
+
+
+def with_tensors(rest: Mapping[str, Any], weights: Any, optimizer_state: Any) -> dict[str, Any]:
+    return {**rest, "state_dict": weights, "optimizer_states": [optimizer_state]}
+
+
+def take_tensors(contents: dict[str, Any]) -> tuple[Any, Any]:
+    """Removes the weights and the state of the optimizer, and returns them."""
+    return contents.pop("state_dict"), contents.pop("optimizer_states")[0]
+
+
 def write_options(contents: dict[str, Any], options: dict[str, Any]) -> None:
     contents["options"] = options
 
@@ -213,6 +231,9 @@ def read_checkpoint(path: str | Path, needed: Mapping[str, type] = INFERENCE_KEY
         UserError: no such file, or one that is damaged or of something else.
     """
     path = Path(os.path.expanduser(path))  # Path's own fails for an unknown user
+    if is_sharded(path):
+        hint = f"make one file of it: lit-gpt consolidate {path}"
+        raise UserError(f"{path} is a sharded checkpoint", hint=hint)
     if not path.is_file():
         raise UserError(f"no checkpoint at {str(path)!r}", hint="give the path of a .ckpt file")
 

@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from lit_gpt.callbacks.stopping import GracefulStop, agreed
-from lit_gpt.checkpoint import read_checkpoint
+from lit_gpt.checkpoint import is_sharded, read_checkpoint
 from lit_gpt.checkpoint_file import check_parts
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError, check_least
@@ -38,16 +38,19 @@ class StepCheckpoints(ModelCheckpoint):
     Args:
         every_n_steps: steps between them; 0: none.
         keep: how many of the newest to keep; -1: all.
+        sharded: whether all checkpoints of the run are folders, in which each process of fsdp2
+            writes its part, instead of files.
     """
 
     state_key = "StepCheckpoints"  # whatever the arguments: a resumed run may have others
 
-    def __init__(self, every_n_steps: int = 0, keep: int = 3) -> None:
+    def __init__(self, every_n_steps: int = 0, keep: int = 3, sharded: bool = False) -> None:
         check_least(0, every_n_steps=every_n_steps)
         if keep < 1 and keep != -1:
             raise UserError("must be at least 1, or -1 for all", field="keep", value=keep)
         self.every_n_steps = every_n_steps
         self.keep = keep
+        self.sharded = sharded
         super().__init__(
             filename="step_{step}",
             auto_insert_metric_name=False,
@@ -170,17 +173,22 @@ class CheckpointIO(TorchCheckpointIO):
         self.stop.unfinished = unfinished(path)
         check_plain(checkpoint)
         save_atomically(checkpoint, path)
-        self.folders.add(Path(path).resolve().parent)
+        folder = Path(path).resolve().parent
+        self.folders.add(folder.parent if is_sharded(folder) else folder)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Removes a file beside those that were saved.
+        """Removes a file, or a sharded checkpoint, beside those that were saved.
 
         A continued run has the paths from its checkpoint, which may be a stranger's, and Lightning
         would remove any folder.
         """
         path = Path(path)
-        if path.resolve().parent in self.folders and path.is_file():
+        if path.resolve().parent not in self.folders or path.is_symlink():
+            return
+        if path.is_file():
             path.unlink()
+        elif is_sharded(path):
+            shutil.rmtree(path)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return dict(read_checkpoint(path))

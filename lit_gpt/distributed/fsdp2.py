@@ -17,6 +17,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from lit_gpt.checkpoint import REST, is_sharded, take_tensors, with_tensors
+from lit_gpt.distributed import sharded_files
 from lit_gpt.distributed.sharded_muon import Exchange
 from lit_gpt.distributed.shards import gather_state, gather_weights, scatter_state, scatter_weights
 from lit_gpt.model import GPT
@@ -32,9 +34,15 @@ def device_of_weights(strategy: Any) -> AbstractContextManager[Any]:
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Shards a LitGPT over all processes, and saves checkpoints as one device does."""
+    """Shards a LitGPT over all processes, and saves checkpoints as one device does.
+
+    Attributes:
+        saves_shards: whether a checkpoint is a folder instead, in which each process writes its own
+            part.
+    """
 
     strategy_name = NAME
+    saves_shards = False
 
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
@@ -96,34 +104,66 @@ class FSDP2Strategy(ModelParallelStrategy):
                 optimizer.muon.orthogonalize = Exchange(self.device_mesh["data_parallel"])
 
     def lightning_module_state_dict(self) -> dict[str, Tensor]:
-        """All weights on the CPU of the first process; nothing on the others."""
+        """All weights on the CPU of the first process; nothing on the others, or to save shards."""
         self.gpt.reshard()
-        return gather_weights(self.module)
+        return {} if self.saves_shards else gather_weights(self.module)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The same of the optimizer's state."""
-        return gather_state(super(ModelParallelStrategy, self).optimizer_state(optimizer))
+        """The same of the optimizer's state; sharded to save shards."""
+        state = super(ModelParallelStrategy, self).optimizer_state(optimizer)
+        return state if self.saves_shards else gather_state(state)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
+    ) -> None:
+        path = Path(self.broadcast(filepath))  # the one of the first process
+        if not self.saves_shards:
+            super().save_checkpoint(checkpoint, path)
+            return
+        _, state = take_tensors(checkpoint)
+        rest = with_tensors(checkpoint, {}, {**state, "state": {}})
+
+        def write_rest(folder: Path) -> None:
+            self.checkpoint_io.save_checkpoint(rest, folder / REST)
+
+        sharded_files.save(
+            sharded_files.tensors_of(self.module, state), write_rest, path, self.is_global_zero
+        )
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Restores weights and moments; the first process reads the file.
+        """Restores weights and moments; the first process reads the file, all read a folder.
 
         Returns:
             The rest, in all processes.
         """
-        large = ("state_dict", "optimizer_states")
-        contents: dict[str, Any] = {}
+        sharded = is_sharded(checkpoint_path)
+        rest: dict[str, Any] = {}
+        weights: Any = None
+        state: dict[str, Any] = {}
         if self.is_global_zero:
-            contents = self.checkpoint_io.load_checkpoint(checkpoint_path)
-        parts = {key: contents.pop(key, None) for key in large}
-        contents = self.broadcast(contents)
+            file = Path(checkpoint_path) / REST if sharded else checkpoint_path
+            rest = self.checkpoint_io.load_checkpoint(file)
+            weights, state = take_tensors(rest)
+        rest = self.broadcast(rest)
         self.gpt.reshard()
-        scatter_weights(self.module, parts["state_dict"])
-        for i, optimizer in enumerate(self.optimizers):
-            state = parts["optimizer_states"][i] if self.is_global_zero else {}
-            scatter_state(optimizer, self.module, state)
-        return contents | dict.fromkeys(large)
+        if sharded:
+            self.load_shards(Path(checkpoint_path), self.broadcast(state))
+        else:
+            scatter_weights(self.module, weights)
+            for optimizer in self.optimizers:
+                scatter_state(optimizer, self.module, state)
+        return with_tensors(rest, None, None)
+
+    def load_shards(self, path: Path, state: dict[str, Any]) -> None:
+        """Reads the weights, and the moments that the optimizer's state lacks."""
+        weights = dict(self.module.named_parameters())
+        tensors = sharded_files.empty_tensors(path, weights)
+        tensors |= sharded_files.tensors_of(self.module, {"state": {}})  # to be filled in place
+        sharded_files.load(tensors, path)
+        for optimizer in self.optimizers:
+            optimizer.load_state_dict({**state, "state": sharded_files.state_of(tensors)})
 
 
 if NAME not in StrategyRegistry:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.checkpoint import load_checkpoint
+from lit_gpt.checkpoint import is_sharded, load_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.generation.completion import Request, complete
 from lit_gpt.generation.sampling import Sampling
@@ -84,7 +84,7 @@ def load(path: str | Path) -> LanguageModel:
         UserError: no checkpoint there, or one that can't be loaded.
     """
     path = Path(os.path.expanduser(path))
-    if path.is_dir():
+    if path.is_dir() and not is_sharded(path):
         path = _best_or_last(path, hint="train a model first")
     return LanguageModel(*load_checkpoint(path))
 
@@ -129,7 +129,7 @@ def named_checkpoint(ckpt_path: str, logs: str, of_run: tuple[str, ...] = ("best
     if ckpt_path in ("last", "best"):
         names = (ckpt_path,)
         root = logs
-    elif not os.path.isdir(root):
+    elif not os.path.isdir(root) or is_sharded(root):
         return Path(ckpt_path)
     path = next(filter(None, (newest_checkpoint(root, name) for name in names)), None)
     if path is None:

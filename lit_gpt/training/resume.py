@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
-from lit_gpt.checkpoint import RESUME_KEYS, Checkpoint
+from lit_gpt.checkpoint import REST, RESUME_KEYS, SHARDED_KEYS, Checkpoint, is_sharded
 from lit_gpt.command import as_user_error
 from lit_gpt.data import TextDataModule
+from lit_gpt.distributed import fsdp2
 from lit_gpt.errors import UserError
 from lit_gpt.generation.language_model import named_checkpoint
 from lit_gpt.model import GPTConfig
@@ -63,6 +65,9 @@ def open_checkpoint(path: str) -> Checkpoint:
     Raises:
         UserError: its parts don't fit together.
     """
+    if is_sharded(path):  # shapes are compared as the tensors are read
+        folder = Path(path).expanduser()
+        return replace(Checkpoint.read(folder / REST, SHARDED_KEYS), path=folder).without_tensors()
     checkpoint = Checkpoint.read(path, RESUME_KEYS)
     model, _ = checkpoint.build()
     try:
@@ -104,6 +109,11 @@ def check_resume(run: Run, checkpoint: Checkpoint) -> None:
         UserError: why.
         SystemExit: SLURM requeued a job that is done.
     """
+    if is_sharded(checkpoint.path) and run.options.config.trainer.strategy != fsdp2.NAME:
+        raise UserError(
+            f"{checkpoint.path} is a sharded checkpoint, which only fsdp2 continues",
+            hint=f"use `strategy` fsdp2, or one file: lit-gpt consolidate {checkpoint.path}",
+        )
     check_restored_state(checkpoint, run.trainer)
     check_epochs_left(run.options, run.epoch, checkpoint)
     check_fit(checkpoint, run.trainer.max_steps, run.model, run.data)

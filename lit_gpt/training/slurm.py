@@ -53,7 +53,7 @@ def checkpoint_of_job(root: str | Path, args: list[str]) -> Path | None:
         return None
     notes = (p for p in Path(root).expanduser().rglob(NOTE) if p.read_text() == note_of(args))
     checkpoints = (note.parent / "checkpoints" / "last.ckpt" for note in notes)
-    found = filter(Path.is_file, checkpoints)
+    found = filter(Path.exists, checkpoints)  # folders, if sharded
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 

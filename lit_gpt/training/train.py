@@ -43,7 +43,7 @@ from lit_gpt.training.options import SaveConfig, TrainOptions, option_name
 from lit_gpt.training.restored_state import OptimizerStateCheck
 from lit_gpt.training.resume import check_resume, fit
 from lit_gpt.training.run_folder import as_list
-from lit_gpt.training.trainer_options import build_trainer
+from lit_gpt.training.trainer_options import build_trainer, save_shards
 from lit_gpt.training.warning_filters import silence_warnings
 
 __all__ = ["Run", "build_run", "main", "option_name", "train"]
@@ -151,6 +151,7 @@ def build_run(
         }
     arguments["plugins"] = [*as_list(objects.trainer.plugins), CheckpointIO(stop)]
     trainer = build_trainer(vars(objects.trainer) | arguments, data)
+    save_shards(trainer, objects.checkpoints.sharded)
     if not objects.trainer.fast_dev_run:
         check_horizons(trainer, model.hparams.horizons)
     run = Run(options, trainer, model, data, checkpoint, config, **ours)

@@ -253,6 +253,14 @@ def build_trainer(options: dict[str, Any], data: TextDataModule) -> pl.Trainer:
     return trainer
 
 
+def save_shards(trainer: pl.Trainer, wanted: bool) -> None:
+    """Has fsdp2 save folders instead of files; a UserError if other strategies are to."""
+    if isinstance(trainer.strategy, fsdp2.FSDP2Strategy):
+        trainer.strategy.saves_shards = wanted
+    elif wanted:
+        raise UserError("only fsdp2 has shards", field="sharded", hint="use `strategy` fsdp2")
+
+
 def check_accelerator(name: str) -> None:
     is_there = {"gpu": torch.cuda.is_available() or torch.backends.mps.is_available()}
     is_there |= {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from tests.conftest import ROOT
@@ -56,6 +57,8 @@ def test_model_checkpoint_has_the_attribute():
 
 
 def test_lightning_reads_what_is_set():
+    source = inspect.getsource(ModelParallelStrategy.setup_environment)
+    assert "self._data_parallel_size, self._tensor_parallel_size, self.world_size" in source
     assert "self._skip_next_val" in inspect.getsource(_TrainingEpochLoop)
     assert "register_signal_handlers" in dir(_SignalConnector)
     source = inspect.getsource(pl.Trainer._run)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lit_gpt.__main__ import main
 from lit_gpt.checkpoint import Checkpoint, load_checkpoint
 from lit_gpt.reports.history import read_history
 from tests.conftest import write_text
@@ -97,6 +98,55 @@ def test_it_resumes_exactly_and_goes_back_and_forth(options, text, tmp_path, sha
     assert_close(resumed(2, sharded, ddp), whole, within, 4)
 
 
+def test_sharded_checkpoints_resume_and_become_one_file(options, text, tmp_path, sharded, capsys):
+    shards = options | SHARDED | {"checkpoints.sharded": True}
+    run = train_on(2, tmp_path / "logs", text, **shards | {"checkpoints.keep": 1})
+    assert curves_of(run) == curves_of(sharded)
+    kept = sorted(path.name for path in run.checkpoints.iterdir())
+    assert kept == ["best.ckpt", "last.ckpt", "step_6.ckpt"]
+    first = train_on(2, tmp_path / "first", text, **shards | {"trainer.max_steps": 3})
+    folder = first.checkpoints / "step_3.ckpt"
+    again = train_on(2, tmp_path / "logs", text, **shards, ckpt_path=folder)
+    if "model.schedule" not in options:  # else it was planned for three steps
+        assert curves_of(again, 4) == curves_of(sharded, 4)
+    assert set(again.statuses) == {0}, again.out
+
+    part = next(folder.glob("*.distcp"))
+    content = part.read_bytes()
+    part.write_bytes(content[:-100])
+    damaged = train_on(2, tmp_path / "damaged", text, **shards, ckpt_path=folder)
+    assert set(damaged.statuses) == {2}
+    assert f"error: {folder} can't be continued" in damaged.out[0]
+    assert "Traceback" not in "".join(damaged.out)
+    part.write_bytes(content)
+
+    assert main(["consolidate", str(run.checkpoints / "step_6.ckpt")]) == 0
+    whole = run.checkpoints / "step_6-whole.ckpt"
+    assert f"Wrote {whole}\n" in capsys.readouterr().out
+    found, expected = Checkpoint.read(whole), Checkpoint.read(sharded.checkpoints / "step_6.ckpt")
+    for ours, theirs in (
+        (found.weights, expected.weights),
+        (found.optimizer_state["state"], expected.optimizer_state["state"]),
+    ):
+        torch.testing.assert_close(dict(ours), dict(theirs), rtol=0, atol=0)
+    assert found.optimizer_state["param_groups"] == expected.optimizer_state["param_groups"]
+    load_checkpoint(whole)
+
+    for words, problem in {
+        (
+            "generate",
+            "--ckpt_path",
+            str(folder),
+        ): f"is a sharded checkpoint; make one file of it: lit-gpt consolidate {folder}",
+        ("consolidate", str(whole)): "is not a sharded checkpoint",
+        ("train", f"--data.path={text}", f"--ckpt_path={folder}"): "which only fsdp2 continues",
+    }.items():
+        assert main([*words]) == 2
+        error = capsys.readouterr().err
+        assert problem in error
+        assert len(error.splitlines()) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_in_half_precision(precision, text, tmp_path):
@@ -143,3 +193,10 @@ def test_one_process_can_use_it_too(train):
     alone = train(**{"model.dropout": 0.0, "trainer.strategy": "fsdp2"})
     assert alone.status == 0, alone.err
     assert alone.steps == plain.steps
+
+
+def test_only_fsdp2_has_shards_to_save(train):
+    result = train(**{"checkpoints.sharded": True})
+    assert result.err == "error: --checkpoints.sharded: only fsdp2 has shards; use " + (
+        "--trainer.strategy fsdp2\n"
+    )

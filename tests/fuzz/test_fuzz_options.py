@@ -252,10 +252,11 @@ def test_a_command_is_done_or_refused(number, command, base, names, finished, tm
             "export": {"ckpt_path": path, "out": next(outs)},
             "serve": {"ckpt_path": path, "port": 0},
             "report": {"out": next(outs)},
+            "consolidate": {},
             "plan": base | {"trainer.default_root_dir": next(outs)},
             "sweep": {"config": tmp_path / "sweep.yaml", "study": next(outs)},
         }[command]
-        argv = [f"{finished}"] if command == "report" else []
+        argv = [f"{finished}"] if command in ("report", "consolidate") else []
         if command == "sweep":
             argv += command_line(base)
         argv += command_line(fixed | options)
