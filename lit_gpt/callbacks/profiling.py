@@ -113,7 +113,8 @@ class Profile(Callback):
             return
         self.device = pl_module.device
         self.step = trainer.global_step
-        interval = float(trainer.val_check_batch) / trainer.accumulate_grad_batches
+        batches: Any = trainer.val_check_batch  # inf without evaluations
+        interval = batches / trainer.accumulate_grad_batches
         timed = stretch_after(self.step + WARM_UP, interval)
         traced = stretch_after(timed.last, interval)
         if 0 <= trainer.max_steps < traced.last:

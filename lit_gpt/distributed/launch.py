@@ -25,7 +25,7 @@ FLAGS = {  # how many processes on a node, and nodes
 }
 SHELLS = ("bash", "interactive")  # jobs that Lightning takes for a shell on a node, without srun
 SAID = "lit_gpt/error"  # key of the run's store: how many processes had an error to print
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL error")
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # as gloo says it
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,10 @@ def reports_error() -> bool:
     ask the store where they meet: torchrun's is there from the start, and that of srun's tasks
     once the first one got that far. Without a store, the first process on each node prints.
     """
-    launch = find_launch()
+    try:
+        launch = find_launch()
+    except UserError:  # the one to print
+        return number("RANK", number("SLURM_PROCID")) == 0
     if launch is None or launch.world_size == 1:
         return True
     try:
@@ -202,8 +205,11 @@ def connect(launch: Launch) -> Store:
 
 
 def lost_process(error: RuntimeError) -> UserError | None:
-    """What the end of another process of the run makes of a collective operation."""
-    if not any(text in str(error) for text in LOST):
+    """What the end of another process of the run makes of a collective operation on CPUs.
+
+    NCCL's errors say more, and stay as they are.
+    """
+    if "gloo" not in str(error) or not any(text in str(error) for text in LOST):
         return None
     time.sleep(1)  # so that the error of that process is reported, not this one
     return UserError("another process of this run has ended", hint="its own error says why")

@@ -344,6 +344,28 @@ def test_without_a_store_the_first_process_of_a_node_prints(monkeypatch):
     assert launch.reports_error()
 
 
+@pytest.mark.parametrize(("rank", "printed"), [("0", 1), ("3", 0)])
+def test_tasks_that_cannot_train_together_are_said_once(rank, printed, monkeypatch, capfd):
+    env = {n: v for n, v in slurm(PROCID=rank).items() if n != "SLURM_NTASKS_PER_NODE"}
+    with_environment(monkeypatch, env)
+    monkeypatch.setattr("sys.argv", ["lit-gpt"])
+    assert main(["train"]) == 2
+    assert capfd.readouterr().err.count("error: srun started 4 tasks on 2 nodes") == printed
+
+
+@pytest.mark.parametrize(
+    ("text", "is_lost"),
+    [
+        ("[/gloo/transport/tcp/pair.cc:554] Connection closed by peer [127.0.0.1]:42", True),
+        ("NCCL error: Connection reset by peer", False),
+        ("[/gloo/transport/tcp/pair.cc:554] timed out", False),
+    ],
+)
+def test_what_the_end_of_another_process_looks_like(text, is_lost, monkeypatch):
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
+    assert (launch.lost_process(RuntimeError(text)) is not None) == is_lost
+
+
 def test_with_torchruns_store_the_first_that_asks_prints(monkeypatch):
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
