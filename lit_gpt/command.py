@@ -266,9 +266,13 @@ def as_user_error(error: BaseException) -> UserError | None:
 
 def is_interrupt(error: BaseException | None) -> bool:
     """Whether an error is, or was raised while handling, a Ctrl-C: libraries wrap it in theirs."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    seen: set[int] = set()  # a library may raise one while handling itself
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 def _thread_hook(error: threading.ExceptHookArgs) -> None:

@@ -353,6 +353,9 @@ class LitGPT(pl.LightningModule):
             h.table_eps,
         )
         save_by_name(optimizer, self)
+        if self.trainer.precision == "bf16-mixed":
+            # It has no scaler, but Lightning 2.6.6 refuses to clip what could work with one.
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         if h.schedule == "constant" and h.warmup_steps == 0:
             return optimizer
         max_steps = self.trainer.max_steps
