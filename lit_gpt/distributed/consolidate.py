@@ -47,7 +47,7 @@ def consolidate(folders: list[str]) -> None:
         if checkpoint.gpt_config.tie_embeddings:
             weights["gpt.head.weight"] = weights["gpt.embedding.weight"]
         state = {**state, "state": sharded_files.state_of(tensors)}
-        out = folder.with_name(f"{folder.stem}-whole.ckpt")
+        out = sharded_files.whole_file(folder)
         with atomic_open(out) as file:
             torch.save(with_tensors(contents, weights, state), file)
         print(f"Wrote {out}")

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_gpt.errors import UserError
 from lit_gpt.optimizer_state import State
 
 WEIGHTS = "weights/"  # begins the key of a weight: weights/NAME
@@ -63,6 +64,9 @@ def save(
     """Writes a folder, in all processes; the first one writes the rest too.
 
     The earlier folder keeps its name until the new one is on the disk.
+
+    Raises:
+        UserError: it can't be written; in all processes.
     """
     import torch.distributed as dist
     from torch.distributed import checkpoint as dcp
@@ -72,7 +76,14 @@ def save(
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
     dist.barrier()
-    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(work))  # flushes its files to the disk
+    try:
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(work))  # flushes files to the disk
+    except dcp.CheckpointException as error:  # which is no Exception
+        raise UserError(
+            f"cannot write the checkpoint {path} ({reason_of(error)}): earlier checkpoints are "
+            "unharmed",
+            hint="make room, then continue with `ckpt_path` last",
+        ) from None
     if is_first:
         write_rest(work)
         restore(path)
@@ -86,11 +97,28 @@ def save(
     dist.barrier()
 
 
+def reason_of(error: Any) -> str:
+    """What the first of the processes says that failed, in one line."""
+    failure, *_ = error.failures.values()
+    return str(failure[0]).partition("\n")[0]
+
+
+def whole_file(path: Path) -> Path:
+    """The file that `lit-gpt consolidate` makes of a folder."""
+    return path.with_name(f"{path.stem}-whole.ckpt")
+
+
 def restore(path: Path) -> None:
     """Gives a folder its name back, if a process was killed while it was being replaced."""
     if not path.exists():
         with suppress(OSError):
             replaced(path).rename(path)
+
+
+def restore_all(root: str | Path) -> None:
+    """The same for all runs below a folder."""
+    for old in Path(root).expanduser().rglob("checkpoints/.*.ckpt.old"):
+        restore(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
 
 
 class Unpickler(pickle.Unpickler):
@@ -141,9 +169,8 @@ def load(tensors: dict[str, Tensor], path: Path) -> None:
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             dcp.load(tensors, storage_reader=reader(path), no_dist=not is_initialized())
-        except dcp.CheckpointException as error:  # which is no Exception
-            first, *_ = error.failures.values()
-            raise ValueError(str(first[0]).partition("\n")[0]) from None
+        except dcp.CheckpointException as error:
+            raise ValueError(reason_of(error)) from None
 
 
 def empty_tensors(path: Path, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

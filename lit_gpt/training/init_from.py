@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_gpt.checkpoint import load_checkpoint
+from lit_gpt.checkpoint import REST, Checkpoint, is_sharded, load_checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.huggingface.importing import (
@@ -34,6 +34,8 @@ def build_data(data_class: type[TextDataModule], **options: Any) -> TextDataModu
     if is_folder(source) or source.endswith(".json"):
         data.given_tokenizer = from_hf(source)[0]
         check_same_ids(source, data.corpus)
+    elif is_sharded(source):  # of a run that is resumed
+        data.given_tokenizer = Checkpoint.read(Path(source) / REST).tokenizer
     elif source.endswith(".ckpt"):
         data.given_tokenizer = load_checkpoint(source)[1]
     return data
@@ -42,6 +44,8 @@ def build_data(data_class: type[TextDataModule], **options: Any) -> TextDataModu
 def model_fields(source: str) -> dict[str, Any]:
     """The fields of GPTConfig that go with the weights; a folder says nothing of dropout."""
     path = Path(os.path.expanduser(source))
+    if is_sharded(path):  # of a run that is resumed
+        return asdict(Checkpoint.read(path / REST).gpt_config)
     if path.is_dir():
         return folder_fields(path)
     if not path.exists() and path.suffix != ".ckpt":

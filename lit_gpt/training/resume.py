@@ -12,6 +12,7 @@ from lit_gpt.checkpoint import REST, RESUME_KEYS, SHARDED_KEYS, Checkpoint, is_s
 from lit_gpt.command import as_user_error
 from lit_gpt.data import TextDataModule
 from lit_gpt.distributed import fsdp2
+from lit_gpt.distributed.sharded_files import restore_all
 from lit_gpt.errors import UserError
 from lit_gpt.generation.language_model import named_checkpoint
 from lit_gpt.model import GPTConfig
@@ -19,6 +20,7 @@ from lit_gpt.module import LitGPT, is_plan
 from lit_gpt.optim import EPS
 from lit_gpt.optimizer_state import fits
 from lit_gpt.training import slurm, summary
+from lit_gpt.training.changes import windows_seen_before
 from lit_gpt.training.epochs import check_epochs_left
 from lit_gpt.training.init_from import adopt_model
 from lit_gpt.training.restored_state import check_restored_state
@@ -39,6 +41,8 @@ def resolve_checkpoint(options: TrainOptions) -> Checkpoint | None:
     """
     config = options.config
     root = config.trainer.default_root_dir or "."
+    if config.ckpt_path is not None or slurm.job_id():
+        restore_all(root)
     requeued = slurm.checkpoint_of_job(root, options.argv)
     if requeued:
         config["ckpt_path"] = str(requeued)
@@ -115,6 +119,8 @@ def check_resume(run: Run, checkpoint: Checkpoint) -> None:
             hint=f"use `strategy` fsdp2, or one file: lit-gpt consolidate {checkpoint.path}",
         )
     check_restored_state(checkpoint, run.trainer)
+    if (seen := windows_seen_before(run)) is not None:
+        run.data.load_state_dict({"windows_seen": seen})
     check_epochs_left(run.options, run.epoch, checkpoint)
     check_fit(checkpoint, run.trainer.max_steps, run.model, run.data)
     check_patience(checkpoint, run.early.patience)

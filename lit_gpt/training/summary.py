@@ -16,9 +16,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gpt.budget.processor import bfloat16_slowdown
 from lit_gpt.callbacks.samples import line_starts
+from lit_gpt.checkpoint import is_sharded
 from lit_gpt.command import command_line
 from lit_gpt.data import TextDataModule
 from lit_gpt.distributed import launch
+from lit_gpt.distributed.sharded_files import whole_file
 from lit_gpt.optim import fastest_dtype
 from lit_gpt.store.splits import NoFiles
 from lit_gpt.text.ngrams import frequency_baselines
@@ -293,6 +295,9 @@ def print_commands(run: Run, best: str, last: str) -> None:
         logs = str(trainer.loggers[0].save_dir)
         print(f"See the curves:  {shlex.join(['tensorboard', '--logdir', logs])}")
     prompt = run.data.tokenizer.decode(line_starts(run.data, 1)[0]).strip("\n\ufffd")
+    if is_sharded(best):
+        print(f"Make one file:   {command_line('consolidate', best)}")
+        best = str(whole_file(Path(best)))
     print(f"Generate text:   {command_line('generate', '--ckpt_path', best, '--prompt', prompt)}")
     config = run.config.path  # None: it could not be written
     argv = ["--config", shorten(config)] if config else run.options.argv

@@ -12,6 +12,7 @@ import torch
 
 from lit_gpt.__main__ import main
 from lit_gpt.distributed import sharded_files
+from lit_gpt.errors import UserError
 from tests.distributed.ranks import together
 
 KEY = "weights/x"
@@ -48,9 +49,32 @@ def test_a_killed_save_leaves_the_folder_before_it(tmp_path):
     assert together(save, 2, tmp_path / "3", path, 3.0, False) == [0, 0]
     assert number_in(path) == 3.0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "3", "last.ckpt"]
-    path.rename(sharded_files.replaced(path))  # killed between the two renames
-    sharded_files.restore(path)
-    assert number_in(path) == 3.0
+    run = tmp_path / "version_0" / "checkpoints"
+    run.mkdir(parents=True)
+    path.rename(sharded_files.replaced(run / "last.ckpt"))  # killed between the two renames
+    sharded_files.restore_all(tmp_path)
+    assert number_in(run / "last.ckpt") == 3.0
+
+
+def fill(path: Path) -> int:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    try:
+        sharded_files.save({KEY: torch.zeros(10**6)}, print, path, dist.get_rank() == 0)
+    except UserError as error:
+        print(error)
+        return 2
+    return 0
+
+
+def test_a_full_disk_is_one_line_in_all_processes(tmp_path, small_disk):
+    path = small_disk(100) / "last.ckpt"
+    assert together(fill, 2, tmp_path / "out", path) == [2, 2]
+    out = (tmp_path / "out" / "out0.txt").read_text()
+    assert f"cannot write the checkpoint {path} (" in out
+    assert "earlier checkpoints are unharmed" in out
+    assert not path.exists()
 
 
 class Bomb:
