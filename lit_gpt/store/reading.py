@@ -5,7 +5,6 @@ Shapes: N tokens of the store or of a part of it, B windows, L tokens of a windo
 
 from __future__ import annotations
 
-import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -124,8 +123,7 @@ class Blocks:
         return list(self._pool.map(lambda span: self.shards.fetch(*span), spans))
 
     def _load(self, span: Span) -> np.ndarray:
-        if not threading.main_thread().is_alive():  # the process ends: nobody waits for it
-            raise KeyboardInterrupt
+        self._pool.submit(bool)  # an error once the process ends, when nobody waits for a span
         if self.files is None:
             return self.shards.fetch(*span)
         return self.files.load(span, lambda: self.shards.fetch(*span))

@@ -67,7 +67,7 @@ def handler_of(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             proxy.counts[self.command, name] += 1
             fault = proxy.fault(self.command, name)
             if fault == "slow":
-                time.sleep(3)
+                time.sleep(1)
             if fault and fault.isdigit():
                 self.answer(int(fault), {}, b"<Error><Code>AccessDenied</Code></Error>")
                 return

@@ -146,6 +146,19 @@ def test_a_slow_server_is_waited_for_no_longer_than_the_limit(s3):
     assert objects.get("object") == b"content"
 
 
+def test_a_process_that_ends_waits_for_no_more_blocks(place, s3, tmp_path):
+    """Of the 32 blocks that are expected, it finishes those that its eight threads have begun."""
+    s3.fault = lambda method, name: "slow" if "/shards/" in name else None
+    code = (
+        "from lit_gpt.store.splits import *; from lit_gpt.store.order import StoreOrder; "
+        f"text = TextFiles({place!r}, cache={str(tmp_path)!r}); "
+        "train = open_splits(text, Vocabulary('bytes'), 0.9).train; "
+        "order = StoreOrder(train, 16, 7, 'shuffled'); order.starts(0, 1); order.starts(1, 1)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert fetches(s3).total() <= 2 * 8  # tokens and checksums
+
+
 def test_a_run_that_loses_its_shards_ends_with_one_line(place, s3, train):
     s3.fault = lambda method, name: "403" if name.endswith(SHARD) else None
     result = train(**{"data.path": place} | STEPS)
