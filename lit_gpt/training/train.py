@@ -196,4 +196,6 @@ def main(argv: list[str]) -> int:
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except RuntimeError as error:
-        raise lost_process(error) or error from error
+        if lost := lost_process(error):
+            raise lost from error
+        raise
