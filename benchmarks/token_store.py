@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -12,12 +13,12 @@ import time
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Options, at_least_one
+from benchmarks.measure import ROOT, Options, at_least_one, save, show
 from lit_gpt.store import reading
 from lit_gpt.store.objects import Objects
 from lit_gpt.store.order import StoreOrder
@@ -25,6 +26,8 @@ from lit_gpt.store.splits import open_splits
 from lit_gpt.text.files import TextFiles
 from lit_gpt.text.vocabularies import Vocabulary
 
+SHARD = 1 << 20  # tokens
+BLOCK = 1 << 17
 STEP = 12  # windows, over all ranks
 LENGTH = 256  # tokens per window
 
@@ -56,8 +59,8 @@ def write_store(folder: Path, megabytes: int) -> str:
     with (folder / "text.txt").open("w") as file:
         for _ in range(megabytes * 20):
             file.write(" ".join(rng.choices(words, k=7700)) + "\n")
-    options = ["--data.tokenizer=bytes", f"--shard_tokens={1 << 20}", f"--block_tokens={1 << 17}"]
-    script = str(Path(__file__).resolve().parents[1] / "scripts" / "prepare.py")
+    options = ["--data.tokenizer=bytes", f"--shard_tokens={SHARD}", f"--block_tokens={BLOCK}"]
+    script = str(Path(ROOT) / "scripts" / "prepare.py")
     command = [sys.executable, script, f"--data.path={folder / 'text.txt'}", *options]
     subprocess.run([*command, f"--out={folder / 'store'}"], check=True, stdout=subprocess.DEVNULL)
     return f"file://{folder / 'store'}"
@@ -71,7 +74,7 @@ def read_epoch(address: str, cache: str, rank: int, world: int, kept: int, turn:
 
     def counted(self: Objects, name: str, start: int, stop: int) -> bytes:
         nonlocal requests
-        requests += stop - start > 4 * (1 << 20) // reading.PAGE  # more than a shard's checksums
+        requests += stop - start > 4 * SHARD // reading.PAGE  # more than a shard's checksums
         return get_range(self, name, start, stop)
 
     Objects.get_range = counted  # type: ignore[method-assign]
@@ -90,8 +93,6 @@ def read_epoch(address: str, cache: str, rank: int, world: int, kept: int, turn:
         windows += [hashlib.sha256(row.tobytes()).digest() for row in rows]
         if step % 16 == 0:
             turn.wait()
-    import resource
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Read(windows, requests, seconds, peak)
 
@@ -100,7 +101,6 @@ def read_together(address: str, world: int, kept: int) -> list[Read]:
     """All ranks, as processes that share a new cache."""
     context = multiprocessing.get_context("spawn")
     turn = context.Barrier(world)
-    found: list[Read] = []
     with tempfile.TemporaryDirectory() as cache, context.Manager() as manager:
         results = manager.dict()
         arguments = [(address, cache, rank, world, kept, turn, results) for rank in range(world)]
@@ -109,13 +109,12 @@ def read_together(address: str, world: int, kept: int) -> list[Read]:
             process.start()
         for process in ranks:
             process.join()
-        found = [results[rank] for rank in range(world)]
-    return found
+        return [results[rank] for rank in range(world)]
 
 
 def keep(
-    address: str, cache: str, rank: int, world: int, kept: int, turn: Barrier, results
-) -> None:  # type: ignore[no-untyped-def]
+    address: str, cache: str, rank: int, world: int, kept: int, turn: Barrier, results: Any
+) -> None:
     results[rank] = read_epoch(address, cache, rank, world, kept, turn)
 
 
@@ -134,23 +133,27 @@ def token_store(options: Options, megabytes: int = 24) -> None:
         megabytes: of text; the training split has nine tenths of it.
     """
     at_least_one(megabytes=megabytes)
-    table = Table(title="One epoch over a token store, 1.5 shards mixed")
-    for name in ("ranks", "blocks kept", "requests per shard", "first batch", "peak", "same order"):
-        table.add_column(name, justify="right")
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         address = write_store(Path(folder), megabytes)
-        shards = 0.9 * megabytes * 1e6 / (1 << 20)
+        shards = 0.9 * megabytes * 1e6 / SHARD
         first: list[bytes] = []
         for world, kept in (*((n, reading.KEPT) for n in (1, 2, 3, 4)), (1, reading.MIXED)):
             ranks = read_together(address, world, kept)
             found = sequence(ranks)
             first = first or found
-            table.add_row(
-                str(world),
-                str(kept),
-                f"{sum(rank.requests for rank in ranks) / shards:.1f}",
-                f"{max(rank.seconds for rank in ranks):.2f} s",
-                f"{max(rank.memory for rank in ranks) / 1e6:.0f} MB",
-                "yes" if found == first else "NO",
+            rows.append(
+                {
+                    "ranks": world,
+                    "blocks kept": kept,
+                    "requests per shard": round(sum(r.requests for r in ranks) / shards, 1),
+                    "first batch, s": round(max(r.seconds for r in ranks), 2),
+                    "peak MB": round(max(r.memory for r in ranks) / 1e6),
+                    "same sequence": found == first,
+                }
             )
-    Console(width=100).print(table)
+    table = Table(*rows[0], title=f"An epoch: shards of {SHARD // BLOCK} blocks, 16 blocks mixed")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    show(table)
+    save("store", rows, options.out)
