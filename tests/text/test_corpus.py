@@ -20,6 +20,7 @@ from lit_gpt.text.corpus import load_corpus
 from lit_gpt.text.files import TextFiles
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
+from tests.conftest import ROOT
 from tests.text.conftest import entries, load_once, text_of, unix, write
 
 CHUNK = 1 << 20  # bytes that are read at a time, unless a test says otherwise
@@ -561,3 +562,26 @@ def test_full_disk_is_one_line_and_leaves_nothing(
     again = load_corpus(TextFiles(str(small), cache=str(small_disk)), Vocabulary("bytes"))
     assert text_of(again) == "x"
     assert len(entries(small_disk)) == 1
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(tmp_path):
+    """Of a process without torch; the tokens count as memory if they are mapped and read."""
+    code = (
+        "import re, sys; from pathlib import Path; from lit_gpt.text import corpus, files\n"
+        "text = files.TextFiles(sys.argv[1], cache=sys.argv[2])\n"
+        "corpus.load_corpus(text, corpus.Vocabulary('cl100k_base', True))\n"
+        "status = Path('/proc/self/status').read_text()\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])"
+    )
+    if sys.platform != "linux":
+        pytest.skip("reads /proc")
+    lines = "".join(f"{i * 7919 % 1000003} and {i * 31 % 977} apples\n" for i in range(400_000))
+    peaks = []
+    for times in (1, 8):  # 9 and 70 MB
+        path = write(tmp_path / "x.txt", lines.encode() * times)
+        words = [sys.executable, "-c", code, path, tmp_path / f"cache{times}"]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True)
+        peaks.append(int(done.stdout) / 1000)
+    assert peaks[1] < 220
+    assert peaks[1] - peaks[0] < 40

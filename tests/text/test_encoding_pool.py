@@ -54,10 +54,12 @@ def test_the_first_batches_are_encoded_without_a_thread(monkeypatch):
     assert threads == [True] * 3 + [False] * 2
 
 
-def test_no_more_text_is_read_than_may_wait(monkeypatch):
+@pytest.mark.parametrize(("in_flight", "cores", "most"), [(3, 100, 3), (100, 1, 3), (0.5, 100, 1)])
+def test_no_more_text_is_read_than_may_wait(in_flight, cores, most, monkeypatch):
     text = "x" * 1000
     monkeypatch.setattr(encoding_pool, "ALONE", 0)
-    monkeypatch.setattr(encoding_pool, "IN_FLIGHT", 3 * sys.getsizeof(text))
+    monkeypatch.setattr(encoding_pool, "IN_FLIGHT", in_flight * sys.getsizeof(text))
+    monkeypatch.setattr(encoding_pool, "cores", lambda: cores)
     read = 0
 
     def reading():
@@ -67,7 +69,8 @@ def test_no_more_text_is_read_than_may_wait(monkeypatch):
             yield [text, None]
 
     for i, _ in enumerate(encode_in_order(lambda batch: np.array([]), reading())):
-        assert read <= i + 4
+        assert read <= i + 1 + most
+        assert i > 15 or read == i + 1 + most
     assert read == 20
 
 
