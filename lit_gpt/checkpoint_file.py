@@ -27,6 +27,7 @@ MAX_OPCODES = 2_000_000  # a model of 1000 blocks needs 1.2 million
 MAX_DEPTH = 50  # of dicts, lists and tuples in each other
 MAX_DIMS = 8  # of a tensor
 MAX_KEY = 1 << 31  # of an int as a key: larger ones could be made to collide
+SHARED_BYTES = 4096  # single numbers, such as a score, may be used more often
 MAX_SHARING = 2  # how often tensors may use each number on average: tied embeddings use it twice
 
 STORAGES = {
@@ -84,7 +85,7 @@ def read_file(path: Path) -> Any:
             raise ValueError("written on a machine of another byte order")
         content = Unpickler(members).load()
     num_bytes = sum(storage.numbers.nbytes for storage in members.storages.values())
-    check_parts(content, max(MAX_SHARING * num_bytes, CHUNK))  # single numbers may be shared
+    check_parts(content, max(MAX_SHARING * num_bytes, SHARED_BYTES))
     return content
 
 

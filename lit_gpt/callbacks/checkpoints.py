@@ -216,7 +216,8 @@ def free_bytes(folder: Path) -> int:
 def check_space(folder: Path, model: LitGPT, data: TextDataModule, num_files: int) -> None:
     """Raises a UserError if the disk has no room for a run's checkpoints, and one being written."""
     size = file_bytes(model, data)
-    existing = sum(path.stat().st_size for path in folder.glob("*.ckpt"))
+    found = (*folder.glob("*.ckpt"), *folder.glob("*.ckpt/*"))  # files, and those of folders
+    existing = sum(path.stat().st_size for path in found)
     needed = (num_files + 1) * size - existing
     free = free_bytes(folder)
     if needed > free:

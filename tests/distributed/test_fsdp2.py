@@ -173,8 +173,9 @@ def test_three_processes_begin_from_a_checkpoint(options, text, tmp_path, whole)
 def test_a_sharded_run_from_a_checkpoint_resumes(options, text, tmp_path, whole):
     start = options | SHARDED | {"model.init_from": whole.checkpoints / "last.ckpt"}
     run = train_on(2, tmp_path / "logs", text, **start, **{"checkpoints.sharded": True})
-    more = {"config": run.folder / "config.yaml", "ckpt_path": "last", "trainer.max_steps": 8}
-    again = train_on(2, tmp_path / "logs", text, **more | start)
+    more = {"ckpt_path": "last", "trainer.max_steps": 8, "checkpoints.sharded": True}
+    again = train_on(2, tmp_path / "logs", text, **start | more)
+    assert set(run.statuses) == {0}, run.out
     assert set(again.statuses) == {0}, again.out
     assert "Step: 8, " in again.out[0]
 

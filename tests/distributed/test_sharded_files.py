@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lit_gpt.__main__ import main
+from lit_gpt.callbacks import checkpoints
 from lit_gpt.distributed import sharded_files
 from lit_gpt.errors import UserError
 from tests.distributed.ranks import together
@@ -105,3 +106,15 @@ def test_a_damaged_or_hostile_folder_is_one_line(damage, tmp_path, monkeypatch, 
     assert f"error: {path} can't be read" in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "bomb").exists()
+
+
+def test_the_room_for_folders_counts_the_files_in_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "file_bytes", lambda *_: 10_000)
+    monkeypatch.setattr(checkpoints, "free_bytes", lambda _: 0)
+    (tmp_path / "last.ckpt").mkdir()
+    part = tmp_path / "last.ckpt" / "__0_0.distcp"
+    part.write_bytes(bytes(10_000))
+    with pytest.raises(UserError, match="has 0 MB free"):
+        checkpoints.check_space(tmp_path, None, None, 2)
+    part.write_bytes(bytes(30_000))
+    checkpoints.check_space(tmp_path, None, None, 2)
