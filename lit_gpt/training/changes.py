@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,6 +171,22 @@ def saved_world_size(saved: dict[str, Any]) -> int | None:
         if all(isinstance(count, int) and count > 0 for count in counts):
             world_size = counts[0] * counts[1]
     return world_size if isinstance(world_size, int) and world_size > 0 else None
+
+
+def windows_seen_before(run: Run) -> int | None:
+    """The place in the data of a run of 0.1.0 with shuffled windows, which its checkpoint hasn't.
+
+    None if the checkpoint has it, or if windows were random: `RandomOrderByRank` draws these.
+    """
+    checkpoint = run.checkpoint
+    if checkpoint is None or checkpoint.data_state or run.data.hparams.order == "random":
+        return None
+    saved = saved_options(checkpoint)
+    names = ("trainer.accumulate_grad_batches", "data.batch_size")
+    factors = [checkpoint.global_step, saved_world_size(saved), *(saved.get(n) for n in names)]
+    if not all(isinstance(factor, int) and factor > 0 for factor in factors):
+        return None
+    return math.prod(factor for factor in factors if isinstance(factor, int))
 
 
 def changed_devices(run: Run) -> str | None:

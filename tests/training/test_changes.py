@@ -158,6 +158,21 @@ def test_a_random_run_of_0_1_0_on_another_number_of_devices(train):
     assert "TextDataModule" not in read_checkpoint(path)
 
 
+@pytest.mark.parametrize(("world_size", "batch_size"), [(2, 2), (1, 3), (1, 2)])
+def test_a_shuffled_run_of_0_1_0_continues_at_its_next_window(train, world_size, batch_size):
+    """After six steps of its own batches, whatever they are now."""
+    path = train(**{"data.order": "shuffled"}).run.folder / "checkpoints" / "last.ckpt"
+    contents = dict(read_checkpoint(path))
+    del contents["TextDataModule"]
+    contents["trainer"]["world_size"] = world_size
+    contents["datamodule_hyper_parameters"]["batch_size"] = batch_size
+    torch.save(contents, path)
+    result = train(**LAST, **{"data.order": "shuffled"})
+    assert result.status == 0, result.err
+    seen = 6 * world_size * batch_size + 2 * 2
+    assert read_checkpoint(path)["TextDataModule"] == {"windows_seen": seen}
+
+
 def test_a_strangers_config_that_repeats_itself_without_end_is_left_out(tmp_path):
     (tmp_path / "config.yaml").write_text(f"{ALIASES}model: *x8", encoding="utf-8")
     assert config_of(tmp_path / "checkpoints" / "best.ckpt") == {}
