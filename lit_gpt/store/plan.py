@@ -113,7 +113,17 @@ def make_plan(
         if objects.create(PLAN, storage.dump_json(asdict(plan)).encode()):
             return plan
         found = objects.get(PLAN)  # another task was faster
-    written = parse_plan(found, objects)
+    return check_same(found, plan, objects)
+
+
+def check_same(content: bytes, plan: Plan, objects: Objects) -> Plan:
+    """The plan of another task, which must be for the same store."""
+    try:
+        written = Plan(**storage.parse_json(content.decode(), PLAN))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"its {PLAN} is damaged", field="out", value=objects.place, hint="name another place"
+        ) from error
     if written.compared != plan.compared:
         pairs = zip(written.compared.items(), plan.compared.values(), strict=True)
         names = ", ".join(name for (name, then), now in pairs if then != now)
@@ -124,15 +134,6 @@ def make_plan(
             hint="use those, or name another place",
         )
     return written
-
-
-def parse_plan(content: bytes, objects: Objects) -> Plan:
-    try:
-        return Plan(**storage.parse_json(content.decode(), PLAN))
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"its {PLAN} is damaged", field="out", value=objects.place, hint="name another place"
-        ) from error
 
 
 def has_documents(files: TextFiles) -> bool:
