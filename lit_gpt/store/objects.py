@@ -7,6 +7,7 @@ AWS_ACCESS_KEY_ID, AWS_ENDPOINT and so on.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -34,6 +35,9 @@ REASONS = {  # by a sign of them in what obstore says
 }
 AGAIN = "write the store again, to another place"
 DENIED = "access is denied"
+SHORT = ("Requested range was invalid", "status code: 416")  # of an object that ends before
+SYSTEM = re.compile(r"\(os error ([0-9]+)\)")  # the number of an error of a file system
+LATER = "try again later, or check the network, the address and the credentials"
 CREDENTIALS = "check the credentials in the environment: AWS_ACCESS_KEY_ID, AWS_REGION and so on"
 
 
@@ -53,7 +57,10 @@ class Objects:
     def __init__(
         self, place: str, field: str = "path", seconds: float = SECONDS, retries: int = RETRIES
     ) -> None:
-        self.place = place.rstrip("/")
+        if not place.strip():
+            raise UserError("names no place", field=field, value=place, hint="name a folder")
+        # Not all of `/` and `s3://`.
+        self.place = place if place.endswith("://") else place.rstrip("/") or "/"
         self.is_remote = ADDRESS.match(place) is not None
         self.field = field
         self.seconds = seconds
@@ -154,11 +161,14 @@ class Objects:
                 if "NoSuchBucket" in text:
                     raise self._refused("there is no such bucket") from error
                 raise MissingObject(f"{what} is missing", hint=AGAIN) from error
+            if any(sign in text for sign in SHORT):
+                raise UserError(f"{what} is truncated", hint=AGAIN) from error
             denied = exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
             if isinstance(error, denied | PermissionError):
-                raise self._refused(f"{what}: {DENIED}", CREDENTIALS) from error
+                hint = CREDENTIALS if self.is_remote else None
+                raise self._refused(f"{what}: {DENIED}", hint) from error
             if isinstance(error, exceptions.BaseError | ValueError | OSError):
-                hint = "try again later, or check the network, the address and the credentials"
+                hint = LATER if self.is_remote else None
                 raise self._refused(f"{what}: {_reason(text)}", hint) from error
             raise
 
@@ -175,5 +185,7 @@ def _reason(text: str) -> str:
     for sign, reason in REASONS.items():
         if sign in text:
             return reason
+    if found := SYSTEM.search(text):
+        return os.strerror(int(found[1]))
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[0][:200] if lines else "unknown error"

@@ -22,7 +22,12 @@ from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
 DEFAULT = "cl100k_base"  # of the option `tokenizer`: with a store, it stands for the store's
-OF_FILES: dict[str, Any] = {"exclude": None, "text_field": None, "tsv_quotes": False}
+OF_FILES: dict[str, Any] = {
+    "exclude": None,
+    "encoding": "utf-8",
+    "text_field": None,
+    "tsv_quotes": False,
+}
 
 
 @dataclass(frozen=True)

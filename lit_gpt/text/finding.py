@@ -16,6 +16,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from lit_gpt.errors import UserError
 
 STORE = "lit_gpt token store"  # begins the index of one
+PLANNED = '"tokenizer_option"'  # begins the plan of one
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")  # of object storage
 SAMPLE = "data/订单商品名称.csv"  # the text to train on unless another is named
 
@@ -68,16 +69,23 @@ def find_files(
 
 
 def is_token_store(path: str | list[str]) -> bool:
-    """Whether a path names a token store: any address, or a folder with the index of one."""
+    """Whether a path names a token store: any address, or a folder with an index or a plan of one.
+
+    Without an index it isn't finished, which `read_index` says.
+    """
     if not isinstance(path, str):
         return False
     if ADDRESS.match(path):
         return True
-    try:
-        with (Path(path).expanduser() / "index.json").open("rb") as file:
-            return STORE.encode() in file.read(200)
-    except (OSError, RuntimeError, ValueError):  # also an unknown user's ~, a NUL
-        return False
+    for name, sign in (("index.json", STORE), ("plan.json", PLANNED)):
+        # Also an unknown user's ~, a NUL.
+        with (
+            suppress(OSError, RuntimeError, ValueError),
+            (Path(path).expanduser() / name).open("rb") as file,
+        ):
+            if sign.encode() in file.read(200):
+                return True
+    return False
 
 
 def _is_excluded(place: PurePath, base: PurePath, excluded: Counter[str]) -> bool:

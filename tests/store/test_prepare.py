@@ -9,11 +9,16 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from obstore.exceptions import PermissionDeniedError
 
+from lit_gpt.__main__ import main
+from lit_gpt.errors import UserError
 from lit_gpt.store import prepare as prepare_command
+from lit_gpt.store.objects import Objects
 from lit_gpt.store.plan import load_tokenizer, share, sizes_of
 from lit_gpt.text.files import Reader, TextFiles
 from lit_gpt.text.tokenizer import Tokenizer
@@ -183,6 +188,22 @@ def test_a_killed_task_is_done_again(texts, ids, prepare, tmp_path):
     assert (tokens_of(tmp_path / "s") == ids).all()
 
 
+def test_a_damaged_mark_is_written_again_and_a_damaged_plan_is_one_line(texts, prepare, tmp_path):
+    place = tmp_path / "s"
+    prepare(texts, place, "--task=0/2")
+    mark = place / "tasks" / "000000-of-000002.json"
+    content = mark.read_bytes()
+    mark.write_bytes(content[:50])
+    assert "2 tasks are done" in prepare(texts, place, "--task=0/2")[1]
+    assert mark.read_bytes() == content
+    (place / "plan.json").write_text("{}")
+    status, _, err = prepare(texts, place, "--task=1/2")
+    assert (status, err) == (
+        2,
+        f"error: --out {str(place)!r}: its plan.json is damaged; name another place\n",
+    )
+
+
 def test_a_task_with_other_options_is_refused(texts, prepare, tmp_path):
     prepare(texts, tmp_path / "s", "--task=0/2")
     status, _, err = prepare(texts, tmp_path / "s", "--task=1/2", "--shard_tokens=2000")
@@ -217,6 +238,53 @@ def test_what_prepare_refuses(options, error, texts, prepare, tmp_path):
     assert error in err
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "s" / "index.json").exists()
+
+
+@pytest.mark.parametrize("out", ["", " "])
+def test_a_store_needs_a_place(out, texts, prepare, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = prepare(texts, out)
+    assert (status, err) == (2, f"error: --out {out!r}: names no place; name a folder\n")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_root_folder_and_an_address_without_a_bucket_are_named_whole(texts, prepare):
+    assert Objects("/").place == "/"
+    assert Objects("/tmp//").place == "/tmp"
+    assert prepare(texts, "s3://")[2] == (
+        "error: --out 's3://': s3://: not an address of object storage, such as "
+        "s3://bucket/prefix; try again later, or check the network, the address and the "
+        "credentials\n"
+    )
+
+
+def test_a_place_that_cannot_be_written_is_one_line_about_the_file_system(
+    texts, prepare, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "store"):
+        status, _, err = prepare(texts, place)
+        reason = "File exists" if place.name == "file" else "Not a directory"
+        assert (status, err) == (2, f"error: --out {str(place)!r}: {place}: {reason}\n")
+    full = OSError("Generic LocalFileSystem error: ...: No space left on device (os error 28)")
+    monkeypatch.setattr("obstore.put", Mock(side_effect=full))
+    with pytest.raises(UserError, match=r"/a: No space left on device$"):
+        Objects(str(tmp_path / "store"), "out").put("a", b"")
+    denied = PermissionDeniedError("Permission denied (os error 13)")
+    monkeypatch.setattr("obstore.put", Mock(side_effect=denied))
+    with pytest.raises(UserError, match=r"/a: access is denied$"):
+        Objects(str(tmp_path / "store"), "out").put("a", b"")
+
+
+def test_an_unfinished_store_is_not_read_as_text(texts, prepare, capfd, tmp_path):
+    place = tmp_path / "s"
+    assert prepare(texts, place, "--task=1/2")[0] == 0
+    assert main(["train", f"--data.path={place}", f"--data.cache={tmp_path}"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(
+        f"error: --data.path {str(place)!r}: has no index.json, so it is not a token store, or "
+        "not a finished one; write one with `lit-gpt prepare`, or wait for its last task"
+    )
 
 
 def test_a_store_is_no_text(store, prepare, tmp_path):

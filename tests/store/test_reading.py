@@ -191,6 +191,29 @@ def test_the_next_blocks_are_fetched_meanwhile(train):
     assert all(train.blocks.has(train.span(block, LENGTH + 1)) for block in ahead)
 
 
+def test_blocks_that_could_not_be_fetched_ahead_are_fetched_again(train, ids, monkeypatch):
+    """The connection is back when they are needed."""
+    order = order_of(train)
+    order.starts(0, 1)
+    for block in order._blocks(0, 0).tolist():
+        train.blocks.get(train.span(block, LENGTH + 1))
+    fetch = train.blocks.shards.fetch
+
+    def broken(*span: int) -> np.ndarray:
+        raise UserError("no connection")
+
+    monkeypatch.setattr(train.blocks.shards, "fetch", broken)
+    order.starts(1, 1)
+    with pytest.raises(UserError, match="no connection"):
+        train.blocks.get(train.span(order._blocks(0, 1)[0].item(), LENGTH + 1))
+    for future in train.blocks._spans.values():
+        future.exception()  # all have failed
+    monkeypatch.setattr(train.blocks.shards, "fetch", fetch)
+    starts = order.starts(2, 200)  # of both groups
+    rows = np.concatenate([train.windows(starts[i : i + 5], LENGTH) for i in range(0, 200, 5)])
+    assert (rows == ids[starts[:, None] + np.arange(LENGTH)]).all()
+
+
 # Blocks on the disk
 
 
@@ -290,7 +313,7 @@ def test_a_missing_or_short_shard_is_one_line(texts, prepare, tmp_path):
     prepare(texts, tmp_path / "s")
     shard = tmp_path / "s" / "shards" / "000000-000001.bin"
     shard.write_bytes(shard.read_bytes()[:-1000])
-    with pytest.raises(UserError, match=r"000000-000001.bin"):
+    with pytest.raises(UserError, match=r"000000-000001.bin is truncated; write the store again"):
         open_store(tmp_path / "s")[0].windows(np.array([3500]), 17)
     shard.unlink()
     with pytest.raises(UserError, match=r"000000-000001.bin is missing; write the store again"):

@@ -60,6 +60,7 @@ def test_another_order_is_random(store, train):
     [
         ({"data.tokenizer": "chars"}, "--data.tokenizer 'chars': {store} was encoded by bytes;"),
         ({"data.exclude": "*.log"}, "--data.exclude '*.log': does not apply to a token store"),
+        ({"data.encoding": "gbk"}, "--data.encoding 'gbk': does not apply to a token store"),
         ({"data.text_field": "text"}, "--data.text_field 'text': does not apply to a token store"),
         ({"data.context_length": 50_000}, "too short: its training split has"),
         ({"budget": "1m"}, "names no text files, but a token store"),
