@@ -249,7 +249,8 @@ def table(tracer: profile, device: torch.device, traced: Stretch) -> list[str]:
     for taken, name, calls in sorted(rows, reverse=True)[:NUM_ROWS]:
         share = taken / 1e6 / traced.seconds
         each = f"{taken / 1e3 / traced.steps:,.3f}"
-        lines.append(f"{name[:41]:<42}{share:>12.1%}{each:>12}{calls / traced.steps:>12,.1f}")
+        shown = name if len(name) <= 41 else f"{name[:20]}...{name[-18:]}"  # ends tell more
+        lines.append(f"{shown:<42}{share:>12.1%}{each:>12}{calls / traced.steps:>12,.1f}")
     all_of_them = sum(taken for taken, *_ in rows) / 1e6 / traced.seconds
     lines.append(f"{'All operations (the rest: Python, waiting)':<42}{all_of_them:>12.1%}")
     return lines
