@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lit_gpt.callbacks.evaluation import EvaluationPrinter
+from lit_gpt.callbacks.evaluation import EvaluationPrinter, FinalEvaluation
 from lit_gpt.checkpoint import read_checkpoint
 from tests.callbacks.test_progress import Terminal
 from tests.conftest import ROOT
@@ -174,3 +174,19 @@ def test_ctrl_c_during_the_start_leaves_no_traceback(text_file, tmp_path, module
         elif line.rpartition("|")[2].strip() == module:
             process.send_signal(signal.SIGINT)
     assert (process.wait(), others) == (130, [])
+
+
+def test_a_signal_on_one_rank_ends_the_final_evaluation_of_all_at_the_same_batch():
+    """Ranks that share weights would wait for the one that left."""
+    final = FinalEvaluation()
+    final.stop = SimpleNamespace(signal=0)
+    asked = []
+
+    def reduce(signal_here: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        asked.append((int(signal_here), reduce_op))
+        return torch.tensor(signal.SIGTERM if len(asked) == 2 else 0)  # the other rank's
+
+    strategy = SimpleNamespace(root_device="cpu", reduce=reduce)
+    trainer = SimpleNamespace(world_size=2, strategy=strategy)
+    assert list(final._until_stopped(trainer, iter("abcd"))) == ["a", "b"]
+    assert asked == [(0, "max")] * 2

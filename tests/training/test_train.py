@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ import yaml
 
 from lit_gpt.command import run
 from lit_gpt.text.ngrams import frequency_baselines
+from lit_gpt.training.epochs import Epoch
 from lit_gpt.training.run_folder import claim_run
+from lit_gpt.training.summary import device_card
 from lit_gpt.training.trainer_options import default_precision
 from tests.conftest import ROOT
 
@@ -387,6 +390,25 @@ MISTAKES = {
     "accelerator": ({"trainer.accelerator": "abacus"}, "accelerator 'abacus': must be one of auto"),
     "steps": ({"trainer.max_steps": "1.5"}, "--trainer.max_steps '1.5': must be a whole number"),
 }
+
+
+def test_the_start_names_nodes_and_the_windows_of_a_step(train):
+    """2 nodes of 2 devices, 3 windows on each, two batches a step: 24 windows of 16 tokens."""
+    made = train().run
+    trainer = SimpleNamespace(
+        strategy=made.trainer.strategy,
+        precision="32-true",
+        world_size=4,
+        num_nodes=2,
+        accumulate_grad_batches=2,
+    )
+    run = SimpleNamespace(**vars(made) | {"trainer": trainer})
+    run.data.hparams.batch_size = 3
+    run.epoch = Epoch(windows=1000, step_windows=24, context_length=16)
+    assert device_card(run) == [
+        ("Devices", "4 on 2 nodes, cpu, precision 32-true"),
+        ("Windows per step", "24 (4 devices x 3 windows x 2 batches), 384 tokens"),
+    ]
 
 
 @pytest.mark.parametrize(("options", "message"), MISTAKES.values(), ids=list(MISTAKES))
