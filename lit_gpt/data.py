@@ -315,7 +315,8 @@ class TextDataModule(pl.LightningDataModule):
         is_older = self._place is None and self._loaded is None and self.trainer.global_step > 0
         if is_older and isinstance(order := self.order, RandomOrder):
             self.order = RandomOrderByRank(order, self.trainer.world_size)
-        self._place = (seen, self.trainer.global_step)
+        step = self.trainer.global_step
+        self._place = (seen if step else 0, step)  # whatever another trainer did with this
         self._loaded = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -338,6 +339,11 @@ class TextDataModule(pl.LightningDataModule):
         limit = self.trainer.limit_train_batches
         if isinstance(limit, int) and limit > 0:
             return EpochBatches(self._batches_from(0), limit, self.trainer)
+        # The next batch begins a step, whatever number of them a step took before.
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        batches = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        for counted in (progress.current, progress.total):  # by the second, evaluations come
+            counted.increment_by(batches - counted.ready)
         return self._batches_from(self.windows_seen)
 
     def val_dataloader(self) -> dict[str, EvalBatches]:

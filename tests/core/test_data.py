@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from lightning.pytorch.loops.progress import _BatchProgress
 
 from lit_gpt.callbacks.evaluation import FinalEvaluation
 from lit_gpt.data import EvalBatches, TextDataModule, TrainBatches, read_windows
@@ -299,9 +300,11 @@ def module(tmp_path):
 
 def in_training(module: TextDataModule, **state) -> TextDataModule:
     """With what it reads of a trainer."""
+    epoch_loop = SimpleNamespace(batch_progress=_BatchProgress())
     module.trainer = SimpleNamespace(
         **{"global_rank": 0, "world_size": 1, "global_step": 0, "accumulate_grad_batches": 1}
         | {"limit_val_batches": 1.0, "limit_train_batches": 1.0}
+        | {"fit_loop": SimpleNamespace(epoch_loop=epoch_loop)}
         | state
     )
     return module
@@ -366,6 +369,19 @@ def test_training_continues_at_the_window_that_comes_next(module, order):
     assert resumed.state_dict() == {"windows_seen": 24 + 3 * 3}
     batches = resumed.train_dataloader()  # of a second fit
     assert batches.starts(0).tolist() == flat[33:36]
+
+
+def test_a_new_run_begins_at_the_first_window_whatever_was_done_before(module):
+    """With a module that resumed smaller batches, or has evaluated a checkpoint."""
+    first = in_training(module("some text " * 50)).train_dataloader().starts(0).tolist()
+    data = in_training(module("some text " * 50), global_step=10)
+    data.load_state_dict({"windows_seen": 3})
+    data.train_dataloader()
+    data.trainer.global_step = 0
+    assert data.train_dataloader().starts(0).tolist() == first
+    data.load_state_dict({"windows_seen": 3})
+    assert data.train_dataloader().starts(0).tolist() == first
+    assert data.state_dict() == {"windows_seen": 0}
 
 
 def test_a_run_of_an_earlier_version_continues_as_it_began(module):

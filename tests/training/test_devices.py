@@ -148,6 +148,23 @@ def test_another_batch_size_continues_at_the_next_window(run_on, places, tmp_pat
     assert read == expected_windows(places, 3 * STEP + 4 * 6)
 
 
+def test_another_accumulation_continues_at_the_next_window_and_with_whole_steps(
+    run_on, places, tmp_path
+):
+    """Twice as many batches a step, or batches twice as large: the same steps and evaluations."""
+    for name in ("batches", "sizes"):
+        run_on(1, name, 3)
+    batches = run_on(1, "batches", 7, **{"trainer.accumulate_grad_batches": 4})
+    sizes = run_on(1, "sizes", 7, **{"data.batch_size": STEP})
+    assert_same_numbers(batches, sizes, 1e-5)
+    assert [step for step, _ in batches["curves"]["val/loss"]] == [0, 3, 6, 7]
+    record = tmp_path / "batches" / "windows"
+    read = windows_of(record, 0) + windows_of(record, 3)
+    assert read == expected_windows(places, 3 * STEP + 4 * 2 * STEP)
+    last = tmp_path / "batches" / "version_0" / "checkpoints" / "last.ckpt"
+    assert Checkpoint.read(last).data_state == {"windows_seen": len(read)}
+
+
 def test_a_batch_without_targets_counts_nothing():
     """Not even a NaN, which would stay in the sum."""
     torch.manual_seed(0)
