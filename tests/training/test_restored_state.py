@@ -106,17 +106,25 @@ def test_what_cannot_be_restored_is_one_line(train, stranger, place, value):
         assert len(result.err.splitlines()) == 1, result.err
 
 
-def test_moments_of_another_weight_are_refused(train, stranger, last):
+@pytest.mark.parametrize("named", [True, False])
+def test_moments_of_another_weight_are_refused(train, stranger, last, named):
     """A fused optimizer wrote beyond them: the same shapes in all, but not where they belong."""
     (optimizer,) = read_checkpoint(last)["optimizer_states"]
     state = optimizer["state"]
-    shapes = {index: moments["exp_avg"].shape for index, moments in state.items()}
-    largest = max(shapes, key=lambda index: shapes[index].numel())
-    smallest = min(shapes, key=lambda index: shapes[index].numel())
+    shapes = {name: moments["exp_avg"].shape for name, moments in state.items()}
+    largest = max(shapes, key=lambda name: shapes[name].numel())
+    smallest = min(shapes, key=lambda name: shapes[name].numel())
     state[largest], state[smallest] = state[smallest], state[largest]
+    problem = "has no optimizer state that fits its weights"
+    if not named:  # as before 0.3.0, when shapes told nothing of single weights
+        names = [name for group in optimizer["param_groups"] for name in group["params"]]
+        optimizer["state"] = {names.index(name): moments for name, moments in state.items()}
+        for group in optimizer["param_groups"]:
+            group["params"] = [names.index(name) for name in group["params"]]
+        problem = "its optimizer_states' exp_avg is not what a run saves"
     result = train(ckpt_path=stranger(("optimizer_states",), [optimizer]))
     assert result.status == 2
-    assert "its optimizer_states' exp_avg is not what a run saves" in result.err
+    assert problem in result.err
 
 
 def test_moments_in_another_order_of_memory_are_the_same(train, stranger, last):
