@@ -22,6 +22,7 @@ from lit_gpt.text.manifest import FOLDER, Known
 
 VARIABLE = "LIT_GPT_TEXTS"  # what a process tells those that Lightning starts from it
 MAX_TOLD = 16  # texts in it
+READ: set[str] = set()  # settings of the texts that this process has read
 OLD = 86_400.0  # seconds: after a day, no process of a launch still starts
 
 
@@ -29,7 +30,13 @@ class Texts:
     """What the first process of a launch found, by the settings of the text."""
 
     def find(self, settings: str) -> tuple[str, Known] | None:
-        """The name in the cache, and what is known of the text."""
+        """The name in the cache, and what is known of the text.
+
+        Only for the first time: whoever reads a text again wants it as it is by then.
+        """
+        if settings in READ:
+            return None
+        READ.add(settings)
         with suppress(OSError, ValueError, LookupError, TypeError):
             name, known = self._load()[settings]
             return name, Known(*known)
@@ -55,7 +62,8 @@ class _Inherited(Texts):
     """Through the environment: Lightning's launcher starts the others after the text was read."""
 
     def find(self, settings: str) -> tuple[str, Known] | None:
-        return super().find(settings) if "LOCAL_RANK" in os.environ else None
+        found = super().find(settings)
+        return found if "LOCAL_RANK" in os.environ else None
 
     def _load(self) -> dict[str, Any]:
         return json.loads(os.environ.get(VARIABLE, "{}"))

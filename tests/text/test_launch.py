@@ -98,8 +98,15 @@ def test_all_see_the_text_as_the_first_one_did_until_the_next_launch(launcher, t
     write(path, b"changed")
     assert [f["text"] for f in run(2)] == ["hello"] * 2
     assert launcher(path, **TORCHRUN)(1)[0]["text"] == "changed"
-    restarted = TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "1"}
-    assert launcher(path, **restarted)(1)[0]["text"] == "changed"
+
+
+def test_processes_that_torchrun_starts_again_are_another_launch(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    names = []
+    for attempt in ("0", "0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        names.append(launch._launch())
+    assert names[0] == names[1] != names[2]
 
 
 @unix
@@ -132,6 +139,30 @@ def test_a_cache_that_is_gone_is_made_again(launcher, tmp_path, cache_folder):
     assert sorted(f["encoded"] for f in found) == [0, 0, 1]
 
 
+def become_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(launch, "READ", set())
+
+
+@pytest.mark.parametrize("launcher_of", ["lightning", "torchrun"])
+def test_a_process_that_reads_a_text_again_reads_it_as_it_is_by_then(
+    launcher_of, load, tmp_path, monkeypatch
+):
+    """As a script that trains twice: its first process has a LOCAL_RANK too, the second time."""
+    monkeypatch.delenv(launch.VARIABLE, raising=False)
+    if launcher_of == "torchrun":
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    path = write(tmp_path / "x.txt", b"hello")
+    assert text_of(load(path)) == "hello"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    write(path, b"changed")
+    assert text_of(load(path)) == "changed"
+    become_another_process(monkeypatch)
+    load(path)
+    write(path, b"again")
+    assert text_of(load(path)) == "again"
+
+
 def test_what_lightning_starts_takes_what_its_first_process_found(
     load, tmp_path, monkeypatch, cache_folder
 ):
@@ -141,7 +172,7 @@ def test_what_lightning_starts_takes_what_its_first_process_found(
     other = write(tmp_path / "y.txt", b"other\n")
     for path in (text, other):
         load(path)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    become_another_process(monkeypatch)
     write(text, b"changed")
     monkeypatch.setattr(files_module, "find_files", None)  # not called
     for path, content in ((text, "hello\n"), (other, "other\n")):
@@ -158,7 +189,7 @@ def test_what_was_excluded_is_told_too(tmp_path, monkeypatch, cache_folder):
         write(tmp_path / "texts" / name)
     text = TextFiles(str(tmp_path / "texts"), ["*.log", "no"], cache=str(cache_folder))
     load_corpus(text, Vocabulary("bytes"))
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    become_another_process(monkeypatch)
     reader = load_corpus(text, Vocabulary("bytes")).reader
     assert reader.excluded == {"*.log": 2, "no": 0}
     assert [path.name for path in reader.paths] == ["a.txt"]

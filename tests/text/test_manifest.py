@@ -6,6 +6,7 @@ import time
 import zipfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -157,6 +158,22 @@ def test_two_seconds_old_is_settled(changed, modified, settled, monkeypatch):
     assert manifest.is_settled(Stat()) == settled
 
 
+@pytest.mark.parametrize(
+    "other", [{"st_size": 2}, {"st_mtime_ns": 2}, {"st_ctime_ns": 2}, {"st_ino": 2}, {"name": "b"}]
+)
+def test_files_that_differ_in_anything_differ(other):
+    """Two files that were made within one tick of the clock differ in their inodes alone."""
+
+    def digest(name: str = "a", **different: int) -> str:
+        stamps = manifest.Stamps()
+        times = {"st_size": 1, "st_mtime_ns": 1, "st_ctime_ns": 1, "st_ino": 1}
+        stamps.add(name, SimpleNamespace(**times | different))
+        return stamps.digest
+
+    assert digest() == digest()
+    assert digest(**other) != digest()
+
+
 def test_a_small_text_leaves_no_manifest(load, tmp_path, cache_folder, monkeypatch):
     monkeypatch.setattr(manifest, "LARGE", 100)
     monkeypatch.setattr(manifest, "MANY", 3)
@@ -287,11 +304,11 @@ def test_a_large_token_file_is_checked_in_full_once_then_in_parts(
             known = storage.read_json(checksums)
             storage.write_json(checksums, known | {"stamp": stamp})
 
+    small_blocks.append([1])  # would be checked alone, were it the same file
     damage(times=True)
     assert text_of(load(path)) == "x" * 100
     assert "are damaged: encoding the text again" in capsys.readouterr().err
     damage(times=False)
-    small_blocks.append([1])
     load(path)
     assert capsys.readouterr().err == ""
     assert tokens.read_bytes() == damaged  # not seen in the block that was checked

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,14 @@ def test_what_was_kept_of_a_text_that_changed_is_removed(load, tmp_path, cache_f
         stop(load, tmp_path / path, monkeypatch, tokenizer)
     assert len(partials(cache_folder)) == 3
     write(tmp_path / "texts" / "a.txt", b"new")
+    held = partials(cache_folder)  # by other processes, which encode into them
+    with ExitStack() as others:
+        for partial in held:
+            name = partial.name.removeprefix("partial-")
+            others.enter_context(storage.held(cache_folder / "texts" / f"{name}.lock"))
+        load(tmp_path / "texts", "o200k_base")
+    assert partials(cache_folder) == held
+    write(tmp_path / "texts" / "a.txt", b"newer")
     load(tmp_path / "texts", "o200k_base")
     (kept,) = partials(cache_folder)  # of the other text
     long_ago = time.time() - new_folder.EXPIRED - 1
