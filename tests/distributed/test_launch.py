@@ -35,6 +35,9 @@ SLURM_ENV = {  # the same by srun
 }
 
 
+STARTED: list[subprocess.Popen] = []
+
+
 def slurm(**changes: str) -> dict[str, str]:
     return {f"SLURM_{name}": value for name, value in (SLURM_ENV | changes).items()}
 
@@ -47,10 +50,20 @@ def free_port() -> int:
 
 def begin(commands: list[list[str]], env: dict[str, str] | None = None) -> list[subprocess.Popen]:
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [
+    started = [
         subprocess.Popen(c, env={**os.environ, **(env or {})}, start_new_session=True, **pipe)
         for c in commands
     ]
+    STARTED.extend(started)
+    return started
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left():
+    """Of a test that failed: torchrun passes SIGTERM on to its processes."""
+    yield
+    while STARTED:
+        STARTED.pop().terminate()
 
 
 def lightning(argv: list[str]) -> list[subprocess.Popen]:
