@@ -231,6 +231,9 @@ class TextDataModule(pl.LightningDataModule):
         if not 0 < train_fraction < 1:
             raise UserError("must be between 0 and 1", field="train_fraction", value=train_fraction)
 
+    def __str__(self) -> str:
+        return repr(self)  # Lightning's would count what the loaders have, and one has no end
+
     @cached_property
     def splits(self) -> Splits:
         """The tokens of both splits; the first use encodes the text, unless the cache has it.

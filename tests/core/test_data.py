@@ -384,6 +384,11 @@ def test_a_new_run_begins_at_the_first_window_whatever_was_done_before(module):
     assert data.state_dict() == {"windows_seen": 0}
 
 
+def test_a_module_in_training_can_be_printed(module):
+    data = in_training(module("some text " * 50))
+    assert str(data) == repr(data)
+
+
 def test_a_run_of_an_earlier_version_continues_as_it_began(module):
     """Its checkpoints have no number of windows: batch i of rank r is the one it was then."""
     text, state = "some text " * 50, {"global_step": 3, "accumulate_grad_batches": 4}
