@@ -6,10 +6,11 @@ To add an optimizer, follow docs/architecture.md#adding-an-optimizer.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, reduce
+from functools import cache, partial, reduce
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lit_gpt.model import GPT
 
 EPS = 1e-8  # AdamW's epsilon
+CPU_CLOCK = time.perf_counter if os.name == "nt" else time.thread_time  # Windows' has 16 ms ticks
 OptimizerKind = Literal["adamw", "muon"]
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -121,20 +123,22 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return x
 
 
-def shortest_times(*calls: Callable[[], Any], limit: float = 0.1) -> list[float]:
+def shortest_times(
+    *calls: Callable[[], Any], limit: float = 0.1, clock: Callable[[], float] = CPU_CLOCK
+) -> list[float]:
     """The shortest time of each in seconds, as often as they fit into `limit` seconds, in turn.
 
-    On one thread, where other processes disturb least.
+    On one thread, and by its own time, so that a busy machine finds what an idle one does.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     shortest = [math.inf] * len(calls)
-    end = time.perf_counter() + limit
-    while time.perf_counter() < end:
+    end = clock() + limit
+    while clock() < end:
         for i, call in enumerate(calls):
-            start = time.perf_counter()
+            start = clock()
             call()
-            shortest[i] = min(shortest[i], time.perf_counter() - start)
+            shortest[i] = min(shortest[i], clock() - start)
     torch.set_num_threads(threads)
     return shortest
 
@@ -152,7 +156,9 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
     def iterate(dtype: torch.dtype) -> float:
         return float(orthogonalize(x, dtype)[0, 0, 0])  # waits for a GPU
 
-    half, single = shortest_times(lambda: iterate(torch.bfloat16), lambda: iterate(torch.float32))
+    types = (torch.bfloat16, torch.float32)
+    clock = CPU_CLOCK if device.type == "cpu" else time.perf_counter
+    half, single = shortest_times(*(partial(iterate, dtype) for dtype in types), clock=clock)
     return torch.bfloat16 if 1.5 * half < single else torch.float32
 
 
