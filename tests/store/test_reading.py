@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lit_gpt import storage
 from lit_gpt.data import TrainBatches
 from lit_gpt.errors import UserError
 from lit_gpt.store import reading
@@ -337,12 +339,34 @@ def test_a_damaged_index_is_one_line(old, new, problem, texts, prepare, tmp_path
 
 
 def test_a_store_of_another_version_is_one_line(texts, prepare, tmp_path):
-    from lit_gpt import storage
-
     prepare(texts, tmp_path / "s")
     path = tmp_path / "s" / "index.json"
     value = storage.parse_json(path.read_text(), "")
     path.write_text(storage.dump_json(value | {"version": 2}))
     problem = "its format is version 2, and this lit_gpt reads 1"
     with pytest.raises(UserError, match=problem):
+        open_store(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"info": {"num_tokens": 1}},
+        {"shards": [{"name": "a", "checksum": 0, "num_tokens": 0}]},
+        {"shards": []},
+        {"dtype": "uint8"},
+        {"block_tokens": 0},
+    ],
+    ids=str,
+)
+def test_an_index_that_contradicts_itself_is_one_line(change, texts, prepare, tmp_path):
+    """With a checksum that fits, as another program may write it."""
+    prepare(texts, tmp_path / "s")
+    path = tmp_path / "s" / "index.json"
+    value = json.loads(path.read_text())["value"]
+    info = value["info"] | change.get("info", {})
+    if "shards" in change:
+        info["num_tokens"] = 0
+    path.write_text(storage.dump_json(value | change | {"info": info}))
+    with pytest.raises(UserError, match="can't be read: its index contradicts itself"):
         open_store(tmp_path / "s")
