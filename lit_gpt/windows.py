@@ -8,6 +8,7 @@ number of devices.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +32,21 @@ def epoch_windows(num_tokens: int, context_length: int) -> int:
     return (num_tokens - 1 - max_offset) // context_length
 
 
+def joined(first: int, count: int, part: Callable[[int, int], np.ndarray]) -> np.ndarray:
+    """The starts of windows first to first + count - 1.
+
+    Args:
+        part: at least one and at most as many of them, given the same two numbers.
+    """
+    starts = np.empty(count, np.int64)  # here, a batch that does not fit into memory fails
+    done = 0
+    while done < count:
+        found = part(first + done, count - done)
+        starts[done : done + len(found)] = found
+        done += len(found)
+    return starts
+
+
 class BlockOrder(ABC):
     """An order that is made block by block, of which the newest is kept.
 
@@ -51,16 +67,14 @@ class BlockOrder(ABC):
         self._newest: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def starts(self, first: int, count: int) -> np.ndarray:
-        parts = []
-        while count > 0:
-            block, place = divmod(first, self.block_windows)
-            if self._newest[0] != block:
-                self._newest = (block, self.draw(np.random.default_rng((self.seed, block))))
-            part = self._newest[1][place : place + count]
-            parts.append(part)
-            first += len(part)
-            count -= len(part)
-        return np.concatenate(parts)
+        return joined(first, count, self._part)
+
+    def _part(self, first: int, count: int) -> np.ndarray:
+        """Starts from window `first` on, up to the end of its block."""
+        block, place = divmod(first, self.block_windows)
+        if self._newest[0] != block:
+            self._newest = (block, self.draw(np.random.default_rng((self.seed, block))))
+        return self._newest[1][place : place + count]
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> np.ndarray:
@@ -118,11 +132,8 @@ class Rounds:
         self.epoch_windows = epoch_windows
 
     def starts(self, first: int, count: int) -> np.ndarray:
-        parts = []
-        while count > 0:
-            place = first % self.epoch_windows
-            part = self.order.starts(place, min(count, self.epoch_windows - place))
-            parts.append(part)
-            first += len(part)
-            count -= len(part)
-        return np.concatenate(parts)
+        return joined(first, count, self._part)
+
+    def _part(self, first: int, count: int) -> np.ndarray:
+        place = first % self.epoch_windows
+        return self.order.starts(place, min(count, self.epoch_windows - place))

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from lit_gpt.store.reading import MIXED, StoreTokens
-from lit_gpt.windows import epoch_windows
+from lit_gpt.windows import epoch_windows, joined
 
 DRAWN_GROUP = 1  # tells the draws of a group from those of an epoch
 
@@ -66,17 +66,15 @@ class StoreOrder:
 
     def starts(self, first: int, count: int) -> np.ndarray:
         self._expect(self._following)  # now that no window before the newest group is read any more
-        parts = []
-        while count > 0:
-            epoch, place = divmod(first, self.epoch_windows)
-            ends = self._epoch(epoch).ends
-            group = int(np.searchsorted(ends, place, "right"))
-            begin = int(ends[group - 1]) if group else 0
-            part = self._group(epoch, group)[place - begin :][:count]
-            parts.append(part)
-            first += len(part)
-            count -= len(part)
-        return np.concatenate(parts)
+        return joined(first, count, self._part)
+
+    def _part(self, first: int, count: int) -> np.ndarray:
+        """Starts from window `first` on, up to the end of its group."""
+        epoch, place = divmod(first, self.epoch_windows)
+        ends = self._epoch(epoch).ends
+        group = int(np.searchsorted(ends, place, "right"))
+        begin = int(ends[group - 1]) if group else 0
+        return self._group(epoch, group)[place - begin :][:count]
 
     def _epoch(self, number: int) -> Epoch:
         if number not in self._epochs:
