@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lit_gpt.training.options import TrainOptions
     from lit_gpt.training.train import Run
 
-LEFT_OUT = "which is not compared with itself: no shared lines, copies and baselines"
+LEFT_OUT = "not checked for shared lines and copied text; no frequency baselines"
 MIN_COPY = 20  # tokens in a row that the training text has too, to count as copied
 
 

@@ -19,7 +19,7 @@ def test_a_run_on_a_store_is_one_on_its_tokens(store, texts, ids, train):
     result = train(**{"data.path": store} | STEPS)
     assert (result.status, result.err) == (0, "")
     text = ids.astype(np.uint8).tobytes().decode()
-    assert f"Token store: {store}, which is not compared with itself" in result.out
+    assert f"Token store: {store}, not checked for shared lines" in result.out
     assert f"Text length: {len(text):,} characters\n" in result.out
     assert f"Total: {len(ids):,} tokens\n" in result.out
     assert "Vocabulary: 256 tokens (bytes)\n" in result.out
