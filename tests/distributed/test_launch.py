@@ -280,6 +280,16 @@ def test_no_launcher(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("env", "of_first", "of_others"), [({}, 130, 0), (TORCH_ENV, 130, 130), (slurm(), 130, 130)]
+)
+def test_the_exit_status_of_each_process(env, of_first, of_others, monkeypatch):
+    """Lightning's launcher kills the run if one that it started ends with another than 0."""
+    with_environment(monkeypatch, env)
+    assert launch.status_of(130, is_global_zero=True) == of_first
+    assert launch.status_of(130, is_global_zero=False) == of_others
+
+
+@pytest.mark.parametrize(
     ("env", "argv", "problem"),
     [
         (
