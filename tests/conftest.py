@@ -179,7 +179,14 @@ def train(places: dict, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monkey
             status = stop.code or 0
         return Result(status, *capfd.readouterr(), seen[-1] if seen else None)
 
-    return run
+    before = {*os.environ}
+    yield run
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():  # by a strategy for several
+        distributed.destroy_process_group()
+    for name in {*os.environ} - before:  # or processes that are started later take them over
+        del os.environ[name]
 
 
 class Running:

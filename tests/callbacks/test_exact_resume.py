@@ -122,7 +122,7 @@ def test_an_earlier_checkpoint_starts_a_run_of_its_own(record):
 
 def test_the_best_score_is_kept_over_a_resume(record):
     """best.ckpt is the best of all evaluations, those before the interruption included."""
-    options = {"model.learning_rate": 0.3}  # too high: the best model comes early
+    options = {"model.learning_rate": 3.0}  # too high: the best model comes early
     first, _, run = record(5, **options)
     second, _, _ = record(**options, ckpt_path=run / "checkpoints" / "last.ckpt")
     scores = {step: val for step, (_, val) in (first.evaluations | second.evaluations).items()}

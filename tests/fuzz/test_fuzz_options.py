@@ -253,6 +253,7 @@ def test_a_command_is_done_or_refused(number, command, base, names, finished, tm
             "serve": {"ckpt_path": path, "port": 0},
             "report": {"out": next(outs)},
             "consolidate": {},
+            "prepare": {"data.path": base["data.path"], "out": next(outs)},
             "plan": base | {"trainer.default_root_dir": next(outs)},
             "sweep": {"config": tmp_path / "sweep.yaml", "study": next(outs)},
         }[command]

@@ -81,7 +81,12 @@ def called(result: Result, value: Any) -> bool:
 
 EFFECTS: dict[str, Callable[[Result, Any], bool]] = {
     "accelerator": lambda r, v: "Device: cpu" in r.out,
-    "strategy": of_trainer(lambda t, v: type(t.strategy).__name__ == "SingleDeviceStrategy"),
+    "strategy": of_trainer(
+        lambda t, v: (
+            type(t.strategy).__name__
+            == ("FSDP2Strategy" if v == "fsdp2" else "SingleDeviceStrategy")
+        )
+    ),
     "devices": of_trainer(lambda t, v: t.num_devices == 1),
     "num_nodes": of_trainer(lambda t, v: t.num_nodes == 1),
     "precision": lambda r, v: f"precision {PRECISIONS.get(str(v), v)}\n" in r.out,
