@@ -78,7 +78,7 @@ def save(
     dist.barrier()
     try:
         dcp.save(tensors, storage_writer=dcp.FileSystemWriter(work))  # flushes files to the disk
-    except dcp.CheckpointException as error:  # which is no Exception
+    except dcp.CheckpointException as error:  # a BaseException
         raise UserError(
             f"cannot write the checkpoint {path} ({reason_of(error)}): earlier checkpoints are "
             "unharmed",

@@ -16,11 +16,10 @@ import numpy as np
 from lit_gpt import storage
 from lit_gpt.errors import UserError
 from lit_gpt.store.objects import AGAIN, MissingObject, Objects
-from lit_gpt.text.finding import STORE
+from lit_gpt.text.finding import INDEX, STORE
 from lit_gpt.text.token_file import CorpusInfo
 from lit_gpt.text.tokenizer import Tokenizer
 
-INDEX = "index.json"
 VERSION = 1  # of the format: raise it when what is stored changes
 PAGE = 1 << 13  # tokens checked together
 

@@ -16,20 +16,20 @@ from typing import Any
 
 from lit_gpt import storage
 from lit_gpt.errors import UserError
-from lit_gpt.store.index import INDEX
 from lit_gpt.store.objects import Objects
 from lit_gpt.text import archives, bpe
 from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.documents import format_of
 from lit_gpt.text.files import Reader, TextFiles, no_fields
-from lit_gpt.text.finding import find_files
+from lit_gpt.text.finding import INDEX, PLAN, find_files
 from lit_gpt.text.manifest import Known
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import PATTERN, Vocabulary, bpe_size
 
-PLAN = "plan.json"
 SAMPLED_FILES = 64  # that a vocabulary is trained on, spread over the text
 TRAINING_SHARE = 0.9  # of the text, from the front, that a vocabulary is trained on
+
+Sizes = list[tuple[Path, int]]  # the files of a text and their bytes
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Plan:
         return tokenizer
 
 
-def sizes_of(files: TextFiles) -> list[tuple[Path, int]]:
+def sizes_of(files: TextFiles) -> Sizes:
     """The files and their bytes.
 
     Raises:
@@ -66,7 +66,7 @@ def sizes_of(files: TextFiles) -> list[tuple[Path, int]]:
     return [(path, path.stat().st_size) for path in found]
 
 
-def share(sizes: list[tuple[Path, int]], task: int, tasks: int) -> list[Path]:
+def share(sizes: Sizes, task: int, tasks: int) -> list[Path]:
     """The files of one task: a part of the list of about the same size for each."""
     total = sum(size for _, size in sizes) or 1
     ends = accumulate(size for _, size in sizes)
@@ -78,6 +78,7 @@ def share(sizes: list[tuple[Path, int]], task: int, tasks: int) -> list[Path]:
 def make_plan(
     objects: Objects,
     files: TextFiles,
+    sizes: Sizes,
     tokenizer_option: str,
     tasks: int,
     shard_tokens: int,
@@ -88,7 +89,6 @@ def make_plan(
     Raises:
         UserError: there is a finished store, or one that was begun otherwise.
     """
-    sizes = sizes_of(files)
     if tasks > len(sizes):
         problem = f"more tasks than files ({len(sizes):,}): a file is encoded by one task"
         raise UserError(problem, field="task", value=tasks, hint="use fewer, or split the files")
@@ -147,7 +147,7 @@ def has_documents(files: TextFiles) -> bool:
     return bool(packed) and Reader(some, needs_fields=False).has_documents
 
 
-def load_tokenizer(option: str, files: TextFiles, sizes: list[tuple[Path, int]]) -> Tokenizer:
+def load_tokenizer(option: str, files: TextFiles, sizes: Sizes) -> Tokenizer:
     """The whole vocabulary; bpe:N and chars are made from a part of the text."""
     vocabulary = Vocabulary(option)
     if vocabulary.trained_size:
@@ -156,7 +156,7 @@ def load_tokenizer(option: str, files: TextFiles, sizes: list[tuple[Path, int]])
     return vocabulary.load(sample(files, sizes))
 
 
-def sample(files: TextFiles, sizes: list[tuple[Path, int]]) -> Iterator[str | None]:
+def sample(files: TextFiles, sizes: Sizes) -> Iterator[str | None]:
     """The beginnings of files spread over the text, of the share that trains.
 
     At most bpe.SAMPLE bytes, for a vocabulary: more of a text changes little.

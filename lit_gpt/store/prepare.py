@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lit_gpt.command import call, command_line, option
 from lit_gpt.errors import UserError, check_least
 from lit_gpt.store.objects import Objects
-from lit_gpt.store.plan import make_plan
+from lit_gpt.store.plan import make_plan, sizes_of
 from lit_gpt.store.writing import finish, write_task
 from lit_gpt.text.files import TextFiles
 
@@ -65,8 +65,9 @@ def prepare(
     number, tasks = parse_task(task)
     objects = Objects(out, field="out")
     files = data.files
-    plan = make_plan(objects, files, data.tokenizer, tasks, shard_tokens, block_tokens)
-    write_task(objects, files, plan, number)
+    sizes = sizes_of(files)
+    plan = make_plan(objects, files, sizes, data.tokenizer, tasks, shard_tokens, block_tokens)
+    write_task(objects, files, sizes, plan, number)
     if index := finish(objects, plan):
         info = index.info
         print(f"Token store: {out}")

@@ -13,12 +13,13 @@ from lit_gpt import storage
 from lit_gpt.errors import UserError
 from lit_gpt.store.index import Index, Shard, pack_shard
 from lit_gpt.store.objects import Objects
-from lit_gpt.store.plan import Plan, share, sizes_of
+from lit_gpt.store.plan import Plan, Sizes, share
 from lit_gpt.store.splits import fingerprint_of
 from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.encoding_pool import batches, encode_in_order
 from lit_gpt.text.files import Reader, TextFiles
-from lit_gpt.text.token_file import CorpusInfo
+from lit_gpt.text.finding import INDEX
+from lit_gpt.text.token_file import CorpusInfo, smallest_dtype
 from lit_gpt.text.tokenizer import Tokenizer
 
 MARKS = "tasks"  # a folder of objects, one for each task that is done
@@ -90,17 +91,16 @@ def ended(texts: Iterable[str | None], totals: Counter[str]) -> Iterator[str | N
         yield "\n"
 
 
-def write_task(objects: Objects, files: TextFiles, plan: Plan, task: int) -> Mark:
+def write_task(objects: Objects, files: TextFiles, sizes: Sizes, plan: Plan, task: int) -> None:
     """Encodes one task's files into shards; a task that is done is not done again.
 
     Raises:
         UserError: text that can't be read, or shards that can't be written.
     """
     name = mark_name(task, plan.tasks)
-    if mark := read_mark(objects, name):
+    if read_mark(objects, name):
         print(f"Task {task} of {plan.tasks} was done before")
-        return mark
-    sizes = sizes_of(files)
+        return
     totals: Counter[str] = Counter()
     shards: list[Shard] = []
     mine = share(sizes, task, plan.tasks)
@@ -114,7 +114,6 @@ def write_task(objects: Objects, files: TextFiles, plan: Plan, task: int) -> Mar
         totals.update(reader.counts)
     mark = Mark(shards, CorpusInfo("", **{n: totals[n] for n in NUMBERS}))
     objects.put(name, storage.dump_json(asdict(mark)).encode())
-    return mark
 
 
 def _write_shards(
@@ -126,7 +125,7 @@ def _write_shards(
 ) -> Iterator[Shard]:
     tokenizer = plan.tokenizer
     lengths = tokenizer.token_lengths()
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    dtype = smallest_dtype(tokenizer)
     pieces = (ids.astype(dtype) for ids in encode(texts, tokenizer, totals))
     for number, ids in enumerate(in_shards(pieces, plan.shard_tokens)):
         content, checksum = pack_shard(ids)
@@ -158,13 +157,13 @@ def finish(objects: Objects, plan: Plan) -> Index | None:
     fingerprint = fingerprint_of([shard.checksum for shard in shards], tokenizer)
     index = Index(
         shards,
-        "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
+        smallest_dtype(tokenizer).name,
         plan.block_tokens,
         plan.tokenizer_state,
         plan.tokenizer_option,
         CorpusInfo(fingerprint, **numbers),
     )
-    if not objects.create("index.json", index.to_json()):
+    if not objects.create(INDEX, index.to_json()):
         problem = "another process wrote another index here meanwhile"
         raise UserError(problem, field="out", value=objects.place, hint="name another place")
     return index

@@ -16,6 +16,8 @@ from pathlib import Path, PurePath, PurePosixPath
 from lit_gpt.errors import UserError
 
 STORE = "lit_gpt token store"  # begins the index of one
+INDEX = "index.json"
+PLAN = "plan.json"
 PLANNED = '"tokenizer_option"'  # begins the plan of one
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")  # of object storage
 SAMPLE = "data/订单商品名称.csv"  # the text to train on unless another is named
@@ -77,7 +79,7 @@ def is_token_store(path: str | list[str]) -> bool:
         return False
     if ADDRESS.match(path):
         return True
-    for name, sign in (("index.json", STORE), ("plan.json", PLANNED)):
+    for name, sign in ((INDEX, STORE), (PLAN, PLANNED)):
         # Also an unknown user's ~, a NUL.
         with (
             suppress(OSError, RuntimeError, ValueError),

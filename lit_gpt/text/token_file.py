@@ -91,6 +91,11 @@ class Mark:
     tokenizer: str = ""
 
 
+def smallest_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """That ids are stored in: uint16 or uint32."""
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+
+
 def texts_for(reader: Reader, tokenizer: Tokenizer) -> Iterable[str | None]:
     """The text; a blank line ends a document where the tokenizer has no token for that."""
     if tokenizer.end_of_text is not None:
@@ -184,7 +189,7 @@ def encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None
     new_ids = np.arange(full.vocab_size)
     if compact:
         tokenizer, new_ids = full.compact(np.flatnonzero(kept.counts))
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    dtype = smallest_dtype(tokenizer)
     new_ids = new_ids.astype(dtype)
     checksum = 0
     with kept.path.open("rb") as old, (folder / TOKENS).open("wb") as new:
