@@ -67,9 +67,11 @@ class Objects:
         self.retries = retries
 
     @cached_property
-    def _store(self) -> Any:
+    def _api(self) -> Any:
+        """The package obstore."""
         try:
-            from obstore.store import LocalStore, from_url
+            import obstore.exceptions
+            import obstore.store
         except ImportError as error:
             raise UserError(
                 "a token store needs the package obstore",
@@ -77,11 +79,15 @@ class Objects:
                 value=self.place,
                 hint="install it: pip install 'lit_gpt[store]'",
             ) from error
-        with self._errors(""):
+        return obstore
+
+    @cached_property
+    def _store(self) -> Any:
+        with self._errors("") as obstore:
             if not self.is_remote:
                 folder = Path(self.place).expanduser()
-                return LocalStore(folder, mkdir=self.field == "out")
-            return from_url(
+                return obstore.store.LocalStore(folder, mkdir=self.field == "out")
+            return obstore.store.from_url(
                 self.place,
                 client_options={
                     "timeout": timedelta(seconds=self.seconds),
@@ -96,34 +102,25 @@ class Objects:
             )
 
     def get(self, name: str) -> bytes:
-        import obstore
-
-        with self._errors(name):
+        with self._errors(name) as obstore:
             return bytes(obstore.get(self._store, name).bytes())
 
     def get_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes start to stop - 1."""
-        import obstore
-
-        with self._errors(name):
+        with self._errors(name) as obstore:
             return bytes(obstore.get_range(self._store, name, start=start, end=stop))
 
     def put(self, name: str, content: bytes) -> None:
         """Writes an object, whether or not there is one of that name."""
-        import obstore
-
-        with self._errors(name):
+        with self._errors(name) as obstore:
             obstore.put(self._store, name, content)
 
     def create(self, name: str, content: bytes) -> bool:
         """Writes an object unless there is one: of several processes, one alone succeeds."""
-        import obstore
-        from obstore.exceptions import AlreadyExistsError
-
-        with self._errors(name):
+        with self._errors(name) as obstore:
             try:
                 obstore.put(self._store, name, content, mode="create")
-            except AlreadyExistsError:
+            except obstore.exceptions.AlreadyExistsError:
                 # Also if this very write succeeded and only its answer was lost.
                 return bytes(obstore.get(self._store, name).bytes()) == content
             return True
@@ -137,22 +134,17 @@ class Objects:
 
     def names(self, prefix: str) -> set[str]:
         """The names of all objects that begin with this and a slash."""
-        import obstore
-
-        with self._errors(prefix):
+        with self._errors(prefix) as obstore:
             pages = obstore.list(self._store, prefix)
             return {str(found["path"]) for page in pages for found in page}
 
     @contextmanager
-    def _errors(self, name: str) -> Iterator[None]:
-        """Turns obstore's errors into one line, without addresses and headers."""
+    def _errors(self, name: str) -> Iterator[Any]:
+        """Turns errors of obstore, which it gives, into one line without addresses and headers."""
+        exceptions = self._api.exceptions
         try:
-            yield
-        except ImportError:
-            raise
+            yield self._api
         except Exception as error:
-            from obstore import exceptions
-
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             text = str(error)

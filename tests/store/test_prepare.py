@@ -316,3 +316,13 @@ def test_prepare_does_not_load_pytorch(texts, tmp_path):
 def test_option_names():
     assert prepare_command.option_name("text_field") == "--data.text_field"
     assert prepare_command.option_name("out") == "--out"
+
+
+def test_without_obstore_the_error_says_what_to_install(monkeypatch, tmp_path):
+    """As after `pip install lit_gpt`, without the extra."""
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    monkeypatch.setitem(sys.modules, "obstore.exceptions", None)
+    for use in (lambda o: o.find("a"), lambda o: o.put("a", b""), lambda o: o.names("a")):
+        with pytest.raises(UserError, match="needs the package obstore"):
+            use(Objects(str(tmp_path), field="out"))
