@@ -36,6 +36,7 @@ class Shards:
         self.objects = objects
         self.index = index
         self.dtype = np.dtype(index.dtype).newbyteorder("<")
+        self.pool = ThreadPoolExecutor(THREADS, "store")
         self._crcs: Callable[[int], np.ndarray] = lru_cache(TRAILERS)(self._read_crcs)
 
     def fetch(self, start: int, stop: int) -> np.ndarray:
@@ -62,7 +63,7 @@ class Shards:
         end = min(-(-stop // PAGE) * PAGE, shard.num_tokens)
         size = self.dtype.itemsize
         for _ in range(TRIES):
-            content = self.objects.get_range(shard.name, begin * size, end * size)
+            content = self._request(shard.name, begin * size, end * size)
             pages = (content[at : at + PAGE * size] for at in range(0, len(content), PAGE * size))
             crcs = self._crcs(number)[page : -(-end // PAGE)]
             if len(content) == (end - begin) * size and list(map(zlib.crc32, pages)) == [*crcs]:
@@ -75,10 +76,14 @@ class Shards:
         start = shard.num_tokens * self.dtype.itemsize
         size = 4 * -(-shard.num_tokens // PAGE)
         for _ in range(TRIES):
-            trailer = self.objects.get_range(shard.name, start, start + size)
+            trailer = self._request(shard.name, start, start + size)
             if zlib.crc32(trailer) == shard.checksum:
                 return np.frombuffer(trailer, "<u4")
         raise self._damaged(shard.name)
+
+    def _request(self, name: str, start: int, stop: int) -> bytes:
+        self.pool.submit(bool)  # an error once the process ends, when nobody waits for the answer
+        return self.objects.get_range(name, start, stop)
 
     def _damaged(self, name: str) -> UserError:
         return UserError(
@@ -98,14 +103,13 @@ class Blocks:
         self.shards = shards
         self.files = files
         self._spans: OrderedDict[Span, Future[np.ndarray]] = OrderedDict()  # by when expected
-        self._pool = ThreadPoolExecutor(THREADS, "store")
 
     def expect(self, spans: Iterable[Span]) -> None:
         """Begins to fetch those that will be needed next; those expected longest ago go."""
         for span in spans:
             future = self._spans.pop(span, None)
             if future is None or (future.done() and future.exception()):  # which may have passed
-                future = self._pool.submit(self._load, span)
+                future = self.shards.pool.submit(self._load, span)
             self._spans[span] = future
         while len(self._spans) > KEPT:
             self._spans.popitem(last=False)[1].cancel()
@@ -120,10 +124,9 @@ class Blocks:
 
     def fetch_all(self, spans: list[Span]) -> list[np.ndarray]:
         """Short ones, which are not kept."""
-        return list(self._pool.map(lambda span: self.shards.fetch(*span), spans))
+        return list(self.shards.pool.map(lambda span: self.shards.fetch(*span), spans))
 
     def _load(self, span: Span) -> np.ndarray:
-        self._pool.submit(bool)  # an error once the process ends, when nobody waits for a span
         if self.files is None:
             return self.shards.fetch(*span)
         return self.files.load(span, lambda: self.shards.fetch(*span))
