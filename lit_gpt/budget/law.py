@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lit_gpt.budget import recipe
 from lit_gpt.budget.candidates import Candidate
 from lit_gpt.budget.text_facts import TokenizerFacts
 
@@ -19,6 +20,7 @@ REPEATS = 15.4  # passes after which a repeated text is worth 1 - 1/e of new one
 FEWER = 0.9  # of the steps: the search for their best number takes such strides
 # Tokens per step at which half of all are wasted, in a run of so many; it grows with their root.
 CRITICAL = (1500, 256_000)
+DECAYED = 0.1  # of what weights beyond recipe.LARGE for each token add, as the recipe decays them more
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Law:
         return self.floor * factor * counts
 
 
-FITTED = Law(0.468, 0.0268, 0.174, 0.426, 0.329, 1.922, -0.381, 1.033, 0.0181)
+FITTED = Law(0.4583, 0.0215, 0.1909, 0.4769, 0.3226, 1.9425, -0.3921, 1.0316, 0.0368)
 
 
 def expected(candidate: Candidate, steps: int, law: Law = FITTED) -> float:
@@ -79,7 +81,9 @@ def useful_steps(candidate: Candidate, most: int) -> int:
 
 def overfitting(candidate: Candidate, epochs: float) -> float:
     """Grows with the passes after the first, and with the weights for each token of the text."""
-    return math.log(max(1.0, epochs)) * math.sqrt(candidate.weights_per_token)
+    weights = candidate.weights_per_token
+    held = DECAYED * max(0.0, math.sqrt(weights) - math.sqrt(recipe.LARGE))
+    return math.log(max(1.0, epochs)) * (math.sqrt(min(weights, recipe.LARGE)) + held)
 
 
 def useful_tokens(seen: float, different: int, step_tokens: int) -> float:

@@ -162,7 +162,7 @@ def test_a_large_model_that_repeats_its_text_takes_more_weight_decay():
     small = {"d_model": 16, "num_blocks": 1}
     for changed, decay, reason in (
         ({}, 1.0, "the model is large enough to learn the text by heart"),
-        ({"max_steps": 40}, 0.1, "the text is read at most 2 times"),
+        ({"max_steps": 20}, 0.1, "the text is read at most 2 times"),
         (small, 0.1, "the model is too small to learn the text by heart"),
     ):
         found = choose_in(3600, SHORT, **sizes | changed)
