@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import copy
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -12,18 +13,37 @@ import numpy as np
 import tiktoken
 
 from lit_gpt.text import utf8
+from lit_gpt.text.chat import check_template, split_special
 from lit_gpt.text.patterns import check_pattern
 
 BYTES = "bytes"  # the name of the vocabulary that has one token for each byte
 SINGLE_BYTES = [bytes([byte]) for byte in range(256)]
 END_OF_TEXT = b"\n\n"  # how the end of a document reads: as a blank line
+END_NAME = "<|endoftext|>"  # what its token is called, as in GPT-2 and Qwen3
+DEFAULT_SPECIAL = {"names": [END_NAME], "roles": {"eos_token": END_NAME}, "end_names": []}
+
+
+def checked_special(special: Any) -> dict[str, Any]:
+    """The special tokens in a stranger's file.
+
+    Raises:
+        ValueError: they are not names, each of one token, and what these are for.
+    """
+    names, roles, ends = special["names"], special["roles"], special["end_names"]
+    given = [*names, *roles.values(), *ends, *roles]
+    if not all(isinstance(name, str) and name for name in given):
+        raise ValueError("its special tokens are not texts")
+    if len(set(names)) < len(names) or not set(names).issuperset([*roles.values(), *ends]):
+        raise ValueError("it has a special token twice, or names one that it does not have")
+    return {"names": names, "roles": roles, "end_names": ends}
 
 
 class Tokenizer:
     """Byte-pair encoding without loss; all text is ordinary text, `<|endoftext|>` included.
 
     No text encodes to the token `end_of_text`, which follows each document; only a tokenizer from
-    `with_end_of_text` has it.
+    `with_end_of_text` has it. Nor does any to the other special tokens of an imported model, which
+    only `encode_chat` writes.
 
     Args:
         name: where the vocabulary comes from, as in `vocabularies.load_tokenizer`.
@@ -42,6 +62,11 @@ class Tokenizer:
         )
         self.fast: Any = None  # a splintr tokenizer
         self.end_of_text: int | None = None
+        self.end_is_used = True  # by the training text; if not, generation never chooses it
+        self.special: dict[str, int] = {}  # names and ids of special tokens, end of text included
+        self.special_roles: dict[str, str] = {}  # such as eos_token: the name of one
+        self.end_names: list[str] = []  # of special tokens that end an answer
+        self.chat_template: str | None = None  # Jinja; None: text.chat has a plain one
         self._may_follow: dict[bytes, np.ndarray] = {}
 
     def use_splintr(self) -> None:
@@ -51,13 +76,54 @@ class Tokenizer:
         vocabulary = self.to_dict()["vocabulary"].encode()  # without special tokens
         self.fast = splintr.Tokenizer.from_bytes(vocabulary, splintr.CL100K_BASE_PATTERN)
 
-    def with_end_of_text(self) -> Tokenizer:
+    def with_end_of_text(self, name: str = END_NAME) -> Tokenizer:
         """The same tokenizer with one more token, the last, which decodes to END_OF_TEXT."""
         new = copy.copy(self)  # shares the ranks: they decide how text is split
         new.end_of_text = len(self.tokens)
         new.tokens = [*self.tokens, END_OF_TEXT]
+        new.special = {**self.special, name: new.end_of_text}
+        new.special_roles = {"eos_token": name, **self.special_roles}
         new._may_follow = {}
         return new
+
+    def with_special(
+        self, names: list[str], roles: Mapping[str, str], end_names: list[str]
+    ) -> Tokenizer:
+        """The same tokenizer with more tokens, which decode to their names.
+
+        The end-of-text token comes after these.
+
+        Args:
+            names: of the new tokens, all different.
+            roles: what a chat template calls some of them, such as `bos_token`.
+            end_names: those that end an answer.
+        """
+        assert self.end_of_text is None
+        new = copy.copy(self)
+        new.tokens = [*self.tokens, *(name.encode() for name in names)]
+        new.special = {name: i for i, name in enumerate(names, len(self.tokens))}
+        new.special_roles = dict(roles)
+        new.end_names = list(end_names)
+        new._may_follow = {}
+        return new
+
+    @property
+    def end_ids(self) -> set[int]:
+        """Ids of the tokens that end an answer; those of `end_names`, and end of text."""
+        ends = {self.special[name] for name in self.end_names}
+        return ends if self.end_of_text is None else ends | {self.end_of_text}
+
+    def with_end_used(self, is_used: bool) -> Tokenizer:
+        """The same tokenizer for a training text that has the end of text, or does not."""
+        new = copy.copy(self)
+        new.end_is_used = is_used
+        new._may_follow = {}
+        return new
+
+    @property
+    def learnt_end(self) -> int | None:
+        """The end of text where the model was trained with it: a document follows it."""
+        return self.end_of_text if self.end_is_used else None
 
     @property
     def vocab_size(self) -> int:
@@ -76,6 +142,15 @@ class Tokenizer:
         except ValueError:  # its regular expression gives up on a million spaces in a row
             half = len(text) // 2
             return np.concatenate([self.encode(text[:half]), self.encode(text[half:])])
+
+    def encode_chat(self, text: str) -> np.ndarray:
+        """What a chat template rendered to ids, (N,) uint32: special tokens by their names."""
+        parts = split_special(text, list(self.special))
+        rows = [
+            self.encode(part) if place % 2 == 0 else np.array([self.special[part]], np.uint32)
+            for place, part in enumerate(parts)
+        ]
+        return np.concatenate(rows)
 
     def encode_parts(self, texts: list[str | None]) -> np.ndarray:
         """Ids of one text after the other, (N,) uint32; None is the end of a document."""
@@ -104,13 +179,14 @@ class Tokenizer:
         """Which tokens, (V,) bool, keep the text valid UTF-8 after a character's first bytes."""
         if begun not in self._may_follow:
             self._may_follow[begun] = utf8.may_follow(self.tokens, begun)
+            if self.end_of_text is not None:
+                self._may_follow[begun][self.end_of_text] &= self.end_is_used
         return self._may_follow[begun]
 
     def token_lengths(self) -> np.ndarray:
         """UTF-8 bytes of each token, (V,) int64; bits per byte are counted with them."""
         lengths = np.array([len(token) for token in self.tokens], dtype=np.int64)
-        if self.end_of_text is not None:
-            lengths[self.end_of_text] = 0  # not part of the text
+        lengths[len(self.ranks) :] = 0  # special tokens are not part of the text
         return lengths
 
     def compact(self, used: Iterable[int]) -> tuple[Tokenizer, np.ndarray]:
@@ -132,7 +208,7 @@ class Tokenizer:
         new_ids[old_ids] = np.arange(len(old_ids))
         smaller = Tokenizer(self.name, self.pattern, [self.tokens[i] for i in old_ids])
         if self.end_of_text is not None:
-            smaller = smaller.with_end_of_text()
+            smaller = smaller.with_end_of_text().with_end_used(self.end_is_used)
             new_ids[self.end_of_text] = len(old_ids)
         return smaller, new_ids
 
@@ -153,10 +229,23 @@ class Tokenizer:
 
     def to_dict(self) -> dict[str, str]:
         """Plain strings for `from_dict`; the vocabulary is in tiktoken's file format."""
-        tokens = self.tokens[: self.end_of_text]
+        tokens = self.tokens[: len(self.ranks)]
         lines = (f"{base64.b64encode(t).decode()} {i}\n" for i, t in enumerate(tokens))
         state = {"name": self.name, "pattern": self.pattern, "vocabulary": "".join(lines)}
-        return state if self.end_of_text is None else state | {"end_of_text": str(len(tokens))}
+        if self.end_of_text is not None:
+            state["end_of_text"] = str(self.end_of_text)
+        if not self.end_is_used:
+            state["end_is_used"] = "no"
+        special = {
+            "names": list(self.special),
+            "roles": self.special_roles,
+            "end_names": self.end_names,
+        }
+        if any(special.values()) and special != DEFAULT_SPECIAL:
+            state["special"] = json.dumps(special)
+        return (
+            state if self.chat_template is None else state | {"chat_template": self.chat_template}
+        )
 
     @classmethod
     def from_dict(cls, state: dict[str, str]) -> Tokenizer:
@@ -172,11 +261,21 @@ class Tokenizer:
             raise ValueError("its vocabulary has a token twice, an empty one, or not every byte")
         check_pattern(state["pattern"])
         tokenizer = cls(state["name"], state["pattern"], tokens)
-        if "end_of_text" not in state:
-            return tokenizer
-        if state["end_of_text"] != str(len(tokens)):
-            raise ValueError(f"end-of-text token {state['end_of_text']}, {len(tokens)} others")
-        return tokenizer.with_end_of_text()
+        end = state.get("end_of_text")
+        special = DEFAULT_SPECIAL if end else {"names": [], "roles": {}, "end_names": []}
+        if "special" in state:
+            special = checked_special(json.loads(state["special"]))
+        *names, last = special["names"] if end else [*special["names"], END_NAME]
+        tokenizer = tokenizer.with_special(names, special["roles"], special["end_names"])
+        if end is not None:
+            tokenizer = tokenizer.with_end_of_text(last)
+            tokenizer.end_is_used = state.get("end_is_used") != "no"
+        if end not in (None, str(len(tokens) + len(names))):
+            raise ValueError(f"end-of-text token {end}, {len(tokens) + len(names)} others")
+        if "chat_template" in state:
+            check_template(state["chat_template"])
+            tokenizer.chat_template = state["chat_template"]
+        return tokenizer
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.to_dict() == other.to_dict()
