@@ -31,6 +31,7 @@ KINDS |= {"list": "a list", "collections.abc.Iterable": "a list"}
 KINDS |= {"dot import path string": "the name of a class"}
 WITH_EXPONENT = re.compile(r"(?:^|(?<==))\d+(\.\d+)?[eE]\+?\d\d?$")
 MAX_PARTS = 100_000  # of values in YAML, each counted wherever an alias repeats it
+HIDDEN = {"is_hidden": True}  # metadata of a dataclass's field that is not an option
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 
 
@@ -135,7 +136,7 @@ def call(
         function: the command.
         argv: the command line.
         settings: dataclasses. The fields of a parameter annotated with one are options too, except
-            those that the function has a parameter for.
+            those that are HIDDEN or that the function has a parameter for.
         groups: dataclasses too, but a field `path` of a parameter `data` is `--data.path`.
         kwargs: of the `Parser`, such as `prog`.
 
@@ -162,6 +163,8 @@ def _add_options(
     docs = {p.arg_name: p.description for p in docstring_parser.parse(source.__doc__ or "").params}
     hints = get_type_hints(source)
     parameters = signature(source).parameters
+    in_dataclass = getattr(source, "__dataclass_fields__", {}).items()
+    skip = {*skip, *(name for name, field in in_dataclass if field.metadata == HIDDEN)}
     for name, parameter in parameters.items():
         hint = hints[name]
         if hint in settings:

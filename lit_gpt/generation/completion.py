@@ -10,12 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_gpt.command import HIDDEN
 from lit_gpt.errors import UserError, check_least
 from lit_gpt.generation.sampling import Rows, Sampling
 from lit_gpt.model import GPT
 from lit_gpt.text.tokenizer import Tokenizer
 
 NUM_LIKELIEST = 5
+MAX_LOGITS = 1 << 25  # at a time, to score a prompt: 128 MB
 FinishReason = Literal["stop", "length"]
 
 
@@ -31,6 +33,11 @@ class Request:
         seed: of the random draws; further samples use the following seeds.
         stop: stop sequences; the text ends before the first.
         trace: show the likeliest tokens of each step.
+        ids: the prompt as token ids, instead of `prompt`; of prompts that are scored, the model
+            reads up to context_length + 1.
+        stop_ids: tokens that end the text, besides the end of a document; they are not part of it.
+        logprobs: gives the log-probability of each token, and of so many of the likeliest.
+        scores_prompt: gives those of the prompt's tokens first; then max_new_tokens may be 0.
 
     Raises:
         UserError: a value out of range.
@@ -42,9 +49,13 @@ class Request:
     seed: int = 1337
     stop: tuple[str, ...] = ()
     trace: bool = False
+    ids: tuple[int, ...] = field(default=(), metadata=HIDDEN)
+    stop_ids: tuple[int, ...] = field(default=(), metadata=HIDDEN)
+    logprobs: int | None = field(default=None, metadata=HIDDEN)
+    scores_prompt: bool = field(default=False, metadata=HIDDEN)
 
     def __post_init__(self) -> None:
-        check_least(1, max_new_tokens=self.max_new_tokens)
+        check_least(0 if self.scores_prompt else 1, max_new_tokens=self.max_new_tokens)
         if not 0 <= self.seed < 2**63:
             raise UserError("must be in [0, 2**63)", field="seed", value=self.seed)
         if "" in self.stop:
@@ -62,6 +73,15 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Logprob:
+    """How likely a token is for the model, before temperature, top_k, ...; natural logarithms."""
+
+    token: int
+    logprob: float | None  # None: nothing precedes the token
+    likeliest: list[tuple[int, float]]  # tokens with their logarithms, as many as asked for
+
+
+@dataclass(frozen=True)
 class CompletionChunk:
     """What one token adds to a completion; its text may be empty."""
 
@@ -70,6 +90,7 @@ class CompletionChunk:
     num_tokens: int  # so far
     finish_reason: FinishReason | None = None  # given with the last piece
     choice: Choice | None = None  # if the request asks for a trace
+    logprobs: Sequence[Logprob] = ()  # of this token; before the first one, of all in the prompt
 
 
 @torch.inference_mode()
@@ -94,8 +115,14 @@ def complete(
         UnicodeEncodeError: a prompt is not valid Unicode.
     """
     context = model.config.context_length
-    prompts = [encode_prompt(tokenizer, request.prompt)[-context:] for request in requests]
     completions = [Completion(i, request, tokenizer) for i, request in enumerate(requests)]
+    for completion in completions:
+        if completion.request.scores_prompt:
+            yield completion.score_prompt(model)
+    completions = [completion for completion in completions if not completion.is_finished]
+    if not completions:
+        return
+    prompts = [completion.prompt[-context:] for completion in completions]
     rows, position = _read_prompts(model, tokenizer, prompts)
     while True:
         next_ids = [prompt[position] if position < len(prompt) else -1 for prompt in prompts]
@@ -103,9 +130,10 @@ def complete(
         ids = rows.seen.new_tensor(next_ids)  # (B,)
         logits = rows.logits(writing)  # (N, V)
         seen = rows.seen[writing]  # (N, T)
-        ids[writing], choices = _draw(logits, seen, [completions[row] for row in writing])
-        for row, choice in zip(writing, choices, strict=True):
-            yield completions[row].add(int(ids[row]), choice)
+        drawn_from = rows.as_text(logits, writing)
+        ids[writing], choices = _draw(drawn_from, seen, [completions[row] for row in writing])
+        for row, its_logits, choice in zip(writing, logits, choices, strict=True):
+            yield completions[row].add(int(ids[row]), choice, its_logits)
         rows.append(ids)
         position += 1
         kept = [
@@ -131,10 +159,18 @@ def _read_prompts(model: GPT, tokenizer: Tokenizer, prompts: list[list[int]]) ->
     return Rows(model, ids, tokenizer), length
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The prompt's ids; at least one, as the model needs something to continue."""
-    if not prompt and tokenizer.end_of_text is not None:
-        return [tokenizer.end_of_text]
+def encode_prompt(tokenizer: Tokenizer, prompt: str, ids: Sequence[int] = ()) -> list[int]:
+    """The prompt's ids; at least one, as the model needs something to continue.
+
+    Args:
+        tokenizer: the model's.
+        prompt: the text.
+        ids: what it is instead, if not empty.
+    """
+    if ids:
+        return list(ids)
+    if not prompt and tokenizer.learnt_end is not None:
+        return [tokenizer.learnt_end]
     return tokenizer.encode(prompt or "\n").tolist()
 
 
@@ -145,18 +181,34 @@ class Completion:
         self.index = index
         self.request = request
         self.tokenizer = tokenizer
+        self.prompt = encode_prompt(tokenizer, request.prompt, request.ids)
+        self.written: list[int] = []
         self.generator = torch.Generator().manual_seed(request.seed)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.held = ""  # text that may turn out to be the beginning of a stop
-        self.num_tokens = 0
         self.is_finished = False
 
-    def add(self, token: int, choice: Choice | None = None) -> CompletionChunk:
-        """Adds a token; its piece has the text that no later token can take back."""
-        self.num_tokens += 1
-        is_last = self.num_tokens == self.request.max_new_tokens
+    def score_prompt(self, model: GPT) -> CompletionChunk:
+        """The piece before the first token: how likely those of the prompt are."""
+        self.is_finished = self.request.max_new_tokens == 0
+        logprobs = score(model, self.prompt, self.request.logprobs or 0)
+        reason: FinishReason | None = "length" if self.is_finished else None
+        return CompletionChunk(self.index, "", 0, reason, logprobs=logprobs)
+
+    def add(
+        self, token: int, choice: Choice | None = None, logits: Tensor | None = None
+    ) -> CompletionChunk:
+        """Adds a token; its piece has the text that no later token can take back.
+
+        Args:
+            token: its id.
+            choice: how it was chosen, if the request asks for a trace.
+            logits: the model's, (V,), if the request asks for log-probabilities.
+        """
+        self.written.append(token)
+        is_last = len(self.written) == self.request.max_new_tokens
         reason: FinishReason | None = "length" if is_last else None
-        if token == self.tokenizer.end_of_text:
+        if token == self.tokenizer.end_of_text or token in self.request.stop_ids:
             reason = "stop"
         else:
             self.held += self.decoder.decode(self.tokenizer.tokens[token])
@@ -169,7 +221,10 @@ class Completion:
             text = text[: len(text) - overlap(text, self.request.stop)]
         self.held = self.held[len(text) :]
         self.is_finished = reason is not None
-        return CompletionChunk(self.index, text, self.num_tokens, reason, choice)
+        logprobs: list[Logprob] = []
+        if self.request.logprobs is not None and logits is not None:
+            logprobs = log_probabilities(logits[None], [token], self.request.logprobs)
+        return CompletionChunk(self.index, text, len(self.written), reason, choice, logprobs)
 
 
 def overlap(text: str, stops: Sequence[str]) -> int:
@@ -177,6 +232,41 @@ def overlap(text: str, stops: Sequence[str]) -> int:
     longest = max(map(len, stops), default=1) - 1
     ends = (text[-n:] for n in range(min(longest, len(text)), 0, -1))
     return next((len(end) for end in ends if any(stop.startswith(end) for stop in stops)), 0)
+
+
+def log_probabilities(logits: Tensor, tokens: Sequence[int], num_likeliest: int) -> list[Logprob]:
+    """What logits (N, V) say of N tokens, and of the likeliest."""
+    logarithms = logits.float().log_softmax(dim=-1)  # (N, V)
+    index = torch.tensor(tokens, device=logits.device)[:, None]  # (N, 1)
+    its_own = logarithms.gather(1, index)[:, 0].tolist()
+    best = logarithms.topk(min(num_likeliest, logits.size(-1)))
+    likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        Logprob(token, own, list(zip(*pair, strict=True)))
+        for token, own, pair in zip(tokens, its_own, likeliest, strict=True)
+    ]
+
+
+def score(model: GPT, ids: Sequence[int], num_likeliest: int) -> list[Logprob]:
+    """How likely each token is for the model after those before it.
+
+    Args:
+        model: in eval mode.
+        ids: of a text, up to context_length + 1; of a longer one, the last are scored.
+        num_likeliest: tokens that are shown beside each.
+    """
+    ids = list(ids)[-model.config.context_length - 1 :]
+    scores = [Logprob(ids[0], None, [])]
+    if len(ids) == 1:
+        return scores
+    device = model.embedding.weight.device
+    hidden = model.hidden_states(torch.tensor([ids[:-1]], device=device))[0]  # (T, C)
+    size = max(1, MAX_LOGITS // model.config.vocab_size)
+    for start in range(0, len(hidden), size):
+        logits = model.head(hidden[start : start + size])
+        tokens = ids[start + 1 : start + 1 + size]
+        scores += log_probabilities(logits, tokens, num_likeliest)
+    return scores
 
 
 def _draw(
@@ -189,16 +279,18 @@ def _draw(
         groups.setdefault(completion.request.sampling, []).append(row)
     for sampling, group in groups.items():
         generators = [completions[row].generator for row in group]
-        ids[group] = sampling(logits[group], seen[group], generators)
+        written = [completions[row].written for row in group]
+        ids[group] = sampling(logits[group], seen[group], generators, written)
     return ids, [
-        _choice(completion.request.sampling, *row) if completion.request.trace else None
+        _choice(completion, *row) if completion.request.trace else None
         for completion, *row in zip(completions, logits, seen, ids, strict=True)
     ]
 
 
-def _choice(sampling: Sampling, logits: Tensor, seen: Tensor, token: Tensor) -> Choice:
+def _choice(completion: Completion, logits: Tensor, seen: Tensor, token: Tensor) -> Choice:
     probabilities = logits.softmax(dim=-1)
-    drawn_with = sampling.probabilities(logits[None], seen[None])[0, token]
+    sampling = completion.request.sampling
+    drawn_with = sampling.probabilities(logits[None], seen[None], [completion.written])[0, token]
     best = probabilities.topk(min(NUM_LIKELIEST, len(probabilities)))
     likeliest = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     return Choice(int(token), float(probabilities[token]), float(drawn_with), likeliest)

@@ -18,7 +18,8 @@ from lit_gpt.text.tokenizer import Tokenizer
 
 HELP = """\
 Type some text, and the model continues it. Ctrl-C stops the answer, /quit or Ctrl-D the program.
-/temperature 0.5   also /top_k (none: all), /top_p, /min_p, /repetition_penalty
+/temperature 0.5   also /top_k (none: all), /top_p, /min_p, /repetition_penalty,
+                   /frequency_penalty, /presence_penalty
 /max_new_tokens 50 maximum tokens per answer
 /seed 7            of the next answer; each answer adds 1
 /stop \\n           end before this text; add several, /stop alone removes them
@@ -34,6 +35,8 @@ OPTIONS: dict[str, Callable[[str], Any]] = {  # with the parser of its value
     "top_p": float,
     "min_p": float,
     "repetition_penalty": float,
+    "frequency_penalty": float,
+    "presence_penalty": float,
     "max_new_tokens": int,
     "seed": int,
     "stop": lambda value: (unescape(value),) if value else (),

@@ -28,6 +28,9 @@ class Sampling:
             (Keskar et al. 2019); 1 changes nothing.
         min_p: draw from tokens at least this fraction as likely as the likeliest
             (Nguyen et al. 2024).
+        frequency_penalty: is subtracted from a token's logit for each time that it was generated.
+        presence_penalty: is subtracted once from the logits of all tokens that were generated;
+            both as OpenAI defines them, so the prompt's tokens don't count.
 
     Raises:
         UserError: a value out of range.
@@ -38,6 +41,8 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         for name, is_valid, wanted in (
@@ -46,6 +51,8 @@ class Sampling:
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "in [0.01, 100]"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "in [-2, 2]"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "in [-2, 2]"),
         ):
             if not is_valid:
                 raise UserError(f"must be {wanted}", field=name, value=getattr(self, name))
@@ -55,7 +62,11 @@ class Sampling:
         return self.temperature < 1e-4  # dividing by less can overflow float32
 
     def __call__(
-        self, logits: Tensor, seen: Tensor, generator: torch.Generator | Sequence[torch.Generator]
+        self,
+        logits: Tensor,
+        seen: Tensor,
+        generator: torch.Generator | Sequence[torch.Generator],
+        written: Sequence[Sequence[int]] = (),
     ) -> Tensor:
         """Draws the next ids (B,).
 
@@ -63,11 +74,12 @@ class Sampling:
             logits: of the next ids, (B, V).
             seen: ids that the model saw, (B, T).
             generator: one for all rows, or one for each.
+            written: those that were generated, of each row; needed for the penalties only.
         """
         if self.is_greedy:
-            return self._penalize(logits, seen).argmax(dim=-1)
+            return self._penalize(logits, seen, written).argmax(dim=-1)
         # Drawn on the CPU, so that a seed gives the same text on every device.
-        probabilities = self.probabilities(logits, seen).cpu()
+        probabilities = self.probabilities(logits, seen, written).cpu()
         if isinstance(generator, torch.Generator):
             ids = probabilities.multinomial(1, generator=generator)  # (B, 1)
         else:
@@ -75,9 +87,11 @@ class Sampling:
             ids = torch.stack([row.multinomial(1, generator=g) for row, g in rows])  # (B, 1)
         return ids[:, 0].to(seen.device)
 
-    def probabilities(self, logits: Tensor, seen: Tensor) -> Tensor:
+    def probabilities(
+        self, logits: Tensor, seen: Tensor, written: Sequence[Sequence[int]] = ()
+    ) -> Tensor:
         """The probabilities (B, V) to draw the next ids with; arguments as for `__call__`."""
-        logits = self._penalize(logits, seen)
+        logits = self._penalize(logits, seen, written)
         if self.is_greedy:
             return torch.zeros_like(logits).scatter(1, logits.argmax(-1, keepdim=True), 1)
         logits = logits / self.temperature
@@ -97,12 +111,18 @@ class Sampling:
             probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
         return probabilities
 
-    def _penalize(self, logits: Tensor, seen: Tensor) -> Tensor:
-        if self.repetition_penalty == 1:
-            return logits
-        old = logits.gather(1, seen)
-        lower = torch.where(old > 0, old / self.repetition_penalty, old * self.repetition_penalty)
-        return logits.scatter(1, seen, lower)
+    def _penalize(self, logits: Tensor, seen: Tensor, written: Sequence[Sequence[int]]) -> Tensor:
+        if self.repetition_penalty != 1:
+            old = logits.gather(1, seen)
+            factor = self.repetition_penalty
+            logits = logits.scatter(1, seen, torch.where(old > 0, old / factor, old * factor))
+        if self.frequency_penalty or self.presence_penalty:
+            counts = torch.stack(
+                [torch.tensor(ids).long().bincount(minlength=logits.size(1)) for ids in written]
+            ).to(logits.device)  # (B, V)
+            penalty = self.frequency_penalty * counts + self.presence_penalty * (counts > 0)
+            logits = logits - penalty
+        return logits
 
 
 class Rows:
@@ -133,7 +153,10 @@ class Rows:
             self.unfinished = [unfinished_end(end) for end in ends]
 
     def logits(self, rows: list[int] | None = None) -> Tensor:
-        """Logits (N, V) of the next ids of these rows, or of all; call it once per `append`."""
+        """Logits (N, V) of the next ids of these rows, or of all; call it once per `append`.
+
+        They are the model's: `as_text` rules out what can't continue the text.
+        """
         rows = list(range(len(self.seen))) if rows is None else rows
         context = self.model.config.context_length
         if self.seen.size(1) > context:
@@ -143,12 +166,16 @@ class Rows:
             self.cache = KVCache(self.model.config, len(self.seen), self.model.embedding.weight)
         new = self.seen[:, self.cache.length :]
         last = self.model.hidden_states(new, self.cache)[rows, -1]  # (N, C)
-        logits = self.model.head(last).float()  # (N, V)
-        if self.tokenizer:
-            allowed = [self.tokenizer.may_follow(self.unfinished[row]) for row in rows]
-            mask = torch.from_numpy(np.stack(allowed)).to(logits.device)  # (N, V)
-            logits = logits.masked_fill(~mask, -torch.inf)
-        return logits
+        return self.model.head(last).float()  # (N, V)
+
+    def as_text(self, logits: Tensor, rows: list[int] | None = None) -> Tensor:
+        """The logits of these rows, with -inf for tokens whose bytes can't continue the text."""
+        if self.tokenizer is None:
+            return logits
+        rows = list(range(len(self.seen))) if rows is None else rows
+        allowed = [self.tokenizer.may_follow(self.unfinished[row]) for row in rows]
+        mask = torch.from_numpy(np.stack(allowed)).to(logits.device)  # (N, V)
+        return logits.masked_fill(~mask, -torch.inf)
 
     def append(self, ids: Tensor) -> None:
         """Adds the ids (B,) that were chosen."""
@@ -179,7 +206,10 @@ def generate(
     sampling = sampling or Sampling()
     generator = torch.Generator().manual_seed(seed)
     rows = Rows(model, ids, tokenizer)
+    written: list[list[int]] = [[] for _ in ids]
     for _ in range(max_new_tokens):
-        next_ids = sampling(rows.logits(), rows.seen, generator)
+        next_ids = sampling(rows.as_text(rows.logits()), rows.seen, generator, written)
         rows.append(next_ids)
+        for row, token in zip(written, next_ids.tolist(), strict=True):
+            row.append(token)
         yield next_ids
