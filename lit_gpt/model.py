@@ -26,6 +26,10 @@ CHOICES = {  # possible values
     "tie_embeddings": (False, True),
     "qk_norm": (False, True),
     "smear": (False, True),
+    "qkv_bias": (True, False),
+    "mlp_bias": (True, False),
+    "parallel_residual": (False, True),
+    "rope_scaling": (None, "linear", "llama3"),
 }
 CLASSIC = {
     "position": "sinusoidal",
@@ -73,6 +77,19 @@ class GPTConfig:
         head_size: of each head, D; None: d_model / num_heads.
         hidden_size: of the feed-forward layer, F; None: 4 d_model, or 8/3 d_model for swiglu.
         rotary_base: base of the rotary frequencies; larger means slower rotation.
+        norm_eps: added to the variance in every normalization; None: 1e-5 for layer, 1e-6 for rms.
+        qkv_bias: whether queries, keys and values have biases; None: as `bias` says.
+        mlp_bias: whether the feed-forward layers have biases; None: as `bias` says.
+        rotary_fraction: share of each head that rotates, its first channels (GPT-NeoX).
+        rope_scaling: how the rotary frequencies were slowed down for a longer context: linear, all
+            alike (Chen et al. 2023), or llama3, the slow ones alone (Llama 3.1).
+        rope_factor: by which rope_scaling divides frequencies.
+        rope_low_freq_factor: llama3 divides those that turn less often in the original context.
+        rope_high_freq_factor: llama3 keeps those that turn more often in the original context.
+        rope_original_context: context length before llama3's scaling.
+        parallel_residual: whether attention and feed-forward layer read the same x (GPT-NeoX).
+        sliding_window: how many tokens attention sees, the current one included (Mistral); None:
+            all before it.
 
     Raises:
         UserError: values out of range, or that do not fit together.
@@ -97,6 +114,17 @@ class GPTConfig:
     head_size: int | None = None
     hidden_size: int | None = None
     rotary_base: float = 10_000
+    norm_eps: float | None = None
+    qkv_bias: bool | None = None
+    mlp_bias: bool | None = None
+    rotary_fraction: float = 1.0
+    rope_scaling: Literal["linear", "llama3"] | None = None
+    rope_factor: float = 1.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_context: int | None = None
+    parallel_residual: bool = False
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
         check_choice(STYLES, style=self.style)
@@ -105,6 +133,12 @@ class GPTConfig:
                 setattr(self, choice, value)
         if self.num_kv_heads is None:
             self.num_kv_heads = self.num_heads
+        if self.qkv_bias is None:
+            self.qkv_bias = self.bias
+        if self.mlp_bias is None:
+            self.mlp_bias = self.bias
+        if self.norm_eps is None:
+            self.norm_eps = 1e-6 if self.norm == "rms" else 1e-5
         self._check()
         if self.head_size is None:
             self.head_size = self.d_model // self.num_heads
@@ -115,18 +149,34 @@ class GPTConfig:
             problem = "must be even for rotary positions"
             hint = f"change it, or `d_model` ({self.d_model}) / `num_heads` ({self.num_heads})"
             raise UserError(problem, field="head_size", value=self.head_size, hint=hint)
+        if self.position == "rotary" and (self.rotary_size < 2 or self.rotary_size % 2):
+            problem = f"rotates {self.rotary_size} of {self.head_size} channels, not an even number"
+            raise UserError(problem, field="rotary_fraction", value=self.rotary_fraction)
+
+    @property
+    def rotary_size(self) -> int:
+        """How many channels of a head rotate."""
+        assert self.head_size is not None
+        return int(self.head_size * self.rotary_fraction)
 
     def _check(self) -> None:
         for name, values in CHOICES.items():
             check_choice(values, **{name: getattr(self, name)})
         sizes = ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads")
         names = (*sizes, "num_kv_heads", "head_size", "hidden_size")
+        names += ("sliding_window", "rope_original_context")
         check_least(1, **{name: getattr(self, name) for name in names})
         check_least(0, bigram_rows=self.bigram_rows)
         if not 0 <= self.dropout < 1:
             raise UserError("must be in [0, 1)", field="dropout", value=self.dropout)
         if not 1 < self.rotary_base < math.inf:
             raise UserError("must be above 1", field="rotary_base", value=self.rotary_base)
+        if not 0 < self.norm_eps < 1:
+            raise UserError("must be in (0, 1)", field="norm_eps", value=self.norm_eps)
+        if not 0 < self.rotary_fraction <= 1:
+            problem = "must be in (0, 1]"
+            raise UserError(problem, field="rotary_fraction", value=self.rotary_fraction)
+        self._check_scaling()
         heads = self.num_heads
         if self.head_size is None and self.d_model % heads:
             problem = f"must be divisible by `num_heads` ({heads})"
@@ -136,6 +186,17 @@ class GPTConfig:
         if heads % self.num_kv_heads:
             problem = f"must divide `num_heads` ({heads})"
             raise UserError(problem, field="num_kv_heads", value=self.num_kv_heads)
+
+    def _check_scaling(self) -> None:
+        check_least(1, rope_factor=self.rope_factor)
+        low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
+        if not 0 < low < high < math.inf:
+            problem = f"must be above `rope_low_freq_factor` ({low}), and that above 0"
+            raise UserError(problem, field="rope_high_freq_factor", value=high)
+        if self.rope_scaling == "llama3" and self.rope_original_context is None:
+            problem = "needs the context length before it"
+            hint = "give `rope_original_context`"
+            raise UserError(problem, field="rope_scaling", value=self.rope_scaling, hint=hint)
 
     def least_weights(self) -> int:
         """The number of weights in the matrices, without the output layer: a lower bound."""
@@ -178,8 +239,8 @@ class KVCache:
 
 def make_norm(config: GPTConfig, size: int) -> nn.Module:
     if config.norm == "rms":
-        return nn.RMSNorm(size, eps=1e-6)
-    return nn.LayerNorm(size, bias=config.bias)
+        return nn.RMSNorm(size, eps=config.norm_eps)
+    return nn.LayerNorm(size, eps=config.norm_eps, bias=config.bias)
 
 
 def sinusoids(length: int, size: int) -> Tensor:
@@ -189,16 +250,36 @@ def sinusoids(length: int, size: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :size]  # (length, size)
 
 
-def rotary_table(length: int, head_size: int, base: float) -> Tensor:
+def rotary_rates(config: GPTConfig) -> Tensor:
+    """The rotary angles from one token to the next, (D / 2,), after rope_scaling."""
+    c = config
+    rates = c.rotary_base ** (-torch.arange(0, c.rotary_size, 2) / c.rotary_size)  # (D / 2,)
+    if c.rope_scaling is None:
+        return rates
+    slowed = rates / c.rope_factor
+    if c.rope_scaling == "linear":
+        return slowed
+    turns = c.rope_original_context * rates / (2 * math.pi)  # within the original context
+    low, high = c.rope_low_freq_factor, c.rope_high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)  # smooth in between
+    return kept * rates + (1 - kept) * slowed
+
+
+def rotary_table(length: int, rates: Tensor) -> Tensor:
     """Cosines and sines (2, length, D) of the rotary angles, the same in both halves of D."""
-    rates = base ** (-torch.arange(0, head_size, 2) / head_size)  # (D / 2,)
     angles = torch.arange(length)[:, None] * rates  # (length, D / 2)
     angles = torch.cat([angles, angles], dim=-1)  # (length, D)
     return torch.stack([angles.cos(), angles.sin()])  # (2, length, D)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turns each pair (i, i + D/2) of x (B, H, T, D) by its position's angles, table (2, T, D)."""
+    """Turns each pair (i, i + D/2) of x (B, H, T, D) by its position's angles, table (2, T, D).
+
+    A table of fewer channels turns the first ones alone.
+    """
+    size = table.size(-1)
+    if size < x.size(-1):
+        return torch.cat([rotate(x[..., :size], table), x[..., size:]], dim=-1)
     cos, sin = table
     first, second = x.chunk(2, dim=-1)  # each (B, H, T, D / 2)
     return x * cos + torch.cat([-second, first], dim=-1) * sin  # (B, H, T, D)
@@ -212,12 +293,19 @@ class Attention(nn.Module):
         self.config = c = config
         self.index = index
         self.widths = [n * c.head_size for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
-        self.qkv = nn.Linear(c.d_model, sum(self.widths), bias=c.bias)
+        self.qkv = nn.Linear(c.d_model, sum(self.widths), bias=c.qkv_bias)
         self.out = nn.Linear(self.widths[0], c.d_model, bias=c.bias)
-        self.q_norm = nn.RMSNorm(c.head_size, eps=1e-6) if c.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(c.head_size, eps=1e-6) if c.qk_norm else nn.Identity()
+        eps = c.norm_eps if c.norm == "rms" else 1e-6
+        self.q_norm = nn.RMSNorm(c.head_size, eps=eps) if c.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(c.head_size, eps=eps) if c.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Tensor | None,
+        cache: KVCache | None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         B, T, _ = x.shape
         q, k, v = (  # (B, H, T, D), (B, K, T, D), (B, K, T, D)
             part.view(B, T, -1, self.config.head_size).transpose(1, 2)
@@ -231,9 +319,14 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.index, k, v)  # (B, K, cache.length + T, D)
         # No dropout inside: its mask takes most of a CPU step, and rules out the fused kernels.
-        # A single new token sees everything before it.
+        # A single new token sees everything before it, or in the window.
+        window = self.config.sliding_window
+        if window is not None and T == 1:
+            k = k[:, :, -window:]
+            v = v[:, :, -window:]
         grouped = self.config.num_kv_heads < self.config.num_heads
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=grouped)
+        causal = T > 1 and mask is None
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))  # from (B, H, T, D) to (B, T, C)
 
 
@@ -251,8 +344,8 @@ class FeedForward(nn.Module):
         }
         self.activation = functions[c.activation]
         self.gated = c.activation == "swiglu"
-        self.up = nn.Linear(c.d_model, c.hidden_size * (2 if self.gated else 1), bias=c.bias)
-        self.out = nn.Linear(c.hidden_size, c.d_model, bias=c.bias)
+        self.up = nn.Linear(c.d_model, c.hidden_size * (2 if self.gated else 1), bias=c.mlp_bias)
+        self.out = nn.Linear(c.hidden_size, c.d_model, bias=c.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.up(x)  # (B, T, F), or twice as wide
@@ -263,7 +356,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each on a normalized x, and added to x (pre-norm)."""
+    """Attention, then feed-forward, each on a normalized x, and added to x (pre-norm).
+
+    Where they are parallel, both read the same x.
+    """
 
     def __init__(self, config: GPTConfig, index: int) -> None:
         super().__init__()
@@ -272,10 +368,18 @@ class Block(nn.Module):
         self.feed_forward_norm = make_norm(config, config.d_model)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
+        self.is_parallel = config.parallel_residual
 
-    def forward(self, x: Tensor, rotary: Tensor | None, cache: KVCache | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Tensor | None,
+        cache: KVCache | None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        added = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache, mask))
+        read = x if self.is_parallel else added
+        return added + self.dropout(self.feed_forward(self.feed_forward_norm(read)))
 
 
 class Pairs(nn.Module):
@@ -319,7 +423,7 @@ class GPT(nn.Module):
             self.position = nn.Parameter(torch.empty(c.context_length, c.d_model))
         else:
             self.register_buffer("position", None, persistent=False)
-            self.rotary = rotary_table(c.context_length, c.head_size, c.rotary_base)
+            self.rotary = rotary_table(c.context_length, rotary_rates(c))
         self.pairs = Pairs(c) if c.smear or c.bigram_rows else None
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.num_blocks))
@@ -368,12 +472,21 @@ class GPT(nn.Module):
             x = x + self.position[start:end]  # (T, C) is added to each row
         x = self.dropout(x)
         rotary = None if self.rotary is None else self.rotary[:, start:end]  # (2, T, D)
+        mask = self._window_mask(ids.size(1))
         for block in self.blocks:
-            x = block(x, rotary, cache)
+            x = block(x, rotary, cache, mask)
         if cache is not None:
             cache.length = end
             cache.last = ids[:, -1:]
         return self.norm(x)
+
+    def _window_mask(self, length: int) -> Tensor | None:
+        """Which tokens (of a row) see which in the sliding window, (T, T); None: all before."""
+        window = self.config.sliding_window
+        if window is None or length <= window:
+            return None
+        pairs = torch.ones(length, length, dtype=torch.bool, device=self.embedding.weight.device)
+        return pairs.tril().triu(1 - window)
 
     def num_parameters(self) -> tuple[int, int]:
         """Number of weights in the tables (embedding, pairs, output layer), and in everything else.

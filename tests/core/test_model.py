@@ -17,6 +17,7 @@ from lit_gpt.model import (
     FeedForward,
     GPTConfig,
     make_norm,
+    rotary_rates,
     rotary_table,
     rotate,
     sinusoids,
@@ -310,7 +311,8 @@ def test_the_tables_of_the_fast_style_are_counted_with_the_embedding():
 def test_rotary_turns_each_pair_by_its_own_angle(base):
     """The pair (i, i + D/2), as a complex number, by position * base^(-2i/D)."""
     x = torch.randn(1, 1, 20, 6)
-    turned = rotate(x, rotary_table(20, 6, base))[0, 0]
+    rates = rotary_rates(GPTConfig(11, head_size=6, rotary_base=base))
+    turned = rotate(x, rotary_table(20, rates))[0, 0]
     for pos in range(20):
         for i in range(3):
             angle = pos * base ** (-2 * i / 6)
@@ -321,7 +323,8 @@ def test_rotary_turns_each_pair_by_its_own_angle(base):
 
 
 def test_rotary_scores_depend_only_on_relative_position():
-    q, k, table = torch.randn(8), torch.randn(8), rotary_table(100, 8, 10_000)
+    q, k = torch.randn(8), torch.randn(8)
+    table = rotary_table(100, rotary_rates(GPTConfig(11, head_size=8)))
 
     def score(q_place: int, k_place: int) -> float:
         turned_q = rotate(q.view(1, 1, 1, 8), table[:, q_place, None])
