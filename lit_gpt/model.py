@@ -211,8 +211,11 @@ class KVCache:
     """Keys and values of the tokens so far in all blocks; `length` tokens are filled.
 
     Both are (num_blocks, B, K, context_length, D), on the device and of the type of `like`. `last`
-    are the newest tokens, (B, 1), once there are any.
+    are the newest tokens, (B, 1), once there are any. `mask`, (B, 1, T, L), says which of L tokens
+    each new one sees; None: those before it.
     """
+
+    mask: Tensor | None = None
 
     def __init__(self, config: GPTConfig, batch_size: int, like: Tensor) -> None:
         c = config
@@ -222,12 +225,24 @@ class KVCache:
         self.length = 0
         self.last: Tensor | None = None
 
+    def places(self, num_new: int) -> slice | Tensor:
+        """The positions of new tokens: the same for all rows, or (B, T)."""
+        end = self.length + num_new
+        assert end <= self.keys.size(3), f"{end} tokens > {self.keys.size(3)}"
+        assert self.length == 0 or num_new == 1
+        return slice(self.length, end)
+
     def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Adds k and v (B, K, T, D) to a block's; returns all of them, (B, K, length + T, D)."""
         end = self.length + k.size(2)
         self.keys[block, :, :, self.length : end] = k
         self.values[block, :, :, self.length : end] = v
         return self.keys[block, :, :, :end], self.values[block, :, :, :end]
+
+    def advance(self, ids: Tensor) -> None:
+        """Ends a call: `ids` (B, T) are in all blocks."""
+        self.length += ids.size(1)
+        self.last = ids[:, -1:]
 
     def keep(self, rows: list[int]) -> None:
         """Drops all other rows of the batch."""
@@ -275,7 +290,8 @@ def rotary_table(length: int, rates: Tensor) -> Tensor:
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turns each pair (i, i + D/2) of x (B, H, T, D) by its position's angles, table (2, T, D).
 
-    A table of fewer channels turns the first ones alone.
+    Rows with positions of their own have a table (2, B, 1, T, D). One of fewer channels turns the
+    first ones alone.
     """
     size = table.size(-1)
     if size < x.size(-1):
@@ -321,7 +337,7 @@ class Attention(nn.Module):
         # No dropout inside: its mask takes most of a CPU step, and rules out the fused kernels.
         # A single new token sees everything before it, or in the window.
         window = self.config.sliding_window
-        if window is not None and T == 1:
+        if window is not None and T == 1 and mask is None:
             k = k[:, :, -window:]
             v = v[:, :, -window:]
         grouped = self.config.num_kv_heads < self.config.num_heads
@@ -459,25 +475,26 @@ class GPT(nn.Module):
 
     def hidden_states(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """The input of the output layer, (B, T, C); arguments as for `forward`."""
-        start = 0 if cache is None else cache.length
-        end = start + ids.size(1)
-        assert end <= self.config.context_length, f"{end} tokens > {self.config.context_length}"
-        assert start == 0 or ids.size(1) == 1
+        num_new = ids.size(1)
+        context = self.config.context_length
+        assert num_new <= context, f"{num_new} tokens > {context}"
+        places = slice(num_new) if cache is None else cache.places(num_new)
         if self.pairs is None:
             x = self.embedding(ids)  # (B, T, C)
         else:
             first = ids[:, :1] if cache is None or cache.last is None else cache.last
             x = self.pairs(ids, torch.cat([first, ids[:, :-1]], dim=1), self.embedding)
         if self.position is not None:
-            x = x + self.position[start:end]  # (T, C) is added to each row
+            x = x + self.position[places]  # (T, C) is added to each row, or (B, T, C)
         x = self.dropout(x)
-        rotary = None if self.rotary is None else self.rotary[:, start:end]  # (2, T, D)
-        mask = self._window_mask(ids.size(1))
+        rotary = None if self.rotary is None else self.rotary[:, places]  # (2, T, D)
+        if rotary is not None and isinstance(places, Tensor):
+            rotary = rotary[:, :, None]  # (2, B, 1, T, D): the same in all heads
+        mask = self._window_mask(num_new) if cache is None or cache.mask is None else cache.mask
         for block in self.blocks:
             x = block(x, rotary, cache, mask)
         if cache is not None:
-            cache.length = end
-            cache.last = ids[:, -1:]
+            cache.advance(ids)
         return self.norm(x)
 
     def _window_mask(self, length: int) -> Tensor | None:
