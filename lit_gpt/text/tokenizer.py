@@ -13,14 +13,15 @@ import numpy as np
 import tiktoken
 
 from lit_gpt.text import utf8
+from lit_gpt.text.byte_gaps import SINGLE_BYTES, ByteGaps, check_has_bytes
 from lit_gpt.text.chat import check_template, split_special
 from lit_gpt.text.patterns import check_pattern
 
 BYTES = "bytes"  # the name of the vocabulary that has one token for each byte
-SINGLE_BYTES = [bytes([byte]) for byte in range(256)]
 END_OF_TEXT = b"\n\n"  # how the end of a document reads: as a blank line
 END_NAME = "<|endoftext|>"  # what its token is called, as in GPT-2 and Qwen3
-DEFAULT_SPECIAL = {"names": [END_NAME], "roles": {"eos_token": END_NAME}, "end_names": []}
+NO_SPECIAL: dict[str, Any] = {"names": [], "roles": {}, "start_names": [], "end_names": []}
+ONLY_END = NO_SPECIAL | {"names": [END_NAME], "roles": {"eos_token": END_NAME}}
 
 
 def checked_special(special: Any) -> dict[str, Any]:
@@ -29,13 +30,13 @@ def checked_special(special: Any) -> dict[str, Any]:
     Raises:
         ValueError: they are not names, each of one token, and what these are for.
     """
-    names, roles, ends = special["names"], special["roles"], special["end_names"]
-    given = [*names, *roles.values(), *ends, *roles]
-    if not all(isinstance(name, str) and name for name in given):
+    names, roles = special["names"], special["roles"]
+    used = [*roles.values(), *special["start_names"], *special["end_names"]]
+    if not all(isinstance(name, str) and name for name in [*names, *roles, *used]):
         raise ValueError("its special tokens are not texts")
-    if len(set(names)) < len(names) or not set(names).issuperset([*roles.values(), *ends]):
+    if len(set(names)) < len(names) or not set(names).issuperset(used):
         raise ValueError("it has a special token twice, or names one that it does not have")
-    return {"names": names, "roles": roles, "end_names": ends}
+    return {key: special[key] for key in NO_SPECIAL}
 
 
 class Tokenizer:
@@ -48,7 +49,8 @@ class Tokenizer:
     Args:
         name: where the vocabulary comes from, as in `vocabularies.load_tokenizer`.
         pattern: regular expression that splits text into pieces; merges stay inside a piece.
-        tokens: the bytes of token 0, 1, ...: all 256 single bytes, and merges in order of rank.
+        tokens: the bytes of token 0, 1, ...: the single bytes, and merges in order of rank. Only
+            an imported vocabulary lacks single bytes, and refuses a text that has these.
     """
 
     def __init__(self, name: str, pattern: str, tokens: list[bytes]) -> None:
@@ -57,15 +59,18 @@ class Tokenizer:
         self.tokens = tokens
         self.is_bytes = tokens == SINGLE_BYTES
         self.ranks = {token: rank for rank, token in enumerate(tokens)}
+        self.gaps = None if self.ranks.keys() >= set(SINGLE_BYTES) else ByteGaps(tokens)
+        ranks = self.gaps.ranks if self.gaps else self.ranks
         self.encoding = tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={}
+            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
         )
         self.fast: Any = None  # a splintr tokenizer
         self.end_of_text: int | None = None
         self.end_is_used = True  # by the training text; if not, generation never chooses it
         self.special: dict[str, int] = {}  # names and ids of special tokens, end of text included
         self.special_roles: dict[str, str] = {}  # such as eos_token: the name of one
-        self.end_names: list[str] = []  # of special tokens that end an answer
+        self.start_names: list[str] = []  # of those that come before a prompt
+        self.end_names: list[str] = []  # of those that end an answer
         self.chat_template: str | None = None  # Jinja; None: text.chat has a plain one
         self._may_follow: dict[bytes, np.ndarray] = {}
 
@@ -87,7 +92,11 @@ class Tokenizer:
         return new
 
     def with_special(
-        self, names: list[str], roles: Mapping[str, str], end_names: list[str]
+        self,
+        names: list[str],
+        roles: Mapping[str, str],
+        start_names: list[str],
+        end_names: list[str],
     ) -> Tokenizer:
         """The same tokenizer with more tokens, which decode to their names.
 
@@ -96,13 +105,15 @@ class Tokenizer:
         Args:
             names: of the new tokens, all different.
             roles: what a chat template calls some of them, such as `bos_token`.
-            end_names: those that end an answer.
+            start_names: those that come before a prompt.
+            end_names: those that end an answer, besides the end-of-text token.
         """
         assert self.end_of_text is None
         new = copy.copy(self)
         new.tokens = [*self.tokens, *(name.encode() for name in names)]
         new.special = {name: i for i, name in enumerate(names, len(self.tokens))}
         new.special_roles = dict(roles)
+        new.start_names = list(start_names)
         new.end_names = list(end_names)
         new._may_follow = {}
         return new
@@ -130,13 +141,18 @@ class Tokenizer:
         return len(self.tokens)
 
     def encode(self, text: str) -> np.ndarray:
-        """Text to ids, (N,) uint32."""
+        """Text to ids, (N,) uint32.
+
+        Raises:
+            UserError: the text has a byte that an imported vocabulary lacks.
+        """
         if self.is_bytes:
             return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
         if self.fast:
             return np.frombuffer(self.fast.encode_flat(text), np.dtype("<u4"))
         try:
-            return self.encoding.encode_to_numpy(text, disallowed_special=())
+            ids = self.encoding.encode_to_numpy(text, disallowed_special=())
+            return self.gaps.own_ids(ids, text) if self.gaps else ids
         except UnicodeEncodeError:
             raise
         except ValueError:  # its regular expression gives up on a million spaces in a row
@@ -196,7 +212,7 @@ class Tokenizer:
         are all in `used` splits into the same tokens, and any other text encodes without loss.
         Returns the smaller tokenizer, and the new ids by old ones, (V,) int64; -1: dropped.
         """
-        keep = {self.ranks[bytes([byte])] for byte in range(256)}
+        keep = {self.ranks[byte] for byte in SINGLE_BYTES if byte in self.ranks}
         todo = [int(i) for i in used if i != self.end_of_text]
         while todo:
             rank = todo.pop()
@@ -239,9 +255,10 @@ class Tokenizer:
         special = {
             "names": list(self.special),
             "roles": self.special_roles,
+            "start_names": self.start_names,
             "end_names": self.end_names,
         }
-        if any(special.values()) and special != DEFAULT_SPECIAL:
+        if special not in (NO_SPECIAL, ONLY_END):
             state["special"] = json.dumps(special)
         return (
             state if self.chat_template is None else state | {"chat_template": self.chat_template}
@@ -257,16 +274,17 @@ class Tokenizer:
         lines = state["vocabulary"].splitlines()
         tokens = [base64.b64decode(line.split()[0], validate=True) for line in lines]
         unique = set(tokens)
-        if len(unique) < len(tokens) or b"" in unique or not unique.issuperset(SINGLE_BYTES):
-            raise ValueError("its vocabulary has a token twice, an empty one, or not every byte")
+        if len(unique) < len(tokens) or b"" in unique:
+            raise ValueError("its vocabulary has a token twice, or an empty one")
+        check_has_bytes(unique)
         check_pattern(state["pattern"])
         tokenizer = cls(state["name"], state["pattern"], tokens)
         end = state.get("end_of_text")
-        special = DEFAULT_SPECIAL if end else {"names": [], "roles": {}, "end_names": []}
+        special = NO_SPECIAL if end is None else ONLY_END
         if "special" in state:
             special = checked_special(json.loads(state["special"]))
         *names, last = special["names"] if end else [*special["names"], END_NAME]
-        tokenizer = tokenizer.with_special(names, special["roles"], special["end_names"])
+        tokenizer = tokenizer.with_special(**special | {"names": names})
         if end is not None:
             tokenizer = tokenizer.with_end_of_text(last)
             tokenizer.end_is_used = state.get("end_is_used") != "no"
