@@ -1,4 +1,4 @@
-"""Vocabularies without a token for each byte: tiktoken needs one, so it gets other ids than ours."""
+"""Vocabularies without a token for each byte, which tiktoken needs: it gets other ids than ours."""
 
 from __future__ import annotations
 
