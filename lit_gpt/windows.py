@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 DRAWN = 1024  # random windows drawn at once, in less time than it takes to make a generator
+IGNORED = -100  # a target that counts nothing, as in torch and transformers
 
 
 class Order(Protocol):

@@ -14,7 +14,10 @@ FIELD = "text"  # which holds the documents, unless `text_field` names others
 MAX_LISTED = 20  # field names in an error
 MAX_NAME = 60  # characters of each
 MESSAGE_KEYS = (("role", "content"), ("from", "value"))  # of OpenAI and of ShareGPT
-KINDS = {dict: "an object", list: "a list", bool: "a boolean", type(None): "null"}
+KINDS: dict[type, str] = {
+    **{dict: "an object", list: "a list", bool: "a boolean", type(None): "null"},
+    **{str: "a text", bytes: "a text", memoryview: "a text"},
+}
 
 
 def text_of(row: Any, fields: tuple[str, ...], where: str, store: Store) -> Iterator[str]:
@@ -55,7 +58,7 @@ def find(row: dict[str, Any], field: str, where: str) -> Any:
     if row[head] is None:
         return None
     if not isinstance(row[head], dict):
-        raise UserError(f"{where}: {head!r} holds {_kind(row[head])}, so it has no {tail!r}")
+        raise UserError(f"{where}: {head!r} holds {kind_of(row[head])}, so it has no {tail!r}")
     return find(row[head], tail, f"{where}, {head!r}")
 
 
@@ -64,7 +67,7 @@ def _pieces(value: Any, what: str, store: Store) -> Iterator[str]:
     if isinstance(value, list):
         yield from _chat(value, what, store)
     elif value is not None:
-        yield from _string(value, what, store)
+        yield from string_pieces(value, what, store)
 
 
 def _chat(messages: list[Any], what: str, store: Store) -> Iterator[str]:
@@ -80,17 +83,17 @@ def _chat(messages: list[Any], what: str, store: Store) -> Iterator[str]:
         role, content = keys[0]
         if i:
             yield "\n\n"
-        yield from _string(message[role], f"{which}: {role!r}", store)
+        yield from string_pieces(message[role], f"{which}: {role!r}", store)
         yield ": "
-        yield from _string(message.get(content), f"{which}: {content!r}", store)
+        yield from string_pieces(message.get(content), f"{which}: {content!r}", store)
 
 
-def _string(value: Any, what: str, store: Store) -> Iterator[str]:
+def string_pieces(value: Any, what: str, store: Store) -> Iterator[str]:
     """The text of a string, or of UTF-8 bytes."""
     if isinstance(value, bytes):
         value = memoryview(value)
     if not isinstance(value, str | memoryview):
-        raise UserError(f"{what} holds {_kind(value)}, not text")
+        raise UserError(f"{what} holds {kind_of(value)}, not text")
     try:
         for piece in store.pieces(value) if isinstance(value, str) else _decoded(value):
             piece.encode()  # fails on a lone surrogate, as \ud800 writes it
@@ -107,7 +110,7 @@ def _decoded(content: memoryview) -> Iterator[str]:
     yield decoder.decode(b"", final=True)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     return KINDS.get(type(value)) or "a number"
 
 

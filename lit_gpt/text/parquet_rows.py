@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.text.compression import needs_package
+from lit_gpt.text.conversations import fields_of
 from lit_gpt.text.fields import no_field
 from lit_gpt.text.parquet_pages import measure
 from lit_gpt.text.windows import Store
@@ -29,7 +30,8 @@ def read_parquet(
 
     Args:
         path: the file's name.
-        fields: of each row; see `lit_gpt.text.fields.find`.
+        fields: of each row; see `lit_gpt.text.fields.find`. None: those of a conversation; where
+            the file has none, a single row without values has the names of its columns.
         source: the file, or what was unpacked from it.
     """
     try:
@@ -43,6 +45,11 @@ def read_parquet(
         with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
             # Without `pre_buffer`, which would read the whole column of a large row group ahead.
             table = parquet.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
+            if not fields:
+                names = list(table.schema_arrow.names)
+                fields = fields_of(names)
+                if not fields:
+                    yield str(path), dict.fromkeys(names), store
             for field in fields:
                 _check_column(path, field, list(table.schema_arrow))
             longest = _longest(path, fields, table, file)
