@@ -19,6 +19,7 @@ KINDS = {
     "charlm": ("training.charlm", "a byte-level model on --path against nanoGPT's recipe"),
     "race": ("race.race", "nanoGPT's recipe, the loop, Hugging Face's Trainer, for the same time"),
     "generate": ("parts.generation", "with a key/value cache against the whole window each token"),
+    "serve": ("serving.serving", "50 staggered requests: latencies and tokens/s, batched and not"),
     "tokenize": ("parts.tokenization", "text file to token cache against tiktoken"),
     "scaling": ("scaling.scaling", "`text` or `files`: long texts, many files to token cache"),
     "store": ("token_store.token_store", "a token store: requests, first batch, order on 4 ranks"),

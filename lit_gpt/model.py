@@ -244,13 +244,6 @@ class KVCache:
         self.length += ids.size(1)
         self.last = ids[:, -1:]
 
-    def keep(self, rows: list[int]) -> None:
-        """Drops all other rows of the batch."""
-        self.keys = self.keys[:, rows]
-        self.values = self.values[:, rows]
-        if self.last is not None:
-            self.last = self.last[rows]
-
 
 def make_norm(config: GPTConfig, size: int) -> nn.Module:
     if config.norm == "rms":
@@ -295,7 +288,9 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """
     size = table.size(-1)
     if size < x.size(-1):
-        return torch.cat([rotate(x[..., :size], table), x[..., size:]], dim=-1)
+        parts = (rotate(x[..., :size], table), x[..., size:])
+        # In memory as x, (B, T, H, D), so that attention's output needs no copy.
+        return torch.cat([part.transpose(1, 2) for part in parts], dim=-1).transpose(1, 2)
     cos, sin = table
     first, second = x.chunk(2, dim=-1)  # each (B, H, T, D / 2)
     return x * cos + torch.cat([-second, first], dim=-1) * sin  # (B, H, T, D)
@@ -490,20 +485,20 @@ class GPT(nn.Module):
         rotary = None if self.rotary is None else self.rotary[:, places]  # (2, T, D)
         if rotary is not None and isinstance(places, Tensor):
             rotary = rotary[:, :, None]  # (2, B, 1, T, D): the same in all heads
-        mask = self._window_mask(num_new) if cache is None or cache.mask is None else cache.mask
+        mask = self._window_mask(ids) if cache is None or cache.mask is None else cache.mask
         for block in self.blocks:
             x = block(x, rotary, cache, mask)
         if cache is not None:
             cache.advance(ids)
         return self.norm(x)
 
-    def _window_mask(self, length: int) -> Tensor | None:
-        """Which tokens (of a row) see which in the sliding window, (T, T); None: all before."""
+    def _window_mask(self, ids: Tensor) -> Tensor | None:
+        """Which tokens of a text see which in the sliding window, (T, T); None: all before them."""
         window = self.config.sliding_window
+        length = ids.size(1)
         if window is None or length <= window:
             return None
-        pairs = torch.ones(length, length, dtype=torch.bool, device=self.embedding.weight.device)
-        return pairs.tril().triu(1 - window)
+        return ids.new_ones(length, length, dtype=torch.bool).tril().triu(1 - window)
 
     def num_parameters(self) -> tuple[int, int]:
         """Number of weights in the tables (embedding, pairs, output layer), and in everything else.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from lit_gpt.command import HIDDEN
 from lit_gpt.errors import UserError, check_least
-from lit_gpt.generation.sampling import Rows, Sampling
+from lit_gpt.generation.rows import Rows, fill_gaps
+from lit_gpt.generation.sampling import Sampling
 from lit_gpt.model import GPT
 from lit_gpt.text.tokenizer import Tokenizer
 
@@ -91,72 +93,6 @@ class CompletionChunk:
     finish_reason: FinishReason | None = None  # given with the last piece
     choice: Choice | None = None  # if the request asks for a trace
     logprobs: Sequence[Logprob] = ()  # of this token; before the first one, of all in the prompt
-
-
-@torch.inference_mode()
-def complete(
-    model: GPT,
-    tokenizer: Tokenizer,
-    requests: Sequence[Request],
-    is_wanted: Callable[[int], bool] = lambda index: True,
-) -> Iterator[CompletionChunk]:
-    """Completes requests side by side, one token of each at a time.
-
-    The prompts are read at once up to the length of the shortest. While that one is continued, the
-    rest of the longer ones is read a token at a time. The others don't change a request's text.
-
-    Args:
-        model: in eval mode; it sees the last context_length tokens.
-        tokenizer: the model's.
-        requests: at least one.
-        is_wanted: asked after each token; if False, the request with this index is dropped.
-
-    Raises:
-        UnicodeEncodeError: a prompt is not valid Unicode.
-    """
-    context = model.config.context_length
-    completions = [Completion(i, request, tokenizer) for i, request in enumerate(requests)]
-    for completion in completions:
-        if completion.request.scores_prompt:
-            yield completion.score_prompt(model)
-    completions = [completion for completion in completions if not completion.is_finished]
-    if not completions:
-        return
-    prompts = [completion.prompt[-context:] for completion in completions]
-    rows, position = _read_prompts(model, tokenizer, prompts)
-    while True:
-        next_ids = [prompt[position] if position < len(prompt) else -1 for prompt in prompts]
-        writing = [row for row, i in enumerate(next_ids) if i < 0]  # rows whose prompt is read
-        ids = rows.seen.new_tensor(next_ids)  # (B,)
-        logits = rows.logits(writing)  # (N, V)
-        seen = rows.seen[writing]  # (N, T)
-        drawn_from = rows.as_text(logits, writing)
-        ids[writing], choices = _draw(drawn_from, seen, [completions[row] for row in writing])
-        for row, its_logits, choice in zip(writing, logits, choices, strict=True):
-            yield completions[row].add(int(ids[row]), choice, its_logits)
-        rows.append(ids)
-        position += 1
-        kept = [
-            row
-            for row, completion in enumerate(completions)
-            if not completion.is_finished and is_wanted(completion.index)
-        ]
-        if not kept:
-            return
-        if len(kept) < len(completions):
-            rows.keep(kept)
-            prompts = [prompts[row] for row in kept]
-            completions = [completions[row] for row in kept]
-            if position < min(map(len, prompts)):  # the short ones are done: read on at once
-                rows, position = _read_prompts(model, tokenizer, prompts)
-
-
-def _read_prompts(model: GPT, tokenizer: Tokenizer, prompts: list[list[int]]) -> tuple[Rows, int]:
-    """Rows of all prompts up to the length of the shortest, and that length."""
-    length = min(map(len, prompts))
-    device = model.embedding.weight.device
-    ids = torch.tensor([prompt[:length] for prompt in prompts], device=device)  # (B, length)
-    return Rows(model, ids, tokenizer), length
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, ids: Sequence[int] = ()) -> list[int]:
@@ -294,3 +230,112 @@ def _choice(completion: Completion, logits: Tensor, seen: Tensor, token: Tensor)
     best = probabilities.topk(min(NUM_LIKELIEST, len(probabilities)))
     likeliest = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     return Choice(int(token), float(probabilities[token]), float(drawn_with), likeliest)
+
+
+class Batch:
+    """Requests that are completed side by side; others may join and leave between two steps.
+
+    The others don't change a request's text.
+
+    Args:
+        model: in eval mode; it sees the last context_length tokens.
+        tokenizer: the model's.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.rows = Rows(model, tokenizer)
+        self.completions: list[Completion] = []  # of the rows
+        self.unscored: deque[Completion] = deque()  # their prompts' scores come first
+
+    def __len__(self) -> int:
+        return len(self.completions) + len(self.unscored)
+
+    def add(self, index: int, request: Request) -> None:
+        """Takes in a request.
+
+        Args:
+            index: of its pieces.
+            request: the next steps read its prompt.
+
+        Raises:
+            UnicodeEncodeError: the prompt is not valid Unicode.
+        """
+        completion = Completion(index, request, self.tokenizer)
+        if request.scores_prompt:
+            self.unscored.append(completion)
+        else:
+            self._start(completion)
+
+    def _start(self, completion: Completion) -> None:
+        self.rows.add(completion.prompt)
+        self.completions.append(completion)
+
+    @torch.inference_mode()
+    def step(self) -> Iterator[CompletionChunk]:
+        """Yields a token of each request whose prompt is read, and reads on in the others.
+
+        It scores no more than one prompt. If it fails, go on after `drop_failed`.
+        """
+        self.rows.at_work = []
+        if self.unscored:
+            scored = self.unscored[0]
+            yield scored.score_prompt(self.model)
+            if not scored.is_finished:
+                self._start(scored)
+            self.unscored.popleft()
+        if self.completions:
+            yield from self._write()
+
+    def _write(self) -> Iterator[CompletionChunk]:
+        rows, logits = self.rows.logits()
+        completions = [self.completions[row] for row in rows]
+        drawn_from = self.rows.as_text(logits, rows)
+        ids, choices = _draw(drawn_from, self.rows.seen(rows), completions)
+        self.rows.append(rows, ids)
+        for completion, *drawn in zip(completions, ids.tolist(), choices, logits, strict=True):
+            yield completion.add(*drawn)
+        finished = {completion.index for completion in completions if completion.is_finished}
+        self.keep(lambda index: index not in finished)
+
+    def keep(self, is_wanted: Callable[[int], bool]) -> None:
+        """Drops the requests with other indices."""
+        self.unscored = deque(waiting for waiting in self.unscored if is_wanted(waiting.index))
+        kept = [row for row, running in enumerate(self.completions) if is_wanted(running.index)]
+        if len(kept) < len(self.completions):
+            kept = fill_gaps(kept)
+            self.rows.keep(kept)
+            self.completions = [self.completions[row] for row in kept]
+
+    def drop_failed(self) -> list[int]:
+        """Drops the requests that the last step, which failed, worked on; returns their indices."""
+        failed = [self.completions[row].index for row in self.rows.at_work]
+        failed = failed or [self.unscored[0].index]
+        self.keep(lambda index: index not in failed)
+        return failed
+
+
+def complete(
+    model: GPT,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    is_wanted: Callable[[int], bool] = lambda index: True,
+) -> Iterator[CompletionChunk]:
+    """Completes requests side by side; see `Batch`.
+
+    Args:
+        model: in eval mode; it sees the last context_length tokens.
+        tokenizer: the model's.
+        requests: at least one.
+        is_wanted: asked after each token; if False, the request with this index is dropped.
+
+    Raises:
+        UnicodeEncodeError: a prompt is not valid Unicode.
+    """
+    batch = Batch(model, tokenizer)
+    for index, request in enumerate(requests):
+        batch.add(index, request)
+    while batch:
+        yield from batch.step()
+        batch.keep(is_wanted)

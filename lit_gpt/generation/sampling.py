@@ -1,18 +1,17 @@
-"""Sampling: from logits to the next ids, for batches of texts that grow with a KV cache."""
+"""Sampling: from logits to the next ids, again and again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.model import GPT, KVCache
+from lit_gpt.generation.rows import Rows
+from lit_gpt.model import GPT
 from lit_gpt.text.tokenizer import Tokenizer
-from lit_gpt.text.utf8 import unfinished_bytes, unfinished_end
 
 
 @dataclass(frozen=True)
@@ -125,74 +124,6 @@ class Sampling:
         return logits
 
 
-class Rows:
-    """A batch of texts that grow together.
-
-    The model sees at most the last context_length tokens. When that window is full, its earlier
-    half is dropped, so the cache is rebuilt only every context_length / 2 tokens.
-
-    A token can be part of a character (cl100k_base splits most Chinese characters into two or
-    three). A tokenizer rules out tokens whose bytes can't continue the text as UTF-8.
-
-    Args:
-        model: in eval mode.
-        ids: the prompts, (B, T), T at least 1; each may end inside a character.
-        tokenizer: the model's; None: any token may follow any other.
-    """
-
-    def __init__(self, model: GPT, ids: Tensor, tokenizer: Tokenizer | None = None) -> None:
-        assert not model.training, "call model.eval() first: dropout would garble the text"
-        self.model = model
-        self.tokenizer = tokenizer
-        self.seen = ids[:, -model.config.context_length :]  # (B, T)
-        self.cache: KVCache | None = None
-        # The first bytes of a character that each row ends in.
-        self.unfinished = [b""] * len(ids)
-        if tokenizer:
-            ends = [tokenizer.decode_bytes(row) for row in ids[:, -3:].tolist()]
-            self.unfinished = [unfinished_end(end) for end in ends]
-
-    def logits(self, rows: list[int] | None = None) -> Tensor:
-        """Logits (N, V) of the next ids of these rows, or of all; call it once per `append`.
-
-        They are the model's: `as_text` rules out what can't continue the text.
-        """
-        rows = list(range(len(self.seen))) if rows is None else rows
-        context = self.model.config.context_length
-        if self.seen.size(1) > context:
-            self.seen = self.seen[:, -max(1, context // 2) :]
-            self.cache = None
-        if self.cache is None:
-            self.cache = KVCache(self.model.config, len(self.seen), self.model.embedding.weight)
-        new = self.seen[:, self.cache.length :]
-        last = self.model.hidden_states(new, self.cache)[rows, -1]  # (N, C)
-        return self.model.head(last).float()  # (N, V)
-
-    def as_text(self, logits: Tensor, rows: list[int] | None = None) -> Tensor:
-        """The logits of these rows, with -inf for tokens whose bytes can't continue the text."""
-        if self.tokenizer is None:
-            return logits
-        rows = list(range(len(self.seen))) if rows is None else rows
-        allowed = [self.tokenizer.may_follow(self.unfinished[row]) for row in rows]
-        mask = torch.from_numpy(np.stack(allowed)).to(logits.device)  # (N, V)
-        return logits.masked_fill(~mask, -torch.inf)
-
-    def append(self, ids: Tensor) -> None:
-        """Adds the ids (B,) that were chosen."""
-        self.seen = torch.cat([self.seen, ids[:, None]], dim=1)
-        if self.tokenizer:
-            for row, i in enumerate(ids.tolist()):
-                text = self.unfinished[row] + self.tokenizer.tokens[i]
-                self.unfinished[row] = unfinished_bytes(text) or b""
-
-    def keep(self, rows: list[int]) -> None:
-        """Drops all other rows."""
-        self.seen = self.seen[rows]
-        self.unfinished = [self.unfinished[row] for row in rows]
-        if self.cache:
-            self.cache.keep(rows)
-
-
 @torch.inference_mode()
 def generate(
     model: GPT,
@@ -205,11 +136,15 @@ def generate(
     """Yields the next ids (B,) of the prompts `ids` (B, T), one step at a time; see `Rows`."""
     sampling = sampling or Sampling()
     generator = torch.Generator().manual_seed(seed)
-    rows = Rows(model, ids, tokenizer)
+    rows = Rows(model, tokenizer)
+    for prompt in ids.tolist():
+        rows.add(prompt)
+    every = list(range(len(ids)))
     written: list[list[int]] = [[] for _ in ids]
     for _ in range(max_new_tokens):
-        next_ids = sampling(rows.as_text(rows.logits()), rows.seen, generator, written)
-        rows.append(next_ids)
+        _, logits = rows.logits()  # of all, as they are equally long
+        next_ids = sampling(rows.as_text(logits, every), rows.seen(every), generator, written)
+        rows.append(every, next_ids)
         for row, token in zip(written, next_ids.tolist(), strict=True):
             row.append(token)
         yield next_ids

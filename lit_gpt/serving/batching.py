@@ -1,26 +1,23 @@
-"""A thread that completes requests in batches.
+"""A thread that completes requests side by side.
 
-Requests that arrive while a batch runs form the next one. It starts when no other batch runs or,
-if there is room, after MAX_WAIT; batches that run side by side take turns, a token each.
+A request joins those that run at the next token, if there is room, and leaves when it is finished
+(continuous batching: Orca, Yu et al. 2022).
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count
 
-from lit_gpt.generation.completion import CompletionChunk, Request, complete
+from lit_gpt.generation.completion import Batch, CompletionChunk, Request
 from lit_gpt.model import GPT
 from lit_gpt.text.tokenizer import Tokenizer
-
-MAX_WAIT = 0.2  # seconds
 
 
 class Busy(Exception):
@@ -76,11 +73,10 @@ def deliver(parts: Sequence[tuple[Job, CompletionChunk | Failure]]) -> None:
 
 @dataclass(eq=False)
 class Row:
-    """One request of a job, waiting or in a batch."""
+    """One request of a job, waiting or running."""
 
     job: Job
     index: int  # of the request
-    since: float  # when it arrived, by the monotonic clock
     is_finished: bool = False
 
     @property
@@ -88,39 +84,18 @@ class Row:
         return not (self.job.is_cancelled or self.is_finished)
 
 
-class Batch:
-    """Rows that are completed side by side."""
+def fail(rows: Iterable[Row], problem: str) -> None:
+    """Tells those who wait for active rows that they will not be completed."""
+    active = [row for row in rows if row.is_active]
+    for row in active:
+        row.is_finished = True
+    deliver([(row.job, Failure(problem)) for row in active])
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, rows: list[Row]) -> None:
-        self.rows = rows
-        requests = [row.job.requests[row.index] for row in rows]
-        self.pieces = complete(model, tokenizer, requests, lambda index: rows[index].is_active)
 
-    @property
-    def active(self) -> list[Row]:
-        return [row for row in self.rows if row.is_active]
-
-    def step(self) -> None:
-        """Adds about one token to each row."""
-        parts: list[tuple[Job, CompletionChunk | Failure]] = []
-        problem = None
-        try:
-            for piece in islice(self.pieces, len(self.active)):
-                row = self.rows[piece.index]
-                row.is_finished = piece.finish_reason is not None
-                parts.append((row.job, replace(piece, index=row.index)))
-        except Exception as error:  # such as out of memory; other batches continue
-            traceback.print_exception(error)
-            problem = f"the model failed ({type(error).__name__}), see the server's log"
-        deliver(parts)
-        if problem:
-            self.fail(problem)
-
-    def fail(self, problem: str) -> None:
-        rows = self.active
-        for row in rows:
-            row.is_finished = True
-        deliver([(row.job, Failure(problem)) for row in rows])
+def described(error: Exception) -> str:
+    """What a client may know of an error; the rest is printed."""
+    traceback.print_exception(error)
+    return f"the model failed ({type(error).__name__}), see the server's log"
 
 
 class Batcher(threading.Thread):
@@ -137,13 +112,14 @@ class Batcher(threading.Thread):
         self, model: GPT, tokenizer: Tokenizer, max_concurrent: int, max_batch_size: int
     ) -> None:
         super().__init__(name="completion")
-        self.model = model
         self.tokenizer = tokenizer
         self.max_concurrent = max_concurrent
         self.max_batch_size = max_batch_size
         self._changed = threading.Condition()
         self._waiting: deque[Row] = deque()
-        self._batches: list[Batch] = []
+        self._running: dict[int, Row] = {}  # by their indices in the batch
+        self._indices = count()
+        self._batch = Batch(model, tokenizer)
         self._is_stopping = False
 
     def stop(self) -> None:
@@ -155,7 +131,7 @@ class Batcher(threading.Thread):
     def counts(self) -> tuple[int, int]:
         """The numbers of running and of waiting requests."""
         with self._changed:
-            running = sum(len(batch.active) for batch in self._batches)
+            running = sum(row.is_active for row in self._running.values())
             return running, sum(row.is_active for row in self._waiting)
 
     def submit(self, requests: Sequence[Request]) -> Job:
@@ -174,30 +150,48 @@ class Batcher(threading.Thread):
                     "try again later"
                 )
             job = Job(requests)
-            now = time.monotonic()
-            self._waiting += [Row(job, index, now) for index in range(len(requests))]
+            self._waiting += [Row(job, index) for index in range(len(requests))]
             self._changed.notify()
         return job
 
     def run(self) -> None:
-        while not self._is_stopping:
-            self._start_batch()
-            for batch in self._batches:
-                batch.step()
-        for batch in [*self._batches, Batch(self.model, self.tokenizer, list(self._waiting))]:
-            batch.fail("the server is stopping")
+        try:
+            while not self._is_stopping:
+                self._take_in()
+                self._step()
+        finally:  # nobody waits for a thread that an error ended
+            self._is_stopping = True
+            fail([*self._running.values(), *self._waiting], "the server is stopping")
 
-    def _start_batch(self) -> None:
-        """Starts a batch of the waiting rows if it is time; blocks while there is nothing to do."""
+    def _take_in(self) -> None:
+        """Lets waiting rows join if there is room; blocks while there is nothing to do."""
         with self._changed:
-            self._batches = [batch for batch in self._batches if batch.active]
-            if not self._batches:
-                self._changed.wait_for(lambda: self._waiting or self._is_stopping)
+            self._changed.wait_for(lambda: self._running or self._waiting or self._is_stopping)
+            self._running = {i: row for i, row in self._running.items() if row.is_active}
             self._waiting = deque(row for row in self._waiting if row.is_active)
-            if not self._waiting:
-                return
-            waited = time.monotonic() - self._waiting[0].since
-            room = self.max_batch_size - sum(len(batch.active) for batch in self._batches)
-            if room > 0 and (not self._batches or waited > MAX_WAIT):
-                rows = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
-                self._batches.append(Batch(self.model, self.tokenizer, rows))
+            room = self.max_batch_size - len(self._running)
+            new = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            joining = dict(zip(self._indices, new, strict=False))
+            self._running |= joining
+        self._batch.keep(self._running.__contains__)
+        for index, row in joining.items():
+            try:
+                self._batch.add(index, row.job.requests[row.index])
+            except Exception as error:  # the thread lives on, for the others
+                fail([row], described(error))
+
+    def _step(self) -> None:
+        """Adds about one token to each row."""
+        parts: list[tuple[Job, CompletionChunk | Failure]] = []
+        failed: list[Row] = []
+        problem = ""
+        try:
+            for piece in self._batch.step():
+                row = self._running[piece.index]
+                row.is_finished = piece.finish_reason is not None
+                parts.append((row.job, replace(piece, index=row.index)))
+        except Exception as error:  # such as out of memory; the other rows continue
+            problem = described(error)
+            failed = [self._running[index] for index in self._batch.drop_failed()]
+        deliver(parts)
+        fail(failed, problem)

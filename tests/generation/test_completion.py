@@ -32,13 +32,13 @@ def test_other_requests_in_a_batch_change_nothing(style, sampling):
     assert len(set(together)) == len(together)
 
 
-def test_a_long_prompt_is_read_at_once_when_the_short_one_is_done():
-    """The short prompt takes one step, and the long one another, not 16."""
+def test_prompts_of_all_lengths_are_read_at_once():
+    """The short one is done in the same step."""
     model, tokenizer = small_model(), load_tokenizer("bytes")
     requests, looks = [Request("a", 1), Request("b" * 16, 2)], []
     model.embedding.register_forward_pre_hook(lambda _, args: looks.append(args[0].shape))
     together = texts_of(model, tokenizer, requests)
-    assert looks == [(2, 1), (1, 16), (1, 8)]  # the window slides before the last
+    assert looks == [(2, 16), (1, 8)]  # the window slides before the last
     assert together == [texts_of(model, tokenizer, [request])[0] for request in requests]
 
 
@@ -124,6 +124,23 @@ def test_an_encoded_prompt_is_never_empty():
     assert encode_prompt(tokenizer, "") == [10]
     assert encode_prompt(tokenizer.with_end_of_text(), "") == [256]
     assert encode_prompt(tokenizer.with_end_of_text(), "a") == [97]
+    unlearnt = tokenizer.with_end_of_text().with_end_used(False)
+    assert encode_prompt(unlearnt, "") == [10]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0), Sampling(1)])
+def test_an_end_of_text_is_only_drawn_where_the_model_has_learnt_it(sampling):
+    """Its row was never trained otherwise, and may have any logit: here, the highest."""
+    model = small_model(257)
+    model.head.register_forward_hook(
+        lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([256]), 1e3)
+    )
+    tokenizer = load_tokenizer("bytes").with_end_of_text()
+    request = [Request("the", 20, sampling)]
+    (piece,) = complete(model, tokenizer, request)
+    assert (piece.text, piece.finish_reason) == ("", "stop")
+    pieces = list(complete(model, tokenizer.with_end_used(False), request))
+    assert (len(pieces), pieces[-1].finish_reason) == (20, "length")
 
 
 def test_a_trace_has_the_models_probabilities_and_those_drawn_with():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation.sampling import Rows, Sampling, generate
+from lit_gpt.generation.rows import Rows
+from lit_gpt.generation.sampling import Sampling, generate
 from lit_gpt.model import GPT, GPTConfig, KVCache
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.utf8 import stream_text
@@ -240,6 +241,9 @@ def test_the_cache_holds_grouped_keys_and_values(num_kv_heads):
         ("fast", {"bigram_rows": 50}),
         ("fast", {"bigram_rows": 50, "smear": False}),
         ("classic", {"bigram_rows": 50}),
+        ("classic", {"sliding_window": 3}),
+        ("modern", {"sliding_window": 4, "num_kv_heads": 1}),
+        ("modern", {"parallel_residual": True, "rotary_fraction": 0.5}),
     ],
 )
 def test_cached_logits_are_those_of_the_whole_text(style, choices, prompt_length):
@@ -256,17 +260,21 @@ def test_cached_logits_are_those_of_the_whole_text(style, choices, prompt_length
 def test_rows_that_are_kept_go_on_as_if_the_others_had_never_been(style):
     """In another order, before and after the window of 8 has slid to its later 4."""
     model, texts = small_model(style).double(), some_ids(4, 11)
-    rows, lengths = Rows(model, texts[:, :5]), []
+    rows, lengths = Rows(model), []
+    for text in texts[:, :5].tolist():
+        rows.add(text)
     for place, kept in enumerate(([0, 1, 2, 3], [3, 1, 0], [2, 0], [0, 1], [1], [0]), start=5):
         rows.keep(kept)
         texts = texts[kept]
-        logits = rows.logits()
-        lengths.append(rows.seen.size(1))
+        every, logits = rows.logits()
+        assert every == list(range(len(kept)))
+        seen = rows.seen(every)
+        lengths.append(seen.size(1))
         window = texts[:, place - lengths[-1] : place]
-        assert torch.equal(rows.seen, window)
+        assert torch.equal(seen, window)
         expected = model(window)[:, -1].float()
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
-        rows.append(texts[:, place])
+        rows.append(every, texts[:, place])
     assert lengths == [5, 6, 7, 8, 4, 5]
 
 
