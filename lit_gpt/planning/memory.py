@@ -120,7 +120,8 @@ def block_bytes(config: GPTConfig, precision: Precision) -> int:
     p = precision.product
     attention = c.num_heads * c.head_size  # H * D
     keys = c.num_kv_heads * c.head_size  # K * D
-    size = 2 * precision.residual * c.d_model  # inputs of the two norms
+    norms = 1 if c.parallel_residual else 2  # which then have the same input
+    size = norms * precision.residual * c.d_model
     size += 2 * p * c.d_model  # inputs of qkv and up
     size += p * (attention + 2 * keys)  # output of qkv, which values are a view of
     if c.qk_norm and precision.is_mixed:  # autocast normalizes in float32
@@ -149,10 +150,12 @@ def activation_bytes(
     size += precision.product * c.d_model  # input of the output layer
     size += c.d_model if c.dropout else 0
     size += precision.residual * c.d_model if c.smear else 0
-    block = block_bytes(c, precision)
+    block = num_tokens * block_bytes(c, precision)
+    if c.sliding_window and c.sliding_window < c.context_length:
+        block += precision.product * c.context_length**2  # the mask, as added to the scores
     if checkpointing:
-        return num_tokens * (size + block + c.num_blocks * precision.residual * c.d_model)
-    return num_tokens * (size + c.num_blocks * block)
+        return num_tokens * (size + c.num_blocks * precision.residual * c.d_model) + block
+    return num_tokens * size + c.num_blocks * block
 
 
 def logits_bytes(num_tokens: int, vocab_size: int) -> int:

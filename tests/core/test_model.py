@@ -38,6 +38,10 @@ CLASSIC = {
     "bigram_rows": 0,
     "head_size": 4,
     "rotary_base": 10_000,
+    "rotary_fraction": 1.0,
+    "rope_scaling": None,
+    "parallel_residual": False,
+    "sliding_window": None,
 }
 MODERN = {
     "position": "rotary",
@@ -51,6 +55,10 @@ MODERN = {
     "bigram_rows": 0,
     "head_size": 4,
     "rotary_base": 10_000,
+    "rotary_fraction": 1.0,
+    "rope_scaling": None,
+    "parallel_residual": False,
+    "sliding_window": None,
 }
 FAST = MODERN | {"tie_embeddings": False, "smear": True}
 STYLES = {"classic": CLASSIC, "modern": MODERN, "fast": FAST}
@@ -83,6 +91,16 @@ OVERRIDES = [
     ("modern", "qk_norm", False, -2 * 2 * 4),
     ("modern", "head_size", 6, 2 * (3 * 4 * 2 * 16 + 4 * 2 * 16 + 2 * 2)),
     ("modern", "rotary_base", 100.0, 0),
+    ("classic", "qkv_bias", False, -2 * 48),
+    ("classic", "mlp_bias", False, -2 * (64 + 16)),
+    ("modern", "qkv_bias", True, 2 * 48),
+    ("modern", "mlp_bias", True, 2 * (96 + 16)),
+    ("classic", "norm_eps", 0.1, 0),
+    ("modern", "norm_eps", 0.1, 0),
+    ("modern", "rotary_fraction", 0.5, 0),
+    ("classic", "parallel_residual", True, 0),
+    ("classic", "sliding_window", 5, 0),  # through two blocks, 8 tokens back
+    ("modern", "sliding_window", 7, 0),
     ("modern", "smear", True, 16),
     ("modern", "bigram_rows", 1, 16),
     ("fast", "smear", False, -16),
@@ -125,7 +143,10 @@ def test_a_style_is_its_table_of_choices(style):
 @pytest.mark.parametrize(("style", "choice", "value", "_"), OVERRIDES)
 def test_one_choice_overridden_leaves_the_style_s_others(style, choice, value, _):
     config = GPTConfig(11, style=style, **TINY, **{choice: value})
-    assert choices_of(config) == {**STYLES[style], choice: value}
+    assert choices_of(config) == {
+        n: v for n, v in {**STYLES[style], choice: value}.items() if n in CLASSIC
+    }
+    assert getattr(config, choice) == value
 
 
 @pytest.mark.parametrize(("style", "choice", "value", "added"), OVERRIDES)
@@ -361,6 +382,74 @@ def attention_by_hand(layer: Attention, x: Tensor) -> Tensor:
     return y @ layer.out.weight.T + layer.out.bias
 
 
+def test_partial_rotation_turns_the_first_channels_alone():
+    """As if these were the whole head."""
+    x = torch.randn(1, 1, 20, 16)
+    config = GPTConfig(11, head_size=16, rotary_fraction=0.25, position="rotary")
+    turned = rotate(x, rotary_table(20, rotary_rates(config)))
+    whole = rotary_table(20, rotary_rates(GPTConfig(11, head_size=4)))
+    assert torch.equal(turned[..., :4], rotate(x[..., :4], whole))
+    assert torch.equal(turned[..., 4:], x[..., 4:])
+
+
+SCALED = {"position": "rotary", "head_size": 32, "rotary_base": 500_000.0, "rope_factor": 8.0}
+
+
+def test_linear_scaling_slows_all_rotation_alike():
+    """By position interpolation: token 8 turns as far as token 1 did."""
+    scaled = rotary_rates(GPTConfig(11, **SCALED, rope_scaling="linear"))
+    plain = rotary_rates(GPTConfig(11, **SCALED))
+    torch.testing.assert_close(8 * scaled, plain)
+
+
+def test_llama3_scaling_slows_what_turns_slowly():
+    """By wavelengths, as in Llama 3.1: below 8192 / 4 tokens kept, above 8192 / 1 divided."""
+    config = GPTConfig(11, **SCALED, rope_scaling="llama3", rope_original_context=8192)
+    seen = set()
+    for i, found in enumerate(rotary_rates(config).tolist()):
+        rate = 500_000 ** (-2 * i / 32)
+        wavelength = 2 * math.pi / rate
+        if wavelength < 2048:
+            expected, kind = rate, "kept"
+        elif wavelength > 8192:
+            expected, kind = rate / 8, "divided"
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            expected, kind = (1 - smooth) * rate / 8 + smooth * rate, "between"
+        seen.add(kind)
+        assert found == pytest.approx(expected, rel=1e-5), i
+    assert seen == {"kept", "divided", "between"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [1, 3, 8, 9])
+@pytest.mark.parametrize("num_kv_heads", [2, 4])
+def test_attention_in_a_window_is_that_to_the_tokens_in_it(window, num_kv_heads):
+    """Token t attends as the last one of a text that begins at t - window + 1."""
+    options = {"num_kv_heads": num_kv_heads, "sliding_window": window}
+    model, x = tiny(**options), torch.randn(2, 8, 16)
+    found = model.blocks[0].attention(x, None, None, model._window_mask(some_ids(2, 8)))
+    plain = tiny(num_kv_heads=num_kv_heads).blocks[0].attention
+    for t in range(8):
+        seen = x[:, max(0, t - window + 1) : t + 1]
+        expected = attention_by_hand(plain, seen)[:, -1]
+        torch.testing.assert_close(found[:, t], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_that_is_not_shorter_than_the_text_is_none():
+    ids = some_ids(2, 8)
+    assert torch.equal(tiny(sliding_window=8)(ids), tiny()(ids))
+    assert tiny(sliding_window=8)._window_mask(ids) is None
+
+
+@torch.no_grad()
+def test_parallel_layers_read_the_same_x():
+    block, x = tiny(parallel_residual=True).blocks[0], torch.randn(2, 8, 16)
+    expected = x + block.attention(block.attention_norm(x), None, None)
+    expected = expected + block.feed_forward(block.feed_forward_norm(x))
+    torch.testing.assert_close(block(x, None, None), expected)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("num_kv_heads", "head_size"), [(1, 4), (2, 4), (4, 4), (2, 7)])
 def test_attention_is_a_plain_loop(num_kv_heads, head_size):
@@ -422,6 +511,30 @@ def test_norm_is_its_formula(norm):
     expected = centred / centred.square().mean(-1, keepdim=True).sqrt()
     layer = make_norm(GPTConfig(11, norm=norm), 16)
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("norm", "least"), [("layer", 1e-5), ("rms", 1e-6)])
+@pytest.mark.parametrize("given", [None, 0.5])
+def test_epsilon_is_added_to_the_mean_square(norm, least, given):
+    config = GPTConfig(11, norm=norm, qk_norm=True, norm_eps=given)
+    assert config.norm_eps == (given or least)
+    x = torch.tensor([[1.0, -1.0] * 8]) / 100  # mean 0, mean square 1e-4
+    expected = x / math.sqrt(1e-4 + config.norm_eps)
+    torch.testing.assert_close(make_norm(config, 16)(x), expected, rtol=1e-4, atol=0)
+    # Of a head's it is RMSNorm's, as in Qwen3; beside LayerNorm, that of earlier releases.
+    of_head = GPT(config).blocks[0].attention.q_norm.eps
+    assert of_head == (config.norm_eps if norm == "rms" else 1e-6)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_parts_have_biases_as_all_have_unless_they_say_otherwise(bias):
+    config = GPTConfig(11, bias=bias)
+    assert (config.qkv_bias, config.mlp_bias) == (bias, bias)
+    block = GPT(GPTConfig(11, bias=bias, qkv_bias=not bias, mlp_bias=not bias)).blocks[0]
+    layers = (block.attention.qkv, block.feed_forward.up, block.feed_forward.out)
+    assert [layer.bias is not None for layer in layers] == [not bias] * 3
+    others = (block.attention.out, block.attention_norm)
+    assert [layer.bias is not None for layer in others] == [bias] * 2
 
 
 # Training
@@ -552,6 +665,30 @@ def test_classic_style_learns_exactly_as_the_classic_loop():
         ({"rotary_base": 1}, "rotary_base 1: must be above 1"),
         ({"rotary_base": math.inf}, "rotary_base inf: must be above 1"),
         ({"rotary_base": math.nan}, "rotary_base nan: must be above 1"),
+        ({"norm_eps": 0}, "norm_eps 0: must be in (0, 1)"),
+        ({"norm_eps": math.nan}, "norm_eps nan: must be in (0, 1)"),
+        ({"rotary_fraction": 0}, "rotary_fraction 0: must be in (0, 1]"),
+        ({"rotary_fraction": 1.5}, "rotary_fraction 1.5: must be in (0, 1]"),
+        (
+            {"rotary_fraction": 0.25, "position": "rotary"},
+            "rotary_fraction 0.25: rotates 5 of 20 channels, not an even number",
+        ),
+        (
+            {"rotary_fraction": 0.01, "position": "rotary"},
+            "rotary_fraction 0.01: rotates 0 of 20 channels, not an even number",
+        ),
+        ({"sliding_window": 0}, "sliding_window 0: must be at least 1"),
+        ({"rope_factor": 0.5}, "rope_factor 0.5: must be at least 1"),
+        ({"rope_scaling": "yarn"}, "rope_scaling 'yarn': must be one of None, linear, llama3"),
+        (
+            {"rope_scaling": "llama3"},
+            "rope_scaling 'llama3': needs the context length before it; give rope_original_context",
+        ),
+        ({"rope_original_context": 0}, "rope_original_context 0: must be at least 1"),
+        (
+            {"rope_low_freq_factor": 4.0},
+            "rope_high_freq_factor 4.0: must be above rope_low_freq_factor (4.0), and that above 0",
+        ),
         ({"num_kv_heads": 3}, "num_kv_heads 3: must divide num_heads (4)"),
         ({"num_kv_heads": 8}, "num_kv_heads 8: must divide num_heads (4)"),
         (

@@ -41,6 +41,10 @@ MODELS = {
     "modern": {"style": "modern"},
     "llama": {"style": "modern", "num_kv_heads": 2, "qk_norm": False, "hidden_size": 224},
     "fast": {"style": "fast"},
+    "qwen2": {"style": "modern", "qk_norm": False, "qkv_bias": True},
+    "neox": {"position": "rotary", "activation": "gelu", "parallel_residual": True}
+    | {"rotary_fraction": 0.25},
+    "mistral": {"style": "modern", "qk_norm": False, "sliding_window": 16},
 }
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}
 
