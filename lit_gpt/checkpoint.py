@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_gpt.checkpoint_file import parts_of, read_file
 from lit_gpt.errors import UserError
+from lit_gpt.lora import LoraConfig, add_adapters, fingerprint, is_adapter, merge_adapters
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text.tokenizer import Tokenizer
 
@@ -25,6 +26,7 @@ Contents = TypedDict(  # the keys of a file; everything in it is of plain types
         "gpt": dict[str, Any],  # all fields of GPTConfig
         "tokenizer": dict[str, Any],  # Tokenizer.to_dict()
         "state_dict": dict[str, Tensor],  # weights of LitGPT: those of its GPT begin with "gpt."
+        "lora": dict[str, Any],  # if these are adapters alone: LoraConfig, and of what: "base"
         # What the run was.
         "hyper_parameters": dict[str, Any],  # arguments of LitGPT
         "datamodule_hyper_parameters": dict[str, Any],  # arguments of TextDataModule
@@ -61,7 +63,7 @@ SHARDED_KEYS = {  # of what is beside the tensors in a sharded checkpoint
 }
 REST = "rest.ckpt"  # that file
 PLAIN_KEYS = {  # without tensors, so that what they have can be compared
-    *("gpt", "tokenizer", "corpus", "trainer", "global_step", "skipped_steps"),
+    *("gpt", "lora", "tokenizer", "corpus", "trainer", "global_step", "skipped_steps"),
     *("hyper_parameters", "datamodule_hyper_parameters"),
 }
 STATE_KEYS = ("BestCheckpoint", "LastCheckpoint")  # 0.1.0 had their arguments after the name
@@ -95,6 +97,35 @@ class Checkpoint:
         """Those of the GPT, by their names in it."""
         weights = self.contents["state_dict"].items()
         return {name[4:]: weight for name, weight in weights if name.startswith("gpt.")}
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """Of a checkpoint that has adapters alone."""
+        if not (lora := self._dict("lora")):
+            return None
+        return LoraConfig(**{name: value for name, value in lora.items() if name != "base"})
+
+    @property
+    def base_path(self) -> Path:
+        """Where the weights are that the adapters go with; files of several runs can mix."""
+        return base_path(self.path.parent, str(self._dict("lora").get("base")))
+
+    def base_weights(self) -> dict[str, Tensor]:
+        """All weights of the GPT but its adapters.
+
+        Raises:
+            UserError: they are not where they were saved, or others are.
+        """
+        path = self.base_path
+        if not path.is_file():
+            problem = f"{self.path} has LoRA adapters alone, and the model they adapt is gone"
+            hint = f"put {path.name} back beside it, from the folder of its run"
+            raise UserError(problem, hint=hint)
+        weights = Checkpoint.read(path).weights
+        if fingerprint(weights) != self._dict("lora").get("base"):
+            problem = f"{path} is not the model that {self.path} adapts, or damaged"
+            raise UserError(problem, hint="copy it again from the folder of its run")
+        return weights
 
     @property
     def optimizer_state(self) -> dict[str, Any]:
@@ -177,9 +208,13 @@ class Checkpoint:
         """
         try:
             config = self.gpt_config
+        Args:
+            merge: whether adapters become part of the weights; else they stay, these frozen.
+
             tokenizer = self.tokenizer
             weights = self.weights
             if WEIGHTS_OF_BLOCK * config.num_blocks > len(weights):
+        base = self.base_weights() if self._dict("lora") else {}
                 raise ValueError(f"{config.num_blocks} blocks, {len(weights)} weights")
             if config.vocab_size != tokenizer.vocab_size:
                 raise ValueError(f"{config.vocab_size} rows, {tokenizer.vocab_size} tokens")
@@ -193,13 +228,33 @@ class Checkpoint:
             reason = " ".join(str(error).split("\n")[:2])[:300] or type(error).__name__
             raise UserError(f"the parts of {self.path} do not fit together: {reason}") from error
         return model.eval(), tokenizer
+            if lora := self.lora:
+                add_adapters(model, lora)
 
+            if lora and merge:
+                merge_adapters(model)
 
 def skipped_steps(contents: Mapping[str, Any]) -> int:
     return contents.get("skipped_steps", 0)
 
 
 def is_sharded(path: str | Path) -> bool:
+def base_path(folder: Path, base: str) -> Path:
+    """The file of the weights that have this fingerprint, among a run's checkpoints."""
+    return folder / f"base-{base[:12]}.ckpt"
+
+
+def base_contents(model: GPT, tokenizer: Tokenizer) -> tuple[Contents, str]:
+    """An ordinary checkpoint of a model that is to get adapters, and its fingerprint."""
+    weights = {name: weight for name, weight in model.state_dict().items() if not is_adapter(name)}
+    contents: Contents = {
+        "gpt": asdict(model.config),
+        "tokenizer": tokenizer.to_dict(),
+        "state_dict": {f"gpt.{name}": weight for name, weight in weights.items()},
+    }
+    return contents, fingerprint(weights)
+
+
     """Whether this is a folder in which each process wrote a part: distributed/sharded_files.py."""
     return os.path.isfile(os.path.join(os.path.expanduser(path), REST))
 

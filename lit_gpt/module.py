@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from torchmetrics import Metric
 
 from lit_gpt.errors import UserError, check_choice, check_least
+from lit_gpt.lora import LoraConfig, LoraLayers, add_adapters, is_adapter
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import (
     EPS,
@@ -177,6 +178,11 @@ class LitGPT(pl.LightningModule):
     Raises:
         UserError: values out of range.
     """
+        lora_rank: of the adapters that are trained instead of the weights of init_from (LoRA, Hu et
+            al. 2021): thin matrices beside those of the blocks, as small as the rank; 0: none.
+        lora_alpha: adapters count alpha / rank times.
+        lora_dropout: in [0, 1), of the adapters' input, in training.
+        lora_layers: which layers of the blocks have adapters: attention, feed_forward or all.
 
     hparams: Any  # the arguments of __init__, all of plain types: checkpoints hold them
     gpt: GPT
@@ -203,12 +209,20 @@ class LitGPT(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self._check()
+        lora_rank: int = 0,
+        lora_alpha: float = 16.0,
+        lora_dropout: float = 0.0,
+        lora_layers: LoraLayers = "all",
         self.gpt = GPT(GPTConfig(**gpt))
         for block in self.gpt.blocks:
             if activation_checkpointing:
                 block.forward = partial(recompute, block.forward, use_reentrant=False)
             if compile:  # the method leaves the names of the weights unchanged
                 block.compile(mode=None if compile is True else compile)
+        self.base = ""  # the fingerprint of the weights that adapters go with
+        if self.lora:
+            add_adapters(self.gpt, self.lora)
+            self.strict_loading = False  # checkpoints have the adapters alone
         with torch.device("cpu"):  # where the model is made on meta, too: distributed/fsdp2.py
             self._totals = [LossTotals() for _ in SPLITS]  # in a list: no part of the module
         self.token_lengths: Tensor | None = None  # (V,) bytes of each token
@@ -242,6 +256,11 @@ class LitGPT(pl.LightningModule):
         check_precision(self.trainer.precision)
         if self.trainer.precision == "64-true":
             self.double()  # Lightning restores weights before it does so, rounded to float32
+        self.lora = LoraConfig.of(h)
+        if self.lora and h.init_from is None:
+            problem = "adapts a model that was trained before, and none is named"
+            hint = "name its checkpoint or folder with `init_from`"
+            raise UserError(problem, field="lora_rank", value=h.lora_rank, hint=hint)
         if data := getattr(self.trainer, "datamodule", None):
             self.token_lengths = torch.from_numpy(data.tokenizer.token_lengths())
 
@@ -378,3 +397,7 @@ class LitGPT(pl.LightningModule):
             checkpoint["corpus"] = data.splits.info
         names = "accumulate_grad_batches gradient_clip_val precision max_steps world_size"
         checkpoint["trainer"] = {name: getattr(self.trainer, name) for name in names.split()}
+        if self.lora:
+            weights = checkpoint["state_dict"].items()
+            checkpoint["state_dict"] = {name: w for name, w in weights if is_adapter(name)}
+            checkpoint["lora"] = asdict(self.lora) | {"base": self.base}

@@ -224,7 +224,10 @@ def build_optimizer(
         muon_dtype: that Muon iterates in; None: the fastest. Weights in bfloat16 keep to theirs.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
-    matrices: list[Tensor] = [p for p in model.blocks.parameters() if p.ndim > 1 and kind == "muon"]
+    in_blocks = {id(p) for p in model.blocks.parameters()}
+    matrices: list[Tensor] = [
+        p for p in weights if p.ndim > 1 and id(p) in in_blocks and kind == "muon"
+    ]
     taken = {id(p) for p in matrices}
     decayed = [p for p in weights if p.ndim > 1 and id(p) not in taken]
     groups: list[dict[str, Any]] = [
@@ -232,7 +235,6 @@ def build_optimizer(
         {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if (table_rate, table_eps) != (1.0, EPS):
-        in_blocks = {id(p) for p in model.blocks.parameters()}
         groups[0]["params"] = [p for p in decayed if id(p) in in_blocks]  # none with Muon
         tables = [p for p in decayed if id(p) not in in_blocks]
         rates = {"lr": table_rate * learning_rate, "eps": table_eps}

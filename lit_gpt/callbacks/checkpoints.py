@@ -195,11 +195,17 @@ class CheckpointIO(TorchCheckpointIO):
 
 
 def checkpoint_bytes(model: LitGPT) -> int:
-    """Approximate size of a checkpoint's tensors: the weights and the optimizer's moments."""
-    size = 3 * sum(p.nbytes for p in model.parameters())  # AdamW has two moments
+    """Approximate size of a checkpoint's tensors: the trained weights, the optimizer's moments."""
+    size = 3 * sum(p.nbytes for p in model.parameters() if p.requires_grad)  # AdamW has two moments
     if model.hparams.optimizer == "muon":  # which has one for the blocks' matrices
-        size -= sum(p.nbytes for p in model.gpt.blocks.parameters() if p.ndim > 1)
+        matrices = (p for p in model.gpt.blocks.parameters() if p.ndim > 1 and p.requires_grad)
+        size -= sum(p.nbytes for p in matrices)
     return size
+
+
+def base_bytes(model: LitGPT) -> int:
+    """Size of the frozen weights, which are beside the checkpoints of adapters, once."""
+    return sum(p.nbytes for p in model.parameters() if not p.requires_grad)
 
 
 def file_bytes(model: LitGPT, data: TextDataModule) -> int:
@@ -218,7 +224,7 @@ def check_space(folder: Path, model: LitGPT, data: TextDataModule, num_files: in
     size = file_bytes(model, data)
     found = (*folder.glob("*.ckpt"), *folder.glob("*.ckpt/*"))  # files, and those of folders
     existing = sum(path.stat().st_size for path in found)
-    needed = (num_files + 1) * size - existing
+    needed = (num_files + 1) * size + base_bytes(model) - existing
     free = free_bytes(folder)
     if needed > free:
         raise UserError(

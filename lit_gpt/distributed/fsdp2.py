@@ -151,7 +151,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         if sharded:
             self.load_shards(Path(checkpoint_path), self.broadcast(state))
         else:
-            scatter_weights(self.module, weights)
+            scatter_weights(self.module, weights, frozen=False)  # as it saves them
             for optimizer in self.optimizers:
                 scatter_state(optimizer, self.module, state)
         return with_tensors(rest, None, None)

@@ -32,18 +32,29 @@ def scatter(whole: Tensor | None, like: Any) -> DTensor:
 
 @torch.no_grad()
 def gather_weights(module: nn.Module) -> dict[str, Tensor]:
-    """The weights by name, tied ones once in memory; empty but in the first process."""
+    """The trained weights by name, tied ones once in memory; empty but in the first process."""
     whole: dict[nn.Parameter, Tensor] = {}
     for weight in module.parameters():
-        whole[weight] = gather(weight.detach())
+        if weight.requires_grad:
+            whole[weight] = gather(weight.detach())
+    if get_rank():
+        return {}
     names = module.named_parameters(remove_duplicate=False)
-    return {name: whole[weight] for name, weight in names} if get_rank() == 0 else {}
+    return {name: whole[weight] for name, weight in names if weight in whole}
 
 
 @torch.no_grad()
-def scatter_weights(module: nn.Module, weights: Mapping[str, Tensor] | None) -> None:
-    """Gives a sharded model the weights that the first process has by name."""
+def scatter_weights(
+    module: nn.Module, weights: Mapping[str, Tensor] | None, frozen: bool = True
+) -> None:
+    """Gives a sharded model the weights that the first process has by name.
+
+    Args:
+        frozen: whether those that are not trained are among them.
+    """
     for name, weight in module.named_parameters():
+        if not (frozen or weight.requires_grad):
+            continue
         weight.copy_(scatter(weights[name] if get_rank() == 0 and weights else None, weight))
 
 

@@ -31,7 +31,7 @@ from lit_gpt.planning.suggestions import Suggestion, suggest_dropout, suggest_mo
 from lit_gpt.storage import temporary_folder
 from lit_gpt.text.overlap import SharedLines
 from lit_gpt.training import summary
-from lit_gpt.training.init_from import build_data
+from lit_gpt.training.adapters import trained_weights
 from lit_gpt.training.options import TrainOptions
 from lit_gpt.training.options import option_name as training_option_name
 from lit_gpt.training.run_folder import run_of_last
@@ -146,6 +146,8 @@ def print_model(plan: Plan) -> None:
     listed = "".join(f"{name} {count:,}, " for name, count in parts.items() if count)
     head = f"{outer - embedding - pairs:,}" if not gpt.config.tie_embeddings else "the embedding's"
     print(f"Parameters: {outer + blocks:,} ({listed}head {head})")
+    if trained := trained_weights(plan.run.model):
+        print(f"Trained parameters: {trained}")
     print(f"Tokens per parameter: {len(plan.run.data.train_tokens) / (outer + blocks):.2g}")
     if trainer.max_steps >= 0:
         print(

@@ -18,6 +18,7 @@ from lit_gpt.huggingface.importing import (
     load_folder,
 )
 from lit_gpt.huggingface.tokenizer import from_hf
+from lit_gpt.lora import load_base
 from lit_gpt.model import GPT
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def load_weights(model: GPT, source: str) -> None:
     else:
         given = load_checkpoint(source)[0]
     try:
-        model.load_state_dict(given.state_dict())
+        load_base(model, given.state_dict())
     except RuntimeError as error:
         raise UserError(
             "the weights belong to a model of another shape",

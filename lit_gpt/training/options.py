@@ -73,7 +73,7 @@ SHORT_HELP = {  # what --help shows
     *OUR_HELP,
     *("help", "print_config", "ckpt_path", "find_lr", "budget", "profile"),
     *("device_name", "devices", "nodes", "price", "tokens", "vocab_size", "json"),  # of plan
-    *(f"model.{name}" for name in f"{MODEL_HELP} warmup_steps compile init_from".split()),
+    *(f"model.{name}" for name in f"{MODEL_HELP} warmup_steps compile init_from lora_rank".split()),
     *(f"data.{name}" for name in DATA_HELP.split()),
     *("samples.prompts", "checkpoints.every_n_steps"),
 }

@@ -19,7 +19,7 @@ from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT, is_plan
 from lit_gpt.optim import EPS
 from lit_gpt.optimizer_state import fits
-from lit_gpt.training import slurm, summary
+from lit_gpt.training import adapters, slurm, summary
 from lit_gpt.training.changes import windows_seen_before
 from lit_gpt.training.epochs import check_epochs_left
 from lit_gpt.training.init_from import adopt_model
@@ -73,9 +73,10 @@ def open_checkpoint(path: str) -> Checkpoint:
         folder = Path(path).expanduser()
         return replace(Checkpoint.read(folder / REST, SHARDED_KEYS), path=folder).without_tensors()
     checkpoint = Checkpoint.read(path, RESUME_KEYS)
-    model, _ = checkpoint.build()
+    model, _ = checkpoint.build(merge=False)
     try:
-        shapes = {f"gpt.{name}": weight.shape for name, weight in model.named_parameters()}
+        trained = (part for part in model.named_parameters() if part[1].requires_grad)
+        shapes = {f"gpt.{name}": weight.shape for name, weight in trained}
         is_fitting = fits(checkpoint.optimizer_state, shapes)
         is_fitting |= checkpoint.global_step == checkpoint.skipped_steps  # no update made yet
     except Exception:  # a malformed optimizer state can raise anything
@@ -186,6 +187,7 @@ def check_fit(checkpoint: Checkpoint, max_steps: int, model: LitGPT, data: TextD
     compared = (
         (model_fields, asdict(checkpoint.gpt_config), asdict(model.gpt.config)),
         (optimizer_fields, TABLES | checkpoint.hyperparameters, model.hparams),
+        ([*adapters.DEFAULTS], adapters.DEFAULTS | checkpoint.hyperparameters, model.hparams),
         (data_fields, checkpoint.data_hyperparameters, data.hparams),
     )
     differences = [

@@ -25,6 +25,9 @@ from lit_gpt.optim import fastest_dtype
 from lit_gpt.store.splits import NoFiles
 from lit_gpt.text.ngrams import frequency_baselines
 from lit_gpt.text.overlap import SharedLines, copied_tokens, shared_lines
+from lit_gpt.text.packing import Packs
+from lit_gpt.training.adapters import trained_weights
+from lit_gpt.training.chat_card import chat_card
 from lit_gpt.training.changes import changed_devices, changed_options, plan_of, schedule_jump
 
 if TYPE_CHECKING:
@@ -136,10 +139,12 @@ def data_card(run: Run) -> list[tuple[str, str]]:
     tables = "embedding, pairs and output" if run.model.gpt.pairs else "embedding and output"
     parameters = f"{outer + blocks:,} ({tables} {outer:,}, blocks {blocks:,})"
     return [
+    trained = trained_weights(run.model)
         *text_card(run.data),
         ("Steps", steps(run)),
         *device_card(run),
         ("Parameters", parameters),
+        *([("Trained parameters", trained)] if trained else []),
     ]
 
 

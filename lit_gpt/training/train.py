@@ -35,7 +35,7 @@ from lit_gpt.data import TextDataModule
 from lit_gpt.distributed.launch import command_line, lost_process, status_of
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
-from lit_gpt.training import run_folder, slurm, summary
+from lit_gpt.training import adapters, run_folder, slurm, summary
 from lit_gpt.training.epochs import Epoch, check_horizons, epoch_of
 from lit_gpt.training.init_from import load_weights
 from lit_gpt.training.loggers import start_loggers
@@ -152,11 +152,13 @@ def build_run(
     arguments["plugins"] = [*as_list(objects.trainer.plugins), CheckpointIO(stop)]
     trainer = build_trainer(vars(objects.trainer) | arguments, data)
     save_shards(trainer, objects.checkpoints.sharded)
+    adapters.check_sharded(model, objects.checkpoints.sharded)
     if not objects.trainer.fast_dev_run:
         check_horizons(trainer, model.hparams.horizons)
     run = Run(options, trainer, model, data, checkpoint, config, **ours)
     if checkpoint:
         check_resume(run, checkpoint)
+        adapters.restore_base(model, checkpoint)
     elif model.hparams.init_from:
         load_weights(model.gpt, model.hparams.init_from)
     return run
@@ -170,6 +172,8 @@ def train(run: Run) -> int:
     run.report.card = summary.print_start(run) or []  # None on the other ranks
     run.stop.signals += slurm.requeue_signals(trainer)
     with run_folder.lock_run_folder(run.folder):
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            adapters.keep_base(run)
         start_loggers(run)  # here, where Ctrl-C ends the process
         with run.stop:
             if not run.checkpoint and trainer.limit_val_batches != 0:
