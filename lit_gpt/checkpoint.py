@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -200,21 +200,21 @@ class Checkpoint:
         rest = {key: part for key, part in self.contents.items() if key not in large}
         return replace(self, contents=cast(Contents, rest))
 
-    def build(self) -> tuple[GPT, Tokenizer]:
+    def build(self, merge: bool = True) -> tuple[GPT, Tokenizer]:
         """The model, in eval mode on the CPU, and its tokenizer.
+
+        Args:
+            merge: whether adapters become part of the weights; else they stay, these frozen.
 
         Raises:
             UserError: parts that do not fit together; no memory was allocated for them.
         """
+        base = self.base_weights() if self._dict("lora") else {}
         try:
             config = self.gpt_config
-        Args:
-            merge: whether adapters become part of the weights; else they stay, these frozen.
-
             tokenizer = self.tokenizer
-            weights = self.weights
+            weights = base | self.weights
             if WEIGHTS_OF_BLOCK * config.num_blocks > len(weights):
-        base = self.base_weights() if self._dict("lora") else {}
                 raise ValueError(f"{config.num_blocks} blocks, {len(weights)} weights")
             if config.vocab_size != tokenizer.vocab_size:
                 raise ValueError(f"{config.vocab_size} rows, {tokenizer.vocab_size} tokens")
@@ -223,22 +223,17 @@ class Checkpoint:
             if 4 * config.context_length * config.d_model > MAX_TABLE:
                 raise ValueError(f"a context of {config.context_length} tokens")
             model = GPT(config)
+            if lora := self.lora:
+                add_adapters(model, lora)
             model.load_state_dict(weights)
+            if lora and merge:
+                merge_adapters(model)
         except Exception as error:
             reason = " ".join(str(error).split("\n")[:2])[:300] or type(error).__name__
             raise UserError(f"the parts of {self.path} do not fit together: {reason}") from error
         return model.eval(), tokenizer
-            if lora := self.lora:
-                add_adapters(model, lora)
-
-            if lora and merge:
-                merge_adapters(model)
-
-def skipped_steps(contents: Mapping[str, Any]) -> int:
-    return contents.get("skipped_steps", 0)
 
 
-def is_sharded(path: str | Path) -> bool:
 def base_path(folder: Path, base: str) -> Path:
     """The file of the weights that have this fingerprint, among a run's checkpoints."""
     return folder / f"base-{base[:12]}.ckpt"
@@ -255,6 +250,11 @@ def base_contents(model: GPT, tokenizer: Tokenizer) -> tuple[Contents, str]:
     return contents, fingerprint(weights)
 
 
+def skipped_steps(contents: Mapping[str, Any]) -> int:
+    return contents.get("skipped_steps", 0)
+
+
+def is_sharded(path: str | Path) -> bool:
     """Whether this is a folder in which each process wrote a part: distributed/sharded_files.py."""
     return os.path.isfile(os.path.join(os.path.expanduser(path), REST))
 

@@ -204,25 +204,25 @@ class LitGPT(pl.LightningModule):
         activation_checkpointing: bool = False,
         skip_bad_steps: int = 0,
         init_from: str | None = None,
+        lora_rank: int = 0,
+        lora_alpha: float = 16.0,
+        lora_dropout: float = 0.0,
+        lora_layers: LoraLayers = "all",
         **gpt: Any,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self._check()
-        lora_rank: int = 0,
-        lora_alpha: float = 16.0,
-        lora_dropout: float = 0.0,
-        lora_layers: LoraLayers = "all",
         self.gpt = GPT(GPTConfig(**gpt))
+        self.base = ""  # the fingerprint of the weights that adapters go with
+        if self.lora:
+            add_adapters(self.gpt, self.lora)
+            self.strict_loading = False  # checkpoints have the adapters alone
         for block in self.gpt.blocks:
             if activation_checkpointing:
                 block.forward = partial(recompute, block.forward, use_reentrant=False)
             if compile:  # the method leaves the names of the weights unchanged
                 block.compile(mode=None if compile is True else compile)
-        self.base = ""  # the fingerprint of the weights that adapters go with
-        if self.lora:
-            add_adapters(self.gpt, self.lora)
-            self.strict_loading = False  # checkpoints have the adapters alone
         with torch.device("cpu"):  # where the model is made on meta, too: distributed/fsdp2.py
             self._totals = [LossTotals() for _ in SPLITS]  # in a list: no part of the module
         self.token_lengths: Tensor | None = None  # (V,) bytes of each token
@@ -392,12 +392,12 @@ class LitGPT(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: Contents) -> None:  # type: ignore[override]
         """Adds what makes one file enough: the whole GPTConfig, the tokenizer, the corpus."""
         checkpoint["gpt"] = asdict(self.gpt.config)
+        if self.lora:
+            weights = checkpoint["state_dict"].items()
+            checkpoint["state_dict"] = {name: w for name, w in weights if is_adapter(name)}
+            checkpoint["lora"] = asdict(self.lora) | {"base": self.base}
         if data := getattr(self.trainer, "datamodule", None):
             checkpoint["tokenizer"] = data.tokenizer.to_dict()
             checkpoint["corpus"] = data.splits.info
         names = "accumulate_grad_batches gradient_clip_val precision max_steps world_size"
         checkpoint["trainer"] = {name: getattr(self.trainer, name) for name in names.split()}
-        if self.lora:
-            weights = checkpoint["state_dict"].items()
-            checkpoint["state_dict"] = {name: w for name, w in weights if is_adapter(name)}
-            checkpoint["lora"] = asdict(self.lora) | {"base": self.base}
