@@ -173,16 +173,16 @@ class LitGPT(pl.LightningModule):
             run stops; 0: it stops at the first.
         init_from: checkpoint, or local folder of a GPT-2 or Qwen3, whose weights a new run of the
             training command starts from; it sets the fields of GPTConfig and data.tokenizer.
-        gpt: the fields of GPTConfig.
-
-    Raises:
-        UserError: values out of range.
-    """
         lora_rank: of the adapters that are trained instead of the weights of init_from (LoRA, Hu et
             al. 2021): thin matrices beside those of the blocks, as small as the rank; 0: none.
         lora_alpha: adapters count alpha / rank times.
         lora_dropout: in [0, 1), of the adapters' input, in training.
         lora_layers: which layers of the blocks have adapters: attention, feed_forward or all.
+        gpt: the fields of GPTConfig.
+
+    Raises:
+        UserError: values out of range.
+    """
 
     hparams: Any  # the arguments of __init__, all of plain types: checkpoints hold them
     gpt: GPT
@@ -251,16 +251,16 @@ class LitGPT(pl.LightningModule):
             problem = "must be [step, last step] pairs: the first from step 0, each later one from "
             problem += "a step between that of the one before and its last"
             raise UserError(problem, field="horizons", value=[list(pair) for pair in h.horizons])
-
-    def setup(self, stage: str) -> None:
-        check_precision(self.trainer.precision)
-        if self.trainer.precision == "64-true":
-            self.double()  # Lightning restores weights before it does so, rounded to float32
         self.lora = LoraConfig.of(h)
         if self.lora and h.init_from is None:
             problem = "adapts a model that was trained before, and none is named"
             hint = "name its checkpoint or folder with `init_from`"
             raise UserError(problem, field="lora_rank", value=h.lora_rank, hint=hint)
+
+    def setup(self, stage: str) -> None:
+        check_precision(self.trainer.precision)
+        if self.trainer.precision == "64-true":
+            self.double()  # Lightning restores weights before it does so, rounded to float32
         if data := getattr(self.trainer, "datamodule", None):
             self.token_lengths = torch.from_numpy(data.tokenizer.token_lengths())
 
