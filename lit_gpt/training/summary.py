@@ -138,13 +138,13 @@ def data_card(run: Run) -> list[tuple[str, str]]:
     outer, blocks = run.model.gpt.num_parameters()
     tables = "embedding, pairs and output" if run.model.gpt.pairs else "embedding and output"
     parameters = f"{outer + blocks:,} ({tables} {outer:,}, blocks {blocks:,})"
-    return [
     trained = trained_weights(run.model)
+    return [
         *text_card(run.data),
         ("Steps", steps(run)),
         *device_card(run),
-        ("Parameters", parameters),
         *([("Trained parameters", trained)] if trained else []),
+        ("Parameters", parameters),
     ]
 
 
