@@ -157,6 +157,11 @@ class Checkpoint:
         return self._dict("corpus")
 
     @property
+    def ends_files(self) -> bool:
+        """Whether its text was read with ends of text between files: not by earlier releases."""
+        return self.corpus_info.get("file_ends") is not None
+
+    @property
     def global_step(self) -> int | None:
         step = self.contents.get("global_step")
         return step if isinstance(step, int) else None

@@ -167,10 +167,11 @@ class TextDataModule(pl.LightningDataModule):
             .csv and .tsv files where `text_field` is given: an end-of-text token follows each.
             All others are plain text.
         tokenizer: the name of any tiktoken encoding; `bytes` for raw UTF-8 bytes; bpe:4096 for
-            4096 tokens (the 256 bytes among them) trained on the training split; `chars` for the
-            bytes and the characters of that split; a .tiktoken file (its text is split as by
-            cl100k_base); a SentencePiece .model file; or, in the training command, a tokenizer.json
-            file, a .ckpt file or a local Hugging Face folder for its model's own tokenizer.
+            4096 tokens (the 256 bytes and end of text among them) trained on the training split;
+            `chars` for the bytes and the characters of that split; a .tiktoken file (its text is
+            split as by cl100k_base); a SentencePiece .model file; or, in the training command, a
+            tokenizer.json file, a .ckpt file or a local Hugging Face folder for its model's own
+            tokenizer.
         compact_vocab: whether to leave tokens that the corpus never uses out of the vocabulary;
             does not apply to bpe:N and chars, nor to a model's own tokenizer.
         encoding: encoding of the files, as a Python codec name.
@@ -191,6 +192,7 @@ class TextDataModule(pl.LightningDataModule):
 
     Attributes:
         given_tokenizer: a model's own tokenizer instead of `tokenizer`'s; set it before first use.
+        ends_files: false for a run that an earlier release began; see `Vocabulary`.
         train_batches: how many batches come round again and again in training; None: no limit. The
             training command sets it to `limit_train_batches` or `overfit_batches`.
         overfit: whether the evaluation of the training split uses these very batches.
@@ -222,6 +224,7 @@ class TextDataModule(pl.LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         self.given_tokenizer: Tokenizer | None = None
+        self.ends_files = True
         self.train_batches: int | None = None
         self.overfit = False
         self._place: tuple[int, int] | None = None  # windows read up to a step, and that step
@@ -268,7 +271,7 @@ class TextDataModule(pl.LightningDataModule):
     @property
     def vocabulary(self) -> Vocabulary:
         tokenizer = self.given_tokenizer or self.hparams.tokenizer
-        return Vocabulary(tokenizer, self.hparams.compact_vocab)
+        return Vocabulary(tokenizer, self.hparams.compact_vocab, self.ends_files)
 
     @property
     def corpus(self) -> Corpus:
@@ -277,7 +280,7 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self.corpus.tokenizer
+        return self.splits.tokenizer
 
     @property
     def vocab_size(self) -> int:

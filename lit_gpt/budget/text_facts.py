@@ -150,7 +150,7 @@ def measure_text(
 
 
 def byte_facts(sample: Sample) -> TokenizerFacts:
-    return facts_of(load_tokenizer(BYTES), sample, 0.0)
+    return facts_of(load_tokenizer(BYTES).with_end_of_text(), sample, 0.0)
 
 
 def named_facts(sample: Sample, is_compact: bool) -> TokenizerFacts:
@@ -159,7 +159,7 @@ def named_facts(sample: Sample, is_compact: bool) -> TokenizerFacts:
     The number of different tokens grows as a power of the text's length (Heaps' law), whose
     exponent is taken from the sample's first half and the whole.
     """
-    tokenizer = load_tokenizer(NAMED)
+    tokenizer = load_tokenizer(NAMED).with_end_of_text()
     if not is_compact:
         return facts_of(tokenizer, sample, 0.0)
     parts = [*sample.train, *sample.val]
@@ -189,9 +189,9 @@ def bpe_facts(sample: Sample) -> list[TokenizerFacts]:
     for number in sizes:
         if found and number > 2 * largest.vocab_size:
             break  # the text has no more pairs to merge
-        tokenizer = Tokenizer(f"bpe:{number}", PATTERN, largest.tokens[:number])
+        tokenizer = Tokenizer(f"bpe:{number}", PATTERN, largest.tokens[: number - 1])
         tokenizer.use_splintr()
-        found.append(facts_of(tokenizer, sample, training))
+        found.append(facts_of(tokenizer.with_end_of_text(), sample, training))
     return found
 
 

@@ -118,7 +118,8 @@ def evaluate(
     path = find_checkpoint(ckpt_path, logs)
     checkpoint = Checkpoint.read(path)
     model, tokenizer = checkpoint.build()
-    corpus = load_corpus(data, Vocabulary(tokenizer), needs_end=False)
+    vocabulary = Vocabulary(tokenizer, ends_files=tokenizer.learnt_end is not None)
+    corpus = load_corpus(data, vocabulary, needs_end=False)
     if corpus.info.num_bytes <= tokenizer.token_lengths()[corpus.tokens[0]]:
         problem = "too short: a token is predicted from those before it"
         raise UserError(problem, field="path", value=data.path, hint="use more text")

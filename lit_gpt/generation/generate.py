@@ -133,7 +133,7 @@ def _pieces_of(
 
 def print_text(request: Request, pieces: Iterable[CompletionChunk], tokenizer: Tokenizer) -> None:
     """Prints the prompt, its completion piece by piece, and the trace if there is one."""
-    starts_line = not request.prompt and tokenizer.end_of_text is None
+    starts_line = not request.prompt and tokenizer.learnt_end is None
     print("\n" if starts_line else request.prompt, end="", flush=True)
     choices = []
     try:

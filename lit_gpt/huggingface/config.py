@@ -16,8 +16,8 @@ OURS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {"gelu_pytorch_t
 PLAIN_ROPE = {"rope_type": "default", "partial_rotary_factor": 1}
 
 
-def hf_config(config: GPTConfig, end_of_text: int | None = None) -> dict[str, Any]:
-    """The content of config.json; `end_of_text` also begins a text without a prompt.
+def hf_config(config: GPTConfig) -> dict[str, Any]:
+    """The content of config.json, without the ids of special tokens.
 
     Raises:
         UserError: the model is neither a GPT-2 nor a Qwen3.
@@ -26,8 +26,6 @@ def hf_config(config: GPTConfig, end_of_text: int | None = None) -> dict[str, An
     theirs = {
         "architectures": [layout.architecture],
         "model_type": layout.model_type,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
         "tie_word_embeddings": config.tie_embeddings,
         "dtype": "float32",
         **{name: getattr(config, ours) for ours, name in layout.sizes.items()},

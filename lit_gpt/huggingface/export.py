@@ -20,7 +20,12 @@ from lit_gpt.huggingface.architectures import hf_weights, layout_of
 from lit_gpt.huggingface.config import hf_config
 from lit_gpt.huggingface.export_check import check_export
 from lit_gpt.huggingface.model_card import model_card, quoted
-from lit_gpt.huggingface.tokenizer import import_transformers, to_hf, tokenizer_config
+from lit_gpt.huggingface.tokenizer import (
+    import_transformers,
+    special_ids,
+    to_hf,
+    tokenizer_config,
+)
 from lit_gpt.model import GPT
 from lit_gpt.storage import temporary_folder
 from lit_gpt.text.corpus import Corpus, load_corpus
@@ -28,6 +33,10 @@ from lit_gpt.text.files import TextFiles
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
+NO_END = (
+    "Missing: the model has no end-of-text token, and with it bos, eos and pad, without which "
+    "TRL, lm-evaluation-harness and CTranslate2 stop; models trained by this release have one"
+)
 NAME_ANOTHER = "use `path` to name any text to compare the export on"
 
 
@@ -115,20 +124,18 @@ def write_folder(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     """Writes all files but the model card."""
     from safetensors.torch import save
 
-    end = tokenizer.end_of_text
+    ids = {f"{role}_token_id": i for role, i in special_ids(tokenizer).items()}
     context_length = model.config.context_length
     weights = save(hf_weights(model), metadata={"format": "pt"})
     (folder / "model.safetensors").write_bytes(weights)
     contents = {
-        "config": hf_config(model.config, end),
+        "config": hf_config(model.config) | ids,
         "tokenizer_config": tokenizer_config(tokenizer, context_length),
         "generation_config": {
             "do_sample": True,
             **asdict(Sampling()),
             "top_k": 0,  # all; without it, some versions take 50
-            "max_length": context_length,
-            "bos_token_id": end,
-            "eos_token_id": end,
+            **ids,
         },
     }
     for name, content in contents.items():
@@ -186,9 +193,13 @@ def export(
             target.name, checkpoint, model, tokenizer, findings, prompt, is_training_text
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
-    pipeline = f'pipeline("text-generation", {quoted(str(target))})({quoted(prompt)})'
+    new_tokens = max(1, min(64, model.config.context_length - 16))  # the prompt takes the rest
+    pipeline = f'pipeline("text-generation", {quoted(str(target))})'
+    pipeline += f"({quoted(prompt)}, max_new_tokens={new_tokens})"
     code = f"from transformers import pipeline; print({pipeline})"
     print(*findings, sep="\n")
+    if tokenizer.end_of_text is None:
+        print(NO_END)
     print(f"Exported as {label}: {target}")
     print(f"Use it:  python -c {shlex.quote(code)}")
 

@@ -44,8 +44,8 @@ def import_transformers() -> Any:
 def to_hf(tokenizer: Tokenizer) -> Any:
     """A tokenizers.Tokenizer that gives any text the same ids.
 
-    Our end-of-text token becomes the special token SPECIAL. A text that contains these characters
-    is still encoded as plain text, thanks to `tokenizer_config` (tokenizer.json can't say so).
+    Our end-of-text token becomes the special token SPECIAL. With `split_special_tokens`, a text
+    that contains these characters is still encoded as plain text.
 
     Raises:
         UserError: a split pattern that the package tokenizers does not support, or a vocabulary
@@ -81,14 +81,24 @@ def to_hf(tokenizer: Tokenizer) -> Any:
 
 
 def tokenizer_config(tokenizer: Tokenizer, context_length: int) -> dict[str, Any]:
-    """tokenizer_config.json, which makes AutoTokenizer treat all text as ordinary text."""
+    """tokenizer_config.json. In a text, AutoTokenizer takes SPECIAL for the token, as TRL needs."""
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # GPT2Tokenizer has its own split pattern
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,
         "model_max_length": context_length,
     }
-    return config if tokenizer.end_of_text is None else config | {"eos_token": SPECIAL}
+    if tokenizer.end_of_text is None:
+        return config
+    # No text becomes unk, but CTranslate2 wants one.
+    return config | {f"{role}_token": SPECIAL for role in (*special_ids(tokenizer), "unk")}
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The ids of the tokens that other programs need: what begins, ends and pads a text.
+
+    All are the end of text, as in GPT-2; None where the tokenizer has none.
+    """
+    return dict.fromkeys(("bos", "eos", "pad"), tokenizer.end_of_text)
 
 
 def onig_pattern(pattern: str) -> str:

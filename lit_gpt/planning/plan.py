@@ -247,7 +247,7 @@ def make_plan(options: TrainOptions, exits: ExitStack) -> Plan:
     """Builds the run with a dry run in a temporary folder, which goes with `exits`."""
     refuse_dry_run(options)
     start = time.perf_counter()
-    data = build_data(TextDataModule, **options.config.data.as_dict())
+    data = options.build_data(TextDataModule, **options.config.data.as_dict())
     folder_of_cache = data.corpus.folder.parent  # encodes the text, which the run will then find
     encoding = time.perf_counter() - start
     try:  # beside the cached corpus: if this process is killed, the next encoding removes it
@@ -271,7 +271,7 @@ def plan_elsewhere(options: TrainOptions) -> None:
     config = options.config
     data = None
     if config.vocab_size is None:
-        data = build_data(TextDataModule, **config.data.as_dict())
+        data = options.build_data(TextDataModule, **config.data.as_dict())
         print_text(data)
     train_tokens = len(data.train_tokens) if data else None
     vocab_size = data.vocab_size if data else config.vocab_size

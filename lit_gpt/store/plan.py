@@ -107,8 +107,6 @@ def make_plan(
         raise UserError(problem, field="out", value=objects.place, hint="name another place")
     if found is None:
         tokenizer = load_tokenizer(tokenizer_option, files, sizes)
-        if plan.has_documents:
-            tokenizer = tokenizer.with_end_of_text()
         plan = replace(plan, tokenizer_state=tokenizer.to_dict())
         if objects.create(PLAN, storage.dump_json(asdict(plan)).encode()):
             return plan
@@ -152,7 +150,8 @@ def load_tokenizer(option: str, files: TextFiles, sizes: Sizes) -> Tokenizer:
     vocabulary = Vocabulary(option)
     if vocabulary.trained_size:
         texts = cut_safely(sample(files, sizes), PATTERN)
-        return bpe.load_trainer(vocabulary.trained_size)(bpe.training_text(texts, bpe.SAMPLE))
+        train = bpe.load_trainer(vocabulary.trained_size, has_end=True)
+        return train(bpe.training_text(texts, bpe.SAMPLE))
     return vocabulary.load(sample(files, sizes))
 
 

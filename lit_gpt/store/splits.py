@@ -17,7 +17,7 @@ from lit_gpt.store.reading import KEPT, Blocks, Shards, StoreTokens
 from lit_gpt.text.corpus import Corpus, load_corpus, split_at
 from lit_gpt.text.files import TextFiles
 from lit_gpt.text.finding import is_token_store
-from lit_gpt.text.splits import Splits
+from lit_gpt.text.splits import Splits, validation_vocabulary
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
@@ -65,7 +65,7 @@ def open_splits(
                 raise UserError(problem, field=name, value=value, hint="leave it out")
         cut = split_at(len(corpus.tokens), train_fraction)
         return Splits(corpus.tokens[:cut], corpus.tokens[cut:], corpus, corpus)
-    same = Vocabulary(corpus.tokenizer)
+    same = validation_vocabulary(corpus, vocabulary)
     if isinstance(val_path, str) and is_token_store(val_path):
         val_corpus = open_corpus(val_path, same, text.cache, "val_path")
     else:
@@ -99,7 +99,8 @@ def open_corpus(
 def check_tokenizer(index: Index, objects: Objects, wanted: str | Tokenizer) -> None:
     """Refuses another tokenizer than the store's."""
     if isinstance(wanted, Tokenizer):
-        if wanted != index.tokenizer:
+        # Whether the model has learnt the end of text doesn't matter.
+        if wanted.with_end_used(True) != index.tokenizer.with_end_used(True):
             raise UserError(
                 f"was encoded by another tokenizer ({index.tokenizer_option}) than the model's",
                 field=objects.field,

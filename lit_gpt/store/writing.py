@@ -80,13 +80,18 @@ def in_shards(pieces: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.concatenate(held)
 
 
-def ended(texts: Iterable[str | None], totals: Counter[str]) -> Iterator[str | None]:
-    """A plain text, with a line end if it lacks one and others follow."""
+def ended(
+    texts: Iterable[str | None], ends_files: bool, totals: Counter[str]
+) -> Iterator[str | None]:
+    """A plain text that others follow: with its end, or with a line end if it lacks one."""
     last = "\n"
     for text in texts:
         last = text or last
         yield text
-    if not last.endswith("\n"):
+    if ends_files:
+        totals["file_ends"] += 1
+        yield None
+    elif not last.endswith("\n"):
         totals["added_line_ends"] += 1
         yield "\n"
 
@@ -107,9 +112,12 @@ def write_task(objects: Objects, files: TextFiles, sizes: Sizes, plan: Plan, tas
     if any(path.stat().st_size for path in mine):
         reader = Reader(replace(files, path=[str(path) for path in mine]), needs_fields=False)
         reader.has_documents = plan.has_documents  # of all tasks' files
+        reader.ends_files = plan.tokenizer.end_of_text is not None
         reader.task = "Encoding the text"
         last = [path for path, size in sizes if size][-1]
-        texts = reader if plan.has_documents or last in mine else ended(reader, totals)
+        texts: Iterable[str | None] = reader
+        if not (plan.has_documents or last in mine):
+            texts = ended(reader, reader.ends_files, totals)
         shards = list(_write_shards(objects, texts, plan, task, totals))
         totals.update(reader.counts)
     mark = Mark(shards, CorpusInfo("", **{n: totals[n] for n in NUMBERS}))
@@ -153,7 +161,7 @@ def finish(objects: Objects, plan: Plan) -> Index | None:
     if not shards:
         raise UserError("no text in `path`", hint="name files that have some")
     tokenizer = plan.tokenizer
-    numbers = {name: sum(getattr(mark.info, name) for mark in whole) for name in NUMBERS}
+    numbers = {name: sum(getattr(mark.info, name) or 0 for mark in whole) for name in NUMBERS}
     fingerprint = fingerprint_of([shard.checksum for shard in shards], tokenizer)
     index = Index(
         shards,

@@ -42,8 +42,11 @@ def training_text(texts: Iterable[str | None], num_bytes: int) -> Iterator[str]:
             yield from (text[start : start + PIECE] for start in range(0, len(text), PIECE))
 
 
-def load_trainer(size: int) -> Train:
+def load_trainer(size: int, has_end: bool = False) -> Train:
     """A function from texts to a vocabulary of `size` tokens: the 256 bytes, then the merges.
+
+    With `has_end`, the last of them is the end of text.
+
 
     Text is first split as by cl100k_base, so merges stay inside words, numbers and runs of spaces.
     Each merge joins the most frequent pair of adjacent tokens; of equals, the pair with the smaller
@@ -62,11 +65,11 @@ def load_trainer(size: int) -> Train:
 
     def train(texts: Iterable[str]) -> Tokenizer:
         trainer = rustbpe.Tokenizer()
-        trainer.train_from_iterator(texts, size, buffer_size=BUFFER, pattern=PATTERN)
+        trainer.train_from_iterator(texts, size - has_end, buffer_size=BUFFER, pattern=PATTERN)
         ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
         tokenizer = Tokenizer(f"bpe:{size}", PATTERN, [bytes(token) for token, _ in ranks])
         tokenizer.use_splintr()
-        return tokenizer
+        return tokenizer.with_end_of_text().with_end_used(False) if has_end else tokenizer
 
     return train
 
@@ -88,7 +91,7 @@ def train_on_split(
         num_bytes = int(num_bytes * fraction * CAREFUL)
     while True:
         tokenizer = train(training_text(cut_safely(reader, PATTERN), num_bytes))
-        if reader.has_documents:
+        if reader.has_documents and tokenizer.end_of_text is None:
             tokenizer = tokenizer.with_end_of_text()
         lengths = tokenizer.token_lengths()
         train_bytes = sum(int(lengths[ids].sum()) for ids in chunks(encode(tokenizer), CHUNK))

@@ -89,7 +89,8 @@ def load_corpus(
     with texts_of_launch(cache) as texts:
         asked = _sha256([text.settings, *key])
         told = texts.find(asked)
-        reader = Reader(text, needs_fields, Manifest(cache, text.settings), told and told[1])
+        manifest = Manifest(cache, text.settings)
+        reader = Reader(text, needs_fields, manifest, told and told[1], vocabulary.ends_files)
         if reader.has_documents and lacks_end and needs_end:  # whether or not the cache has it
             raise UserError(
                 "has documents, but the model's tokenizer has no end-of-text token for them",
@@ -117,10 +118,11 @@ def _encode(
 ) -> None:
     # What can't be used is refused before any folder is made.
     if vocabulary.trained_size:
-        train = bpe.load_trainer(vocabulary.trained_size)
+        train = bpe.load_trainer(vocabulary.trained_size, vocabulary.ends_files)
     else:
         full = vocabulary.load(reader, train_fraction)
-        if reader.has_documents and isinstance(vocabulary.tokenizer, str):
+        is_own = isinstance(vocabulary.tokenizer, Tokenizer)
+        if reader.has_documents and not is_own and full.end_of_text is None:
             full = full.with_end_of_text()
     with new_folder(folder, reader, _sha256(text.settings)) as new:
         if new is None:  # another process was faster

@@ -34,6 +34,7 @@ COUNTED = {  # while a text is read: fields of CorpusInfo, and how people read t
     "row_like_fields": "Quoted fields over lines that look like rows",
     "removed_boms": "Byte-order marks removed",
     "added_line_ends": "Line breaks added between files",
+    "file_ends": "End-of-text tokens between files",
 }
 BOMS = {  # removed from the start of a file by Python's own decoders
     "utf-8-sig": (codecs.BOM_UTF8,),
@@ -74,13 +75,14 @@ class Reader:
     """The text of some files, piece by piece, as often as it is iterated over.
 
     If any file has a format with documents, None follows each document, and every plain text among
-    them is a document too. Otherwise there is only text, with a line end between two files.
+    them is a document too. Otherwise there is only text, with None between two files.
 
     Args:
         text: its files are found and hashed at once, so that later changes are noticed.
         needs_fields: whether to refuse `text_field` if no file has fields.
         manifest: of earlier reading; files that it knows are not hashed until they are read.
         known: what another process found just now; then the files are not even looked for.
+        ends_files: whether there is None between two files of plain text; if not, a line end.
 
     Attributes:
         fingerprint: sha256 of the files' bytes and lengths, and of formats other than plain text.
@@ -99,12 +101,14 @@ class Reader:
         needs_fields: bool = True,
         manifest: Manifest | None = None,
         known: Known | None = None,
+        ends_files: bool = True,
     ) -> None:
         if text.text_field == []:
             raise UserError("names no field", field="text_field", value=[])
         self.excluded: Counter[str] = Counter()
         self.format_of = partial(format_of, text_field=text.text_field, tsv_quotes=text.tsv_quotes)
         self.encoding = text.encoding
+        self.ends_files = ends_files
         self.task = "Reading the text"
         self._text = text
         self._manifest = manifest
@@ -245,7 +249,10 @@ class Reader:
                 continue
             is_empty = True
             for text in self._read(path, form, chunks):
-                if is_empty and last not in ("", "\n"):
+                if is_empty and last and self.ends_files:
+                    self.counts["file_ends"] += 1
+                    yield None
+                elif is_empty and last not in ("", "\n"):
                     self.counts["added_line_ends"] += 1
                     text = "\n" + text
                 is_empty = False

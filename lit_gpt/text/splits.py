@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from lit_gpt.errors import UserError
 from lit_gpt.text.corpus import Corpus, load_corpus, split_at
 from lit_gpt.text.files import TextFiles, no_fields
+from lit_gpt.text.overlap import CHUNK, chunks
+from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
 
@@ -34,10 +37,34 @@ class Splits:
         info = asdict(self.corpus.info)
         return info if self.is_one_text else info | {"validation": asdict(self.val_corpus.info)}
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The corpus's; it says whether the training split has the end of text."""
+        return learnt_tokenizer(self.corpus, self.train)
+
     def remember(self, name: str, compute: Callable[[], Any]) -> Any:
         """As `Corpus.remember`, for what depends on both splits."""
         split = len(self.train) if self.is_one_text else self.val_corpus.folder.name
         return self.corpus.remember(f"{name}-{split}", compute)
+
+
+def learnt_tokenizer(corpus: Corpus, train: np.ndarray) -> Tokenizer:
+    """The tokenizer of a model that learns these tokens (M,) of a corpus."""
+    tokenizer = corpus.tokenizer
+    if tokenizer.end_of_text is None or tokenizer.end_is_used:
+        return tokenizer
+    is_used = bool(corpus.info.num_documents or corpus.info.file_ends)
+    if is_used and isinstance(train, np.ndarray):  # of a store, not all is fetched
+        is_used = any(tokenizer.end_of_text in part for part in chunks(train, CHUNK))
+    return tokenizer.with_end_used(is_used)
+
+
+def validation_vocabulary(corpus: Corpus, vocabulary: Vocabulary) -> Vocabulary:
+    """For the text that validates a model of a corpus, which has what the model learns."""
+    tokenizer = learnt_tokenizer(corpus, corpus.tokens)
+    return Vocabulary(
+        tokenizer, ends_files=vocabulary.ends_files and tokenizer.learnt_end is not None
+    )
 
 
 def split_text(text: TextFiles, vocabulary: Vocabulary, train_fraction: float) -> Splits:
@@ -58,7 +85,7 @@ def two_texts(text: TextFiles, val_path: str | list[str], vocabulary: Vocabulary
         UserError: as for `load_corpus`, or the texts share a file.
     """
     corpus = load_corpus(text, vocabulary, needs_fields=False)
-    same = Vocabulary(corpus.tokenizer)
+    same = validation_vocabulary(corpus, vocabulary)
     try:
         val_corpus = load_corpus(
             replace(text, path=val_path), same, needs_end=False, needs_fields=False

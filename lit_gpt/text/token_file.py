@@ -57,6 +57,7 @@ class CorpusInfo:
     cut_words: int = 0  # places where a word of more than cutting.LONGEST characters was cut
     blank_lines: int = 0  # skipped, between the rows of .jsonl, .ndjson, .csv and .tsv files
     row_like_fields: int = 0  # of .csv files: over lines that look like rows
+    file_ends: int | None = None  # end-of-text tokens between plain files; None: joined as before
 
     @property
     def changes(self) -> list[tuple[str, int]]:
@@ -97,8 +98,11 @@ def smallest_dtype(tokenizer: Tokenizer) -> np.dtype:
 
 
 def texts_for(reader: Reader, tokenizer: Tokenizer) -> Iterable[str | None]:
-    """The text; a blank line ends a document where the tokenizer has no token for that."""
-    if tokenizer.end_of_text is not None:
+    """The text; a blank line ends a document where no token does.
+
+    The tokenizer may have none, or its model has not learnt it, and nor is it to.
+    """
+    if tokenizer.end_of_text is not None and (reader.ends_files or tokenizer.end_is_used):
         return reader
     return (END_OF_TEXT.decode() if text is None else text for text in reader)
 
@@ -204,7 +208,7 @@ def encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None
         num_bytes=int(kept.counts @ full.token_lengths()),
         num_tokens=kept.mark.num_ids,
         cut_words=cuts["words"],
-        **reader.counts,
+        **reader.counts | ({} if reader.ends_files else {"file_ends": None}),
     )
     kept.remove()
     meta = {"info": asdict(info), "dtype": dtype.name, "tokenizer": tokenizer.to_dict()}

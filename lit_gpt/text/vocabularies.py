@@ -96,15 +96,15 @@ def _load_offline(name: str) -> Tokenizer:
     return tokenizer
 
 
-def bpe_size(name: str) -> int | None:
-    """The N of bpe:N, tokens in all including the 256 bytes; None for other names."""
+def bpe_size(name: str, least: int = 256) -> int | None:
+    """The N of bpe:N: tokens in all, with the 256 bytes and the end of text; None: another name."""
     kind, _, size = name.partition(":")
     if kind != "bpe":
         return None
-    if re.fullmatch("[0-9]{1,9}", size) and 256 <= int(size) <= MAX_TOKENS:
+    if re.fullmatch("[0-9]{1,9}", size) and least <= int(size) <= MAX_TOKENS:
         return int(size)
     raise UserError(
-        f"the number of tokens must be from 256 (the bytes alone) to {MAX_TOKENS:,}",
+        f"the number of tokens must be from {least} (bytes and end of text) to {MAX_TOKENS:,}",
         field="tokenizer",
         value=name,
         hint="write it as in bpe:4096",
@@ -147,11 +147,19 @@ class Vocabulary:
             .model file; or a model's own tokenizer.
         compact: whether to leave out tokens that the text doesn't use. Applies neither to bpe:N,
             which has N, nor to chars, nor to a model's own tokenizer, which must stay as it is.
+        ends_files: whether an end-of-text token is part of the vocabulary and put between files; a
+            model's own tokenizer may have none. False, as in earlier releases: line ends are put
+            there, and only a text with documents has that token.
     """
 
-    def __init__(self, tokenizer: str | Tokenizer, compact: bool = False) -> None:
+    def __init__(
+        self, tokenizer: str | Tokenizer, compact: bool = False, ends_files: bool = True
+    ) -> None:
+        lacks_end = isinstance(tokenizer, Tokenizer) and tokenizer.end_of_text is None
         self.tokenizer = tokenizer
-        self.trained_size = bpe_size(tokenizer) if isinstance(tokenizer, str) else None
+        self.ends_files = ends_files and not lacks_end
+        least = 256 + ends_files
+        self.trained_size = bpe_size(tokenizer, least) if isinstance(tokenizer, str) else None
         is_made = tokenizer == CHARS or self.trained_size is not None
         self.is_compact = compact and isinstance(tokenizer, str) and not is_made
 
@@ -169,6 +177,10 @@ class Vocabulary:
 
     def key(self, train_fraction: float) -> Any:
         """Plain data that identifies the vocabulary in the key of a cache."""
+        key = self._key(train_fraction)
+        return [key, "ends files"] if self.ends_files else key
+
+    def _key(self, train_fraction: float) -> Any:
         if isinstance(self.tokenizer, Tokenizer):
             return self.tokenizer.to_dict()
         if self.trained_size:
@@ -182,10 +194,15 @@ class Vocabulary:
     def load(self, texts: Iterable[str | None] = (), train_fraction: float = 1.0) -> Tokenizer:
         """The full vocabulary; bpe:N must be trained instead. Only chars reads the text."""
         assert self.trained_size is None
-        if self.tokenizer == CHARS:
-            return character_tokenizer(texts, train_fraction)
         if isinstance(self.tokenizer, Tokenizer):
             return self.tokenizer
+        full = self._load(texts, train_fraction)
+        return full.with_end_of_text().with_end_used(False) if self.ends_files else full
+
+    def _load(self, texts: Iterable[str | None], train_fraction: float) -> Tokenizer:
+        assert isinstance(self.tokenizer, str)
+        if self.tokenizer == CHARS:
+            return character_tokenizer(texts, train_fraction)
         if self._file is not None:
             is_ours = self.tokenizer.endswith(SUFFIX)
             parse = parse_vocabulary if is_ours else parse_sentencepiece
@@ -195,7 +212,8 @@ class Vocabulary:
     def full_size(self) -> int:
         """Number of tokens before the vocabulary is made compact."""
         if isinstance(self.tokenizer, str) and self.tokenizer in OFFLINE:
-            return OFFLINE[self.tokenizer].size  # without half a second of loading
+            # Without half a second of loading.
+            return OFFLINE[self.tokenizer].size + self.ends_files
         return self.trained_size or self.load().vocab_size
 
     def describe(self, name: str, vocab_size: int) -> str:

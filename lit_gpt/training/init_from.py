@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from lit_gpt.training.options import TrainOptions
 
 
-def build_data(data_class: type[TextDataModule], **options: Any) -> TextDataModule:
+def build_data(
+    data_class: type[TextDataModule], ends_files: bool = True, **options: Any
+) -> TextDataModule:
     """Makes the data module, with a model's own tokenizer where `tokenizer` names a model.
 
     A folder's tokenizer must give the same ids as transformers' version of it.
     """
     data = data_class(**options)
+    data.ends_files = ends_files
     source = data.hparams.tokenizer
     if is_folder(source) or source.endswith(".json"):
         data.given_tokenizer = from_hf(source)[0]

@@ -339,13 +339,17 @@ class TrainOptions(LightningCLI):
         parser.add_lightning_class_args(EarlyStop, "early_stopping")
         parser.add_lightning_class_args(FinalEvaluation, "final")
         parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
-        parser.add_instantiator(build_data, TextDataModule, subclasses=False)
+        parser.add_instantiator(self.build_data, TextDataModule, subclasses=False)
         parser.add_instantiator(self.build_model, LitGPT, subclasses=False)
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.context_length", "model.context_length")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         take_whole_numbers_first(parser)
+
+    def build_data(self, data_class: type[TextDataModule], **options: Any) -> TextDataModule:
+        ends_files = self.checkpoint is None or self.checkpoint.ends_files
+        return build_data(data_class, ends_files, **options)
 
     def build_model(self, model_class: type[LitGPT], **options: Any) -> LitGPT:
         with device_of_weights(self.config.trainer.strategy):

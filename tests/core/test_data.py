@@ -482,9 +482,9 @@ def test_both_splits_are_evaluated_on_equally_many_windows(limit, windows, modul
 @pytest.mark.parametrize(
     ("options", "vocab_size"),
     [
-        ({"tokenizer": "bytes"}, 256),
-        ({"tokenizer": "cl100k_base"}, 265),
-        ({"tokenizer": "cl100k_base", "compact_vocab": False}, 100_256),
+        ({"tokenizer": "bytes"}, 257),
+        ({"tokenizer": "cl100k_base"}, 266),
+        ({"tokenizer": "cl100k_base", "compact_vocab": False}, 100_257),
     ],
 )
 def test_vocabulary(options, vocab_size, module):

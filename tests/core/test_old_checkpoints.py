@@ -10,7 +10,9 @@ import pytest
 
 from lit_gpt.checkpoint import Checkpoint, load_checkpoint
 from lit_gpt.reports.history import read_history
-from tests.conftest import ROOT
+from lit_gpt.training import options as options_of_train
+from lit_gpt.training.init_from import build_data
+from tests.conftest import ROOT, WORDS
 
 RUNS = ROOT / "tests" / "data" / "0.1.0"
 
@@ -40,6 +42,39 @@ def test_an_old_checkpoint_loads_and_says_what_it_is(old_run):
     assert checkpoint.trainer_settings["precision"] == "32-true"
     assert checkpoint.corpus_info["num_tokens"] == 1756
     assert checkpoint.best_evaluation["val"] == pytest.approx(5.66, abs=0.03)
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+def test_an_old_run_on_a_folder_continues_with_line_ends_between_files(
+    tokenizer, train, tmp_path, monkeypatch
+):
+    """Its tokens stay those that it began with, and its vocabulary has no end of text."""
+    (tmp_path / "texts").mkdir()
+    for i in range(3):
+        (tmp_path / "texts" / f"{i}.txt").write_text(WORDS * 20 + str(i))
+    options = {"data.path": tmp_path / "texts", "data.tokenizer": tokenizer}
+    options |= {"model.dropout": 0.0}
+
+    def as_before(data_class, ends_files, **given):
+        return build_data(data_class, False, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(options_of_train, "build_data", as_before)
+        whole = train(**options | {"trainer.max_steps": 8})
+        train(**options | {"trainer.default_root_dir": tmp_path / "other", "trainer.max_steps": 4})
+    (last,) = tmp_path.glob("other/*/checkpoints/last.ckpt")
+    for steps in (6, 8):  # what is resumed once can be resumed again
+        resumed = train(**options | {"ckpt_path": last, "trainer.max_steps": steps})
+        assert resumed.status == 0, resumed.err
+        last = Path(resumed.run.last.dirpath) / "last.ckpt"
+    assert resumed.steps[-1] == whole.steps[-1]
+    data = resumed.run.data
+    assert data.tokenizer.end_of_text is None
+    assert data.corpus.info.added_line_ends == 2
+    assert "Line breaks added between files: 2\n" in resumed.out
+    fresh = train(**options | {"trainer.max_steps": 2})
+    assert fresh.run.data.tokenizer.learnt_end == fresh.run.data.vocab_size - 1
+    assert "End-of-text tokens between files: 2\n" in fresh.out
 
 
 def test_an_old_run_continues_with_the_same_numbers(old_run, train, tmp_path):

@@ -45,6 +45,7 @@ def captured(command: Callable[[], int]) -> tuple[int, str, str]:
 
 # Texts
 
+END = "\n\n"  # how the end-of-text token between two files decodes
 ODD = ["\0", "\ufeff", "\r", "\n", "\r\n", "\r\r\n", "\x85", "\u2028", "\ud800", "\udcff", "\ufffe"]
 ODD += ["👩‍👩‍👧", "🇩🇪", "e\u0301", "שלום", "مرحبا", "\u202e", "\u200f", "农夫山泉", "𝒳", "ß", "ſ"]
 ODD += ["<|endoftext|>", "\U0010ffff", "\x1b[2J", "\x1a", "%s", "{}", "\\", "'", '"', " ", "a"]
@@ -97,7 +98,7 @@ def folders(draw) -> tuple[str, list[bytes]]:
 
 
 def read_plainly(encoding: str, contents: list[bytes]) -> tuple[str, int, int] | None:
-    """The text, the marks dropped and the line ends added, found the plainest way: whole files.
+    """The text, the marks dropped and the ends put between files, the plainest way: whole files.
 
     None if it must be refused.
     """
@@ -119,8 +120,8 @@ def read_plainly(encoding: str, contents: list[bytes]) -> tuple[str, int, int] |
         marks += has_mark
         if "\0" in text:
             return None
-        if whole and text and not whole.endswith("\n"):
-            whole += "\n"
+        if whole and text:
+            whole += END
             ends += 1
         whole += text
     return (whole, marks, ends) if whole else None
@@ -160,8 +161,12 @@ def test_a_corpus_is_kept_exactly_or_refused(number, tmp_path, monkeypatch):
         corpus = found[0]
         text = corpus.tokenizer.decode_bytes(corpus.tokens.tolist()).decode()
         info = corpus.info
-        assert (text, info.removed_boms, info.added_line_ends) == expected
-        assert (info.num_characters, info.num_bytes) == (len(text), len(text.encode()))
+        assert (text, info.removed_boms, info.file_ends) == expected
+        ends = len(END) * info.file_ends
+        assert (info.num_characters, info.num_bytes) == (
+            len(text) - ends,
+            len(text.encode()) - ends,
+        )
 
     check()
     assert min(counts.values()) > number // 10

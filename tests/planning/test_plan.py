@@ -73,7 +73,7 @@ def test_the_numbers_are_the_corpus_s_and_the_model_s(make_plan, text_file, tmp_
     assert card["Training"] == f" {len(train):,} tokens, validation: {len(val):,}"
     assert number(card["Bytes per token"]) == round(len(text.encode()) / info.num_tokens, 2)
     assert card["Vocabulary"] == f" {data.vocab_size:,} tokens (cl100k_base, compact)"
-    assert card["Full vocabulary"] == " 100,256 tokens"
+    assert card["Full vocabulary"] == " 100,257 tokens"
     gpt = GPT(GPTConfig(data.vocab_size, 16, d_model=16, num_blocks=2, num_heads=4))
     total, table = sum(p.numel() for p in gpt.parameters()), 16 * data.vocab_size
     blocks = total - 2 * table

@@ -29,9 +29,12 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ids(texts: Path) -> np.ndarray:
-    """The tokens of a store of `texts` with the tokenizer `bytes`, found without the package."""
-    content = b"\n".join(path.read_bytes() for path in sorted(texts.iterdir()))
-    return np.frombuffer(content, np.uint8).astype(np.int64)
+    """The tokens of a store of `texts` with the tokenizer `bytes`, found without the package.
+
+    256 is the end of text.
+    """
+    contents = [path.read_bytes() for path in sorted(texts.iterdir())]
+    return np.array([i for content in contents for i in (*content, 256)][:-1])
 
 
 @pytest.fixture(scope="session")

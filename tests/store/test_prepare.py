@@ -21,7 +21,8 @@ from lit_gpt.store import prepare as prepare_command
 from lit_gpt.store.objects import Objects
 from lit_gpt.store.plan import load_tokenizer, share, sizes_of
 from lit_gpt.text.files import Reader, TextFiles
-from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.tokenizer import BYTES, Tokenizer
+from lit_gpt.text.vocabularies import load_tokenizer as load_bytes
 from tests.conftest import ROOT
 
 PAGE = 8192  # tokens
@@ -56,12 +57,13 @@ def test_a_store_has_all_tokens_of_the_text_whatever_the_tasks(
 
 def test_the_index_says_what_the_text_is(store, texts, ids):
     index = read_index(store)
-    text = ids.astype(np.uint8).tobytes().decode()
-    wanted = {"num_characters": len(text), "num_bytes": len(ids), "num_tokens": len(ids)}
-    wanted |= {"added_line_ends": 4, "num_documents": 0}
+    size = sum(len(path.read_text(encoding="utf-8")) for path in texts.iterdir())
+    wanted = {"num_characters": size, "num_bytes": len(ids) - 4, "num_tokens": len(ids)}
+    wanted |= {"added_line_ends": 0, "num_documents": 0, "file_ends": 4}
     assert {name: index["info"][name] for name in wanted} == wanted
     assert (index["format"], index["version"]) == ("lit_gpt token store", 1)
     assert (index["dtype"], index["block_tokens"]) == ("uint16", 500)
+    text = "\n\n".join(path.read_text("utf-8") for path in sorted(texts.iterdir()))
     assert Tokenizer.from_dict(index["tokenizer_state"]).decode(ids) == text
 
 
@@ -107,14 +109,15 @@ def test_a_vocabulary_made_from_the_text_is_the_same_in_all_tasks(
         )
     index = read_index(tmp_path / "s")
     tokenizer = Tokenizer.from_dict(index["tokenizer_state"])
-    assert tokenizer.vocab_size == (300 if option == "bpe:300" else 256 + len("一只猫坐在垫子上"))
-    assert tokenizer.decode_bytes(tokens_of(tmp_path / "s")) == bytes(ids.astype(np.uint8))
+    assert tokenizer.vocab_size == (300 if option == "bpe:300" else 257 + len("一只猫坐在垫子上"))
+    text = load_bytes(BYTES).with_end_of_text().decode_bytes(ids)
+    assert tokenizer.decode_bytes(tokens_of(tmp_path / "s")) == text
 
 
 def test_a_vocabulary_does_not_see_the_last_tenth(prepare, tmp_path):
     (tmp_path / "text.txt").write_text("ab" * 900 + "é" * 100)  # the last 200 of 2,000 bytes
     prepare(tmp_path / "text.txt", tmp_path / "s", "--data.tokenizer=chars")
-    assert Tokenizer.from_dict(read_index(tmp_path / "s")["tokenizer_state"]).vocab_size == 256
+    assert Tokenizer.from_dict(read_index(tmp_path / "s")["tokenizer_state"]).vocab_size == 257
 
 
 def test_a_vocabulary_takes_the_beginnings_of_large_files(prepare, tmp_path, monkeypatch):
@@ -130,7 +133,7 @@ def test_a_vocabulary_takes_the_beginnings_of_large_files(prepare, tmp_path, mon
     )
     files = TextFiles(str(tmp_path / "texts"))
     tokenizer = load_tokenizer("chars", files, sizes_of(files))
-    assert [token.decode() for token in tokenizer.tokens[256:]] == ["é", "ñ"]
+    assert [token.decode() for token in tokenizer.tokens[256:-1]] == ["é", "ñ"]
     assert len(read) == 2
 
 

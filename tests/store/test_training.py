@@ -18,11 +18,12 @@ def test_a_run_on_a_store_is_one_on_its_tokens(store, texts, ids, train):
     """The same windows in evaluation; the data card says what it has, and what it leaves out."""
     result = train(**{"data.path": store} | STEPS)
     assert (result.status, result.err) == (0, "")
-    text = ids.astype(np.uint8).tobytes().decode()
     assert f"Token store: {store}, not checked for shared lines" in result.out
-    assert f"Text length: {len(text):,} characters\n" in result.out
+    size = sum(len(path.read_text(encoding="utf-8")) for path in texts.iterdir())
+    assert f"Text length: {size:,} characters\n" in result.out
+    assert "End-of-text tokens between files: 4\n" in result.out
     assert f"Total: {len(ids):,} tokens\n" in result.out
-    assert "Vocabulary: 256 tokens (bytes)\n" in result.out
+    assert "Vocabulary: 257 tokens (bytes)\n" in result.out
     assert "Validation lines" not in result.out
     assert "For comparison" not in result.out
     assert "Copied" not in result.out

@@ -4,6 +4,7 @@ import os
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lit_gpt.text import vocabularies
@@ -54,6 +55,14 @@ def write(path: Path, content: bytes = b"text") -> Path:
 def text_of(corpus: Corpus) -> str:
     """The text of all tokens, byte for byte."""
     return corpus.tokenizer.decode_bytes(corpus.tokens.tolist()).decode()
+
+
+def texts_of(corpus: Corpus) -> list[str]:
+    """The texts between the end-of-text tokens, byte for byte."""
+    tokens, end = corpus.tokens, corpus.tokenizer.end_of_text
+    parts = np.split(tokens, np.flatnonzero(tokens == end))
+    ids = [parts[0], *(part[1:] for part in parts[1:])]
+    return [corpus.tokenizer.decode_bytes(part.tolist()).decode() for part in ids]
 
 
 def entries(folder: Path) -> list[str]:

@@ -152,10 +152,10 @@ def trained_on(monkeypatch) -> list[str]:
     """The texts that vocabularies were trained on, in turn."""
     seen = []
 
-    def remember(size):
+    def remember(size, has_end):
         def train(texts):
             seen.append("".join(texts := list(texts)))
-            return load_trainer(size)(texts)
+            return load_trainer(size, has_end)(texts)
 
         return train
 
@@ -183,12 +183,12 @@ def test_no_byte_of_the_validation_split_is_trained_on(kind, fraction, load, tmp
     assert corpus.info.num_characters == len(text)
 
 
-def test_byte_order_marks_and_line_ends_are_counted_once(load, tmp_path):
+def test_byte_order_marks_and_ends_of_files_are_counted_once(load, tmp_path):
     for name in "ab":
         (tmp_path / "texts").mkdir(exist_ok=True)
         (tmp_path / "texts" / name).write_text("\ufeffone", encoding="utf-8")
     info = load(tmp_path / "texts", "bpe:300").info
-    assert (info.removed_boms, info.added_line_ends, info.num_characters) == (2, 1, 7)
+    assert (info.removed_boms, info.file_ends, info.num_characters) == (2, 1, 6)
 
 
 # The cache
@@ -199,6 +199,8 @@ def test_cached_by_text_size_and_fraction_and_kept_whole(load, tmp_path, monkeyp
     path.write_text(ENGLISH, encoding="utf-8")
     first = load(path, "bpe:400")
     assert (first.tokenizer.name, first.tokenizer.vocab_size) == ("bpe:400", 400)
+    assert first.tokenizer.end_of_text == 399
+    assert first.tokenizer.tokens[:399] == load(path, "bpe:401").tokenizer.tokens[:399]
     assert load(path, "bpe:401").tokenizer.vocab_size == 401
     half = load(path, "bpe:400", fraction=0.5)
     assert half.tokenizer.tokens != first.tokenizer.tokens
@@ -223,9 +225,9 @@ def test_text_that_changes_while_it_is_trained_on_leaves_nothing(load, tmp_path,
     path = tmp_path / "x.txt"
     path.write_text(ENGLISH, encoding="utf-8")
 
-    def change_and_train(size):
+    def change_and_train(size, has_end):
         path.write_text(ENGLISH + "more", encoding="utf-8")
-        return load_trainer(size)
+        return load_trainer(size, has_end)
 
     monkeypatch.setattr(bpe, "load_trainer", change_and_train)
     with pytest.raises(UserError, match=r"x\.txt changed while it was being read; start again"):
@@ -248,8 +250,17 @@ def test_names_of_vocabularies_to_train(name, size):
     "size", ["", ":", ":255", ":-300", ":1e3", ":4_096", ":٤٠٩٦", ":1048577", ":" + "9" * 5000]
 )
 def test_sizes_that_are_none(size):
-    with pytest.raises(UserError, match=r"from 256 \(the bytes alone\) to 1,048,576; .* bpe:4096"):
+    with pytest.raises(UserError, match=r"from 256 \(bytes and end of text\) to 1,048,.* bpe:4096"):
         bpe_size(f"bpe{size}")
+
+
+def test_the_end_of_text_is_one_of_n():
+    with pytest.raises(UserError, match=r"from 257 \(bytes and end of text\) to 1,048,576"):
+        Vocabulary("bpe:256")
+    assert Vocabulary("bpe:257").full_size() == 257
+    assert Vocabulary("bpe:256", ends_files=False).full_size() == 256  # as earlier releases did
+    tokenizer = load_trainer(257, has_end=True)(["ab " * 9])
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (257, 256)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +338,7 @@ def test_a_file_is_cached_by_its_content_not_its_name(load, tmp_path):
     assert load(path, moved).folder == first.folder
     vocabulary.write_bytes(b"".join(LINES[:-1]))
     other = load(path, vocabulary)
-    assert (first.tokenizer.vocab_size, other.tokenizer.vocab_size) == (259, 258)
+    assert (first.tokenizer.vocab_size, other.tokenizer.vocab_size) == (260, 259)
 
 
 # The training command
@@ -370,7 +381,7 @@ def test_train_and_continue_with_a_file_that_moved(train, tmp_path):
     (tmp_path / "v.tiktoken").write_bytes(FILE)
     result = train(**{"data.tokenizer": tmp_path / "v.tiktoken"})
     assert vocabulary_line(result.out) == (
-        f"Vocabulary: 258 tokens ({tmp_path}/v.tiktoken, compact)"  # no "he" outside "the"
+        f"Vocabulary: 259 tokens ({tmp_path}/v.tiktoken, compact)"  # no "he" outside "the"
     )
     (last,) = tmp_path.glob("logs/*/checkpoints/last.ckpt")
     moved = shutil.move(tmp_path / "v.tiktoken", tmp_path / "w.tiktoken")

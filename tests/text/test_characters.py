@@ -47,7 +47,7 @@ def test_generation_writes_whole_characters():
 def test_the_compact_vocabulary_does_not_apply(load, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(TEXT, encoding="utf-8")
-    expected = character_tokenizer([TEXT], 0.5)
+    expected = character_tokenizer([TEXT], 0.5).with_end_of_text().with_end_used(False)
     for compact in (True, False):
         corpus = load(path, "chars", compact=compact, fraction=0.5)
         assert corpus.tokenizer == expected

@@ -1,5 +1,7 @@
 """Text files to one token array: exactly the text, encoded piece by piece, cached by content."""
 
+import hashlib
+import json
 import os
 import re
 import signal
@@ -21,7 +23,7 @@ from lit_gpt.text.files import TextFiles
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 from tests.conftest import ROOT
-from tests.text.conftest import entries, load_once, text_of, unix, write
+from tests.text.conftest import entries, load_once, text_of, texts_of, unix, write
 
 CHUNK = 1 << 20  # bytes that are read at a time, unless a test says otherwise
 BOM = "\ufeff".encode()
@@ -80,23 +82,66 @@ def test_other_encodings(encoding, load, tmp_path):
 @pytest.mark.parametrize(
     ("files", "text"),
     [
-        ({"b.txt": b"two", "a.txt": b"one"}, "one\ntwo"),
-        ({"a": b"one\n", "b": b"two\r\n", "c": b"three"}, "one\ntwo\r\nthree"),
-        ({"a": BOM + b"one", "b": b"", "c": BOM + b"two"}, "one\ntwo"),
-        ({"2.txt": b"two", "10.txt": b"ten"}, "ten\ntwo"),
-        ({"b.txt": b"1", "a/z.txt": b"0", "c/d/e.txt": b"2"}, "0\n1\n2"),
-        ({"a": b"one", ".hidden": b"\0", ".git/config": b"\0", "b/.x/y": b"\0"}, "one"),
+        ({"b.txt": b"two", "a.txt": b"one"}, ["one", "two"]),
+        ({"a": b"one\n", "b": b"two\r\n", "c": b"three"}, ["one\n", "two\r\n", "three"]),
+        ({"a": BOM + b"one", "b": b"", "c": BOM + b"two", "d": b""}, ["one", "two"]),
+        ({"2.txt": b"two", "10.txt": b"ten"}, ["ten", "two"]),
+        ({"b.txt": b"1", "a/z.txt": b"0", "c/d/e.txt": b"2"}, ["0", "1", "2"]),
+        ({"a": b"one", ".hidden": b"\0", ".git/config": b"\0", "b/.x/y": b"\0"}, ["one"]),
     ],
 )
-def test_folder_is_read_in_name_order_one_file_a_line(files, text, load, tmp_path):
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars", "cl100k_base", "bpe:300"])
+def test_folder_is_read_in_name_order_with_an_end_of_text_between_files(
+    tokenizer, files, text, load, tmp_path
+):
     for name, content in files.items():
         write(tmp_path / "texts" / name, content)
-    corpus = load(tmp_path / "texts")
-    assert text_of(corpus) == text
-    assert corpus.info.num_characters == len(text)
+    corpus = load(tmp_path / "texts", tokenizer)
+    assert texts_of(corpus) == text
+    assert corpus.info.num_characters == corpus.info.num_bytes == len("".join(text))
     assert corpus.info.removed_boms == sum(content.startswith(BOM) for content in files.values())
-    kept = sum(c.removeprefix(BOM).count(b"\n") for name, c in files.items() if b"\0" not in c)
-    assert corpus.info.added_line_ends == text.count("\n") - kept
+    assert (corpus.info.file_ends, corpus.info.added_line_ends) == (len(text) - 1, 0)
+    assert corpus.tokenizer.end_of_text == corpus.tokenizer.vocab_size - 1
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        ([b"one", b"two"], "one\ntwo"),
+        ([b"one\n", b"two\r\n", b"three"], "one\ntwo\r\nthree"),
+        ([b"one", b"", b"two"], "one\ntwo"),
+    ],
+)
+def test_a_model_without_an_end_of_text_has_line_ends_between_files(
+    files, text, load, tmp_path, cache_folder
+):
+    for i, content in enumerate(files):
+        write(tmp_path / "texts" / str(i), content)
+    source = TextFiles(str(tmp_path / "texts"), cache=str(cache_folder))
+    named = Vocabulary("bytes", compact=True, ends_files=False)  # as earlier releases read it
+    for vocabulary in (Vocabulary(load_once("bytes")), named):
+        corpus = load_corpus(source, vocabulary)
+        assert text_of(corpus) == text
+        assert (corpus.tokenizer.vocab_size, corpus.tokenizer.end_of_text) == (256, None)
+        joints = text.count("\n") - b"".join(files).count(b"\n")
+        assert (corpus.info.file_ends, corpus.info.added_line_ends) == (None, joints)
+    assert load(tmp_path / "texts").folder != corpus.folder
+
+
+def test_what_earlier_releases_cached_is_found(tmp_path, cache_folder):
+    """The key of a text that is read as they did is theirs."""
+    path = write(tmp_path / "x.txt", b"hello")
+    vocabulary = Vocabulary("bytes", compact=True, ends_files=False)
+    corpus = load_corpus(TextFiles(str(path), cache=str(cache_folder)), vocabulary)
+    fingerprint = hashlib.sha256(b"helloend 5").hexdigest()
+    key = json.dumps([4, fingerprint, "bytes", True, "utf-8"]).encode()
+    assert corpus.folder.name == hashlib.sha256(key).hexdigest()[:24]
+    meta = json.loads((corpus.folder / "meta.json").read_text())
+    assert meta["value"]["tokenizer"].keys() == {"name", "pattern", "vocabulary"}
+    del meta["value"]["info"]["file_ends"]  # as they wrote it
+    storage.write_json(corpus.folder / "meta.json", meta["value"])
+    again = load_corpus(TextFiles(str(path), cache=str(cache_folder)), vocabulary)
+    assert (again.folder, again.info) == (corpus.folder, corpus.info)
 
 
 def test_folder_inside_a_hidden_folder_is_read(load, tmp_path):
@@ -107,10 +152,10 @@ def test_folder_inside_a_hidden_folder_is_read(load, tmp_path):
 @pytest.mark.parametrize(
     ("tokenizer", "compact", "vocab_size", "dtype"),
     [
-        ("cl100k_base", True, 265, np.uint16),
-        ("cl100k_base", False, 100_256, np.uint32),
-        ("bytes", True, 256, np.uint16),
-        ("bytes", False, 256, np.uint16),
+        ("cl100k_base", True, 266, np.uint16),
+        ("cl100k_base", False, 100_257, np.uint32),
+        ("bytes", True, 257, np.uint16),
+        ("bytes", False, 257, np.uint16),
     ],
 )
 def test_array_is_as_narrow_as_the_vocabulary_allows(
@@ -213,8 +258,8 @@ def test_the_same_bytes_in_other_files_are_another_text(load, tmp_path):
     for folder, contents in {"one": [b"ab", b"c"], "two": [b"a", b"bc"]}.items():
         for i, content in enumerate(contents):
             write(tmp_path / folder / f"{i}.txt", content)
-    assert text_of(load(tmp_path / "one")) == "ab\nc"
-    assert text_of(load(tmp_path / "two")) == "a\nbc"
+    assert texts_of(load(tmp_path / "one")) == ["ab", "c"]
+    assert texts_of(load(tmp_path / "two")) == ["a", "bc"]
 
 
 def without_rank_0(meta: bytes) -> bytes:
@@ -266,7 +311,7 @@ def test_a_cache_with_a_token_that_is_in_no_vocabulary_is_built_again(load, tmp_
     load(path)
     (folder,) = cache_folder.iterdir()
     tokens = np.fromfile(folder / "tokens.bin", np.uint16)
-    tokens[3] = 256
+    tokens[3] = 257
     tokens.tofile(folder / "tokens.bin")
     meta = storage.read_json(folder / "meta.json")
     storage.write_json(folder / "meta.json", meta | {"crc32": zlib.crc32(tokens.tobytes())})

@@ -271,18 +271,22 @@ def test_a_document_ends_its_line(tmp_path, load):
 
 
 def test_plain_text_is_what_it_always_was(load, tmp_path):
-    """Vocabulary, ids and fingerprint know nothing of documents, whatever the text says."""
+    """Fingerprint and vocabulary know nothing of documents; only ends of files are new."""
     for name in ("a.txt", "b.md", "c.csv", "d.tsv", "e.jsonnet", "f"):
         (tmp_path / "texts" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "texts" / name).write_text("<|endoftext|>, 农夫\t山泉")
     corpus = load(tmp_path / "texts", "cl100k_base")
-    text = "\n".join(["<|endoftext|>, 农夫\t山泉"] * 6)
     full = load_once("cl100k_base")
-    compact, new_ids = full.compact(full.encode(text))
-    assert corpus.tokens.tolist() == new_ids[full.encode(text)].tolist()
-    assert corpus.tokenizer == compact
-    assert set(corpus.tokenizer.to_dict()) == {"name", "pattern", "vocabulary"}
-    assert (corpus.info.num_documents, corpus.info.added_line_ends) == (0, 5)
+    ids = full.encode("<|endoftext|>, 农夫\t山泉")
+    compact, new_ids = full.compact(ids)
+    end = compact.vocab_size
+    assert corpus.tokens.tolist() == [*new_ids[ids], end] * 5 + [*new_ids[ids]]
+    assert (corpus.tokenizer.tokens, corpus.tokenizer.end_of_text) == (
+        [*compact.tokens, b"\n\n"],
+        end,
+    )
+    assert (corpus.info.num_documents, corpus.info.file_ends) == (0, 5)
+    assert corpus.info.added_line_ends == 0
     part = "<|endoftext|>, 农夫\t山泉".encode()
     expected = hashlib.sha256((part + f"end {len(part)}".encode()) * 6).hexdigest()
     assert corpus.info.fingerprint == expected
@@ -294,7 +298,8 @@ def test_packed_plain_text(packed, load, tmp_path):
     (tmp_path / f"x.txt{packed}").write_bytes(PACK[packed](text.encode()))
     corpus = load(tmp_path / f"x.txt{packed}")
     assert corpus.tokenizer.decode(corpus.tokens) == text
-    assert corpus.tokenizer.end_of_text is None
+    assert corpus.tokenizer.end_of_text not in corpus.tokens
+    assert corpus.tokenizer.learnt_end is None
 
 
 @pytest.mark.parametrize("packed", [packed for packed in PACK if packed])

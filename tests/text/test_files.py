@@ -25,9 +25,12 @@ def names_in(root: Path) -> list[str]:
     return [str(path.relative_to(root)) for path in find_files(str(root))]
 
 
-def read(files: list[Path], encoding: str = "utf-8") -> tuple[str, int, int]:
-    reader = Reader(TextFiles(files, encoding=encoding))
-    return "".join(reader), reader.counts["removed_boms"], reader.counts["added_line_ends"]
+def read(
+    files: list[Path], encoding: str = "utf-8", ends_files: bool = True
+) -> tuple[str, dict[str, int]]:
+    """The text, with | between files, and what was counted."""
+    reader = Reader(TextFiles(files, encoding=encoding), ends_files=ends_files)
+    return "".join("|" if part is None else part for part in reader), reader.counts
 
 
 @pytest.fixture
@@ -243,7 +246,8 @@ def test_a_byte_order_mark_is_counted_in_every_encoding(encoding, chunk, root, m
     mark = "" if encoding in files_module.BOMS else "\ufeff"  # else Python writes one
     texts = ["\ufeffone\n", "", "t\ufeffwo\n"]
     files = [write(root / f"{i}", (mark + t).encode(encoding)) for i, t in enumerate(texts)]
-    assert read(files, encoding) == ("\ufeffone\nt\ufeffwo\n", 3, 0)
+    text, counts = read(files, encoding)
+    assert (text, counts["removed_boms"]) == ("\ufeffone\n|t\ufeffwo\n", 3)
 
 
 @pytest.mark.parametrize("chunk", [4, 64])
@@ -259,12 +263,18 @@ def test_a_byte_order_mark_is_counted_in_every_encoding(encoding, chunk, root, m
         (["", "one", ""], "one", 0),
     ],
 )
-def test_line_ends_put_between_files_are_counted(
+def test_what_is_put_between_files_is_counted(
     texts, text, added, encoding, chunk, root, monkeypatch
 ):
+    """Ends of text, or line ends for a model that knows none."""
     monkeypatch.setattr(files_module, "CHUNK", chunk)
     files = [write(root / f"{i}", part.encode(encoding)) for i, part in enumerate(texts)]
-    assert read(files, encoding)[::2] == (text, added)
+    found, counts = read(files, encoding, ends_files=False)
+    assert (found, counts["added_line_ends"], counts["file_ends"]) == (text, added, 0)
+    some = [part for part in texts if part]
+    found, counts = read(files, encoding)
+    assert (found, counts["added_line_ends"]) == ("|".join(some), 0)
+    assert counts["file_ends"] == len(some) - 1
 
 
 @pytest.mark.parametrize(
@@ -329,11 +339,11 @@ def test_a_change_while_reading_is_noticed_or_without_effect(change, name, root)
         parts = iter(reader)
         first = next(parts)
         do(root / name)
-        return first + "".join(parts)
+        return first + "".join(part or "|" for part in parts)
 
     if message is None:
         text = read_on()
-        assert text == "0 text\r\n" * 400_000
+        assert text == "|".join(["0 text\r\n" * 200_000] * 2)
     else:
         with pytest.raises(UserError, match=f"^{message.format(root=root)}$"):
             read_on()

@@ -358,3 +358,22 @@ def test_the_end_of_text_may_not_cut_a_character():
     assert tokenizer.may_follow(b"")[256]
     assert not tokenizer.may_follow(b"\xe5")[256]
     assert tokenizer.may_follow(b"\xe5").sum() == 64
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_an_end_of_text_that_was_not_trained_may_follow_nothing(compact):
+    used = with_end("cl100k_base", compact)
+    unused = used.with_end_used(False)
+    if compact:
+        full = load_once("cl100k_base").with_end_of_text().with_end_used(False)
+        assert full.compact(full.encode_parts([MIXED, None]))[0] == unused
+    assert (used.learnt_end, unused.learnt_end) == (used.end_of_text, None)
+    assert unused.end_of_text == used.end_of_text
+    assert unused != used
+    assert unused.with_end_used(True) == used
+    for begun in (b"", b"\xe5"):
+        changed = np.flatnonzero(used.may_follow(begun) != unused.may_follow(begun))
+        assert changed.tolist() == ([] if begun else [used.end_of_text])
+    again = Tokenizer.from_dict(unused.to_dict())
+    assert (again, again.learnt_end) == (unused, None)
+    assert again.encode_parts(["a", None]).tolist() == used.encode_parts(["a", None]).tolist()

@@ -12,6 +12,7 @@ from lit_gpt.checkpoint import Checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.text.overlap import shared_lines
+from lit_gpt.text.tokenizer import Tokenizer
 
 TRAINING = "the cat sat on a mat\nit rained\n" * 30
 VALIDATION = "it rained\nZebra: a new word €\nit rained" * 8
@@ -63,7 +64,8 @@ def test_bpe_is_trained_on_all_of_the_training_text(module, tmp_path):
 
 def test_validation_documents_end_with_a_blank_line_where_training_has_none(module):
     data = module(val_path="val.jsonl", text_field="body")
-    assert data.tokenizer.end_of_text is None
+    assert data.tokenizer.learnt_end is None
+    assert data.tokenizer.end_of_text not in data.val_tokens
     lines = VALIDATION.split("\n")
     assert decoded(data, data.val_tokens) == "".join(f"{line}\n\n" for line in lines)
     assert data.splits.val_corpus.info.num_documents == len(lines)
@@ -74,7 +76,8 @@ def test_a_model_of_plain_text_is_never_trained_on_documents(module):
     validated = module(val_path="val.jsonl", text_field="body")
     assert validated.splits.val_corpus.info.num_documents > 0
     data = module(path="val.jsonl", val_path="train.txt", text_field="body")
-    data.given_tokenizer = validated.tokenizer
+    tokens = validated.tokenizer.tokens[:-1]  # as earlier releases trained it
+    data.given_tokenizer = Tokenizer("x", validated.tokenizer.pattern, tokens)
     with pytest.raises(UserError, match="has documents, but the model's tokenizer has no end"):
         data.splits  # noqa: B018
 
@@ -84,6 +87,31 @@ def test_validation_text_may_be_plain_where_training_has_documents(module):
     assert data.tokenizer.end_of_text is not None
     assert decoded(data, data.val_tokens) == TRAINING
     assert data.tokenizer.end_of_text not in data.val_tokens
+
+
+def test_files_of_a_validation_folder_end_as_those_of_the_training_text_do(module, tmp_path):
+    """Where the model learns no end of text, none is asked of it."""
+    for folder, texts in {"one": ["the"], "two": ["the cat", "sat"], "val": ["a cat", "b"]}.items():
+        (tmp_path / folder).mkdir()
+        for i, text in enumerate(texts):
+            (tmp_path / folder / f"{i}.txt").write_text(text * 9)
+    sizes = {"tokenizer": "bytes", "val_path": "val"}
+    data = module(path="one", **sizes)
+    assert bytes(data.val_tokens.tolist()).decode() == "a cat" * 9 + "\n" + "b" * 9
+    assert data.tokenizer.learnt_end is None
+    data = module(path="two", **sizes)
+    assert data.val_tokens.tolist() == [*b"a cat" * 9, 256, *b"b" * 9]
+    assert data.tokenizer.learnt_end == 256
+
+
+@pytest.mark.parametrize(("fraction", "learnt"), [(0.5, None), (0.9, 256)])
+def test_an_end_of_text_in_the_validation_split_alone_is_not_learnt(fraction, learnt, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for i, text in enumerate(["a" * 80, "b" * 20]):
+        (tmp_path / "texts" / f"{i}.txt").write_text(text)
+    options = {"context_length": 4, "tokenizer": "bytes", "train_fraction": fraction}
+    data = TextDataModule(str(tmp_path / "texts"), cache=str(tmp_path / "cache"), **options)
+    assert (data.tokenizer.end_of_text, data.tokenizer.learnt_end) == (256, learnt)
 
 
 def test_no_line_is_cut_between_two_texts():
@@ -130,7 +158,7 @@ def test_a_run_uses_it_everywhere_and_resumes_only_with_it(train, texts, tmp_pat
     # The unigram baseline, by hand: counts of the training text, the best of the priors.
     counts, targets = Counter(TRAINING.encode()), VALIDATION.encode()[1:]
     bits = min(
-        -sum(math.log2((counts[t] + a / 256) / (len(TRAINING) + a)) for t in targets)
+        -sum(math.log2((counts[t] + a / 257) / (len(TRAINING) + a)) for t in targets)
         for a in 2.0 ** np.arange(-2, 18)
     )
     assert f"unigram {bits / len(targets):.4f}, " in result.out
@@ -159,4 +187,5 @@ def test_files_of_a_folder_are_excluded_and_counted(train, texts, tmp_path):
     assert result.status == 0, result.err
     assert "Files and folders excluded: 1 by *.log, 1 by old, nothing by x/*\n" in result.out
     data = result.run.data
-    assert decoded(data, data.corpus.tokens) == f"a.txt\n{TRAINING}e/old.txt\n{TRAINING}"
+    texts = [f"a.txt\n{TRAINING}", f"e/old.txt\n{TRAINING}"]
+    assert decoded(data, data.corpus.tokens) == "\n\n".join(texts)  # an end of text
