@@ -5,7 +5,6 @@ transformers, and with it the package tokenizers, is imported only where it is u
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,19 @@ import numpy as np
 
 from lit_gpt.errors import UserError
 from lit_gpt.huggingface.folder import MAX_JSON, read_json
-from lit_gpt.text import patterns
-from lit_gpt.text.patterns import CHARACTERS, GPT2, KNOWN, QWEN2, check_in_child, check_pattern
-from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.huggingface.special_tokens import read_special
+from lit_gpt.huggingface.split_pattern import (
+    Unsupported,
+    in_one_line,
+    onig_pattern,
+    split_pattern,
+    try_oniguruma,
+)
+from lit_gpt.text.byte_gaps import check_has_bytes
+from lit_gpt.text.patterns import GPT2, KNOWN, QWEN2, check_in_child, check_pattern
+from lit_gpt.text.tokenizer import END_NAME, Tokenizer
 
-SPECIAL = "<|endoftext|>"  # what our end-of-text token is called, as in GPT-2 and Qwen3
+SPECIAL = END_NAME
 NAME = "of a Hugging Face folder"
 # How the text of a vocab.json with a merges.txt is split, by the model_type of its config.json.
 SPLIT_BY = {"gpt2": GPT2, "qwen2": QWEN2, "qwen3": QWEN2}
@@ -62,7 +69,7 @@ def to_hf(tokenizer: Tokenizer) -> Any:
     converter.load_tiktoken_bpe = lambda _: ranks  # instead of reading them from a file
     try:
         if not (only_bytes or tokenizer.pattern in KNOWN):
-            check_in_child(__name__, try_oniguruma.__name__, pattern)
+            check_in_child(try_oniguruma.__module__, try_oniguruma.__name__, pattern)
         converted = converter.converted()
     except Exception as error:  # tokenizers raises nothing more specific
         what = f"the tokenizer's split pattern {tokenizer.pattern!r}"
@@ -101,37 +108,12 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
     return dict.fromkeys(("bos", "eos", "pad"), tokenizer.end_of_text)
 
 
-def onig_pattern(pattern: str) -> str:
-    """A tiktoken pattern for Oniguruma, where `{1,3}+` repeats and `$` matches at each line end.
-
-    In the patterns we know, a possessive `{1,3}+` ends an alternative, so a plain one matches the
-    same text.
-    """
-    if pattern == CHARACTERS:
-        return "(?m:.)"
-    return re.sub(r"(\{\d+,\d+\})\+", r"\1", pattern).replace(r"\s++$", r"\s++\z")
-
-
-def try_oniguruma(pattern: str) -> None:
-    """In a child: tries a pattern as the package tokenizers uses it."""
-    patterns.limit_resources()
-    from tokenizers import Regex, pre_tokenizers
-
-    try:
-        splitter = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
-    except Exception as error:  # tokenizers raises nothing more specific
-        patterns.refuse(f"is invalid here ({in_one_line(error)})")
-    patterns.try_pattern(
-        pattern, lambda text: "".join(part for part, _ in splitter.pre_tokenize_str(text))
-    )
-
-
 def from_hf(source: str | Path) -> tuple[Tokenizer, np.ndarray]:
     """The tokenizer of a folder or of a tokenizer.json, and their id of each of ours, (V,) int64.
 
-    Our ids count the 256 bytes, then the merges in their order, and last the end-of-text token:
-    SPECIAL, or else the folder's eos token. Other special tokens and unused rows are left out.
-    Text stays exactly as it is: Qwen's normal form (NFC) is not applied.
+    Our ids count the bytes, then the merges in their order, the special tokens, and last the end of
+    text: SPECIAL, or else the folder's eos token. Unused rows are left out. Text stays exactly as
+    it is: Qwen's normal form (NFC) is not applied.
 
     Raises:
         UserError: not a byte-level BPE, or one that works differently from ours; transformers is
@@ -139,22 +121,18 @@ def from_hf(source: str | Path) -> tuple[Tokenizer, np.ndarray]:
     """
     spec = read_spec(source)
     try:
-        pattern = _pattern(spec)
         ids = _ordinary_ids(spec)
-        tokenizer = _build(pattern, list(ids))
-        rows = list(ids.values())
-        end = _end_of_text(spec, folder_of(source) / "tokenizer_config.json", ids)
+        pattern = split_pattern(spec, max(map(len, added_spaces(spec)), default=1))
+        special = read_special(spec, folder_of(source), set(ids.values()))
+        tokenizer = special.add_to(_build(pattern, list(ids)))
     except Unsupported as error:
         raise UserError(
             f"the tokenizer of {source} is not supported: {error}",
-            hint="use one with byte-level BPE like that of GPT-2 or Qwen3",
+            hint="use one with byte-level BPE like that of GPT-2, Llama 3 or Qwen3",
         ) from error
     except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
         raise unreadable(source, error) from error
-    if end is not None:
-        tokenizer = tokenizer.with_end_of_text()
-        rows.append(end)
-    return tokenizer, np.array(rows, dtype=np.int64)
+    return tokenizer, np.array([*ids.values(), *special.ids.values()], dtype=np.int64)
 
 
 def folder_of(source: str | Path) -> Path:
@@ -210,52 +188,8 @@ def _old_spec(folder: Path) -> dict[str, Any]:
     }
 
 
-def in_one_line(error: Exception) -> str:
-    """A message of a library, without backquotes, which mean fields in a UserError."""
-    return " ".join(f"{type(error).__name__}: {error}".replace("`", "'").split())[:300]
-
-
 def unreadable(folder: str | Path, error: Exception) -> UserError:
     return UserError(f"the tokenizer of {folder} can't be read ({in_one_line(error)})")
-
-
-class Unsupported(Exception):
-    """Says why a tokenizer can't become one of ours."""
-
-
-def _pattern(spec: dict[str, Any]) -> str:
-    """The regular expression that splits text; nothing else may be done to the text."""
-    normalizer = spec.get("normalizer")
-    if normalizer is not None and normalizer["type"] != "NFC":
-        raise Unsupported(f"it normalizes text ({normalizer['type']})")
-    first = spec.get("pre_tokenizer") or {"type": None}
-    steps = first["pretokenizers"] if first["type"] == "Sequence" else [first]
-    kinds = [step["type"] for step in steps]
-    if kinds not in (["ByteLevel"], ["Split", "ByteLevel"]):
-        raise Unsupported(f"it splits text by {kinds}")
-    *splits, byte_level = steps
-    if byte_level.get("add_prefix_space"):
-        raise Unsupported("it adds a space before each text (add_prefix_space)")
-    if byte_level.get("use_regex", True):
-        if splits:
-            raise Unsupported("it splits text by two patterns")
-        return GPT2
-    if not splits:
-        if spec["model"]["merges"]:
-            raise Unsupported("it does not split text")
-        return CHARACTERS
-    (split,) = splits
-    behavior = (split["behavior"], split.get("invert", False))
-    if behavior not in (("Isolated", False), ("Removed", True)) or "Regex" not in split["pattern"]:
-        raise Unsupported(f"it splits text by {split}")
-    regex = split["pattern"]["Regex"]
-    ours = {onig_pattern(known): known for known in KNOWN}
-    if regex not in ours:
-        try:
-            check_in_child(__name__, try_oniguruma.__name__, regex)
-        except ValueError as error:
-            raise Unsupported(str(error)) from error
-    return ours.get(regex, regex)
 
 
 def _ordinary_ids(spec: dict[str, Any]) -> dict[bytes, int]:
@@ -270,26 +204,35 @@ def _ordinary_ids(spec: dict[str, Any]) -> dict[bytes, int]:
         if model.get(option):
             raise Unsupported(f"it has {option} {model[option]!r}")
     vocab = model["vocab"]
-    if missing := sorted(byte for char, byte in bytes_of.items() if vocab.get(char) is None):
-        count = f"{len(missing)} of the 256 bytes (the first is 0x{missing[0]:02x})"
-        raise Unsupported(f"it has no token for {count}")
     if not all(type(i) is int and i >= 0 for i in vocab.values()):
         raise Unsupported("it has ids that are not integers")
-    singles = sorted(bytes_of, key=vocab.__getitem__)
+    singles = sorted(bytes_of.keys() & vocab.keys(), key=vocab.__getitem__)
     ids: dict[bytes, int] = {bytes([bytes_of[char]]): vocab[char] for char in singles}
     for merge in model["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         token = bytes(bytes_of[char] for char in left + right)
         ids.setdefault(token, vocab[left + right])
     if model.get("ignore_merges"):  # whole pieces are looked up first, as in tiktoken
-        merged = list(ids.values())[256:]
+        merged = list(ids.values())[len(singles) :]
         special = {token["content"] for token in spec.get("added_tokens", [])}
         for text in sorted(vocab.keys() - special, key=vocab.__getitem__):
             if text and bytes_of.keys() >= set(text):
                 ids.setdefault(bytes(bytes_of[char] for char in text), vocab[text])
         if merged == sorted(merged):  # then tokens without merges are ordered by their ids, too
             ids = dict(sorted(ids.items(), key=lambda pair: (len(pair[0]) > 1, pair[1])))
-    return ids
+    return ids | {name.encode(): i for name, i in added_spaces(spec).items()}
+
+
+def added_spaces(spec: dict[str, Any]) -> dict[str, int]:
+    """GPT-NeoX's tokens of 2, 3, ... spaces, which are found before the text is split.
+
+    They are the only added tokens that plain text becomes.
+    """
+    added = {token["content"]: token["id"] for token in spec.get("added_tokens", [])}
+    spaces = {name: i for name, i in added.items() if len(name) > 1 and not name.strip(" ")}
+    if sorted(map(len, spaces)) != list(range(2, len(spaces) + 2)):
+        raise Unsupported("its added tokens of spaces are not of 2, 3, ... spaces")
+    return spaces
 
 
 def _build(pattern: str, tokens: list[bytes]) -> Tokenizer:
@@ -297,18 +240,8 @@ def _build(pattern: str, tokens: list[bytes]) -> Tokenizer:
     if b"" in tokens:
         raise Unsupported("it has an empty token")
     try:
+        check_has_bytes(set(tokens))
         check_pattern(pattern)
     except ValueError as error:
         raise Unsupported(str(error)) from error
     return Tokenizer(NAME, pattern, tokens)
-
-
-def _end_of_text(spec: dict[str, Any], config: Path, ordinary: dict[bytes, int]) -> int | None:
-    """Their id of the token that ends a document; None if there is none."""
-    ids = spec["model"]["vocab"] | {t["content"]: t["id"] for t in spec.get("added_tokens", [])}
-    names = [SPECIAL]
-    if config.is_file():
-        eos = read_json(config).get("eos_token")
-        names.append(str(eos["content"] if isinstance(eos, dict) else eos))
-    used = set(ordinary.values())
-    return next((ids[name] for name in names if name in ids and ids[name] not in used), None)

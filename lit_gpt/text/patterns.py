@@ -37,9 +37,32 @@ LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace("{1,3}", "")  # also of Qwen3
+
+
+def gpt2_pattern(digits: bool | None = None, longest_run: int = 1) -> str:
+    r"""GPT-2's pattern for text that was split before, where each part is a text of its own.
+
+    Two things end a part, so no alternative may go beyond, and `(?!\S)` has to hold before them.
+
+    Args:
+        digits: whether numbers are parts: single digits if true, whole numbers if false; None: no.
+        longest_run: runs of 2, 3, ... spaces up to this many are parts.
+    """
+    pattern = GPT2
+    if digits is not None:
+        number = r"\p{N}" if digits else r"\p{N}+"
+        pattern = pattern.replace(r" ?\p{N}+", number).replace(r"(?!\S)", r"(?![^\s\p{N}])")
+    if longest_run > 1:
+        run = f" {{2,{longest_run}}}"
+        pattern = f"{run}|" + pattern.replace(r"\s+", r"(?:(?!  )\s)+")
+    return pattern
+
+
+SMOLLM = gpt2_pattern(digits=True)  # also of StarCoder
+NEOX = gpt2_pattern(longest_run=24)  # of Pythia too
 CHARACTERS = r"(?s:.)"  # one at a time
 WORDS = r" *[^ \n]+|\n+| +"  # each with the spaces before it, as in SentencePiece's pieces
-KNOWN = frozenset({CL100K, O200K, GPT2, R50K, LLAMA3, QWEN2, CHARACTERS, WORDS})
+KNOWN = frozenset({CL100K, O200K, GPT2, R50K, LLAMA3, QWEN2, SMOLLM, NEOX, CHARACTERS, WORDS})
 
 LONGEST = 10_000  # characters of a pattern
 SECONDS = 5  # of a core for the check of a pattern, which takes one

@@ -162,18 +162,23 @@ def test_possessive_repeats_are_translated_for_oniguruma():
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
-def test_ids_count_bytes_then_merges_then_the_end(folders, kind):
+def test_ids_count_bytes_then_merges_then_special_tokens_then_the_end(folders, kind):
     spec = json.loads((folders / kind / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer, rows = from_hf(folders / kind)
     assert sorted(tokenizer.tokens[:256]) == [bytes([byte]) for byte in range(256)]
     merges = ["".join(pair) for pair in spec["model"]["merges"]]
     assert len(merges) > 50
     vocab = spec["model"]["vocab"]
-    assert rows[256:-1].tolist() == [vocab[merge] for merge in merges]
-    assert tokenizer.end_of_text == len(rows) - 1 == 256 + len(merges)
+    special = [*SPECIALS[1:], *(["<think>"] if kind == "qwen3" else []), SPECIALS[0]]
+    first = 256 + len(merges)
+    assert rows[256:first].tolist() == [vocab[merge] for merge in merges]
+    assert tokenizer.special == {name: first + i for i, name in enumerate(special)}
+    added = {token["content"]: token["id"] for token in spec["added_tokens"]}
+    assert rows[first:].tolist() == [added[name] for name in special]
+    assert tokenizer.end_of_text == len(rows) - 1
     assert rows[-1] == vocab["<|endoftext|>"] == 0  # also of Qwen3, whose eos is <|im_end|>
+    assert tokenizer.end_names == (["<|im_end|>"] if kind == "qwen3" else [])
     assert len(set(rows.tolist())) == len(rows)
-    assert not set(rows[:-1].tolist()) & {vocab[special] for special in SPECIALS}
 
 
 @settings(max_examples=200, deadline=None)
@@ -210,8 +215,10 @@ def test_a_vocab_and_merges_are_a_tokenizer_too(folders, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     found, rows = from_hf(tmp_path)
     expected, expected_rows = from_hf(folders / "gpt2")
-    assert found == expected
-    assert rows.tolist() == expected_rows.tolist()
+    assert found.special.keys() == {"<|endoftext|>"}  # the others are in no merge
+    assert found.tokens[:-1] == expected.tokens[: len(rows) - 1]
+    assert rows[:-1].tolist() == expected_rows[: len(rows) - 1].tolist()
+    assert rows[-1] == expected_rows[-1]
 
 
 def test_merges_written_as_one_string(folders, tmp_path):
@@ -271,9 +278,9 @@ QWEN_SPLIT = "pre_tokenizer.pretokenizers.0"
         ("qwen3", f"{QWEN_SPLIT}.pattern.Regex", r"\p{L}+", "its split pattern drops text"),
         (
             "gpt2",
-            "model.vocab",
-            {"a": 0},
-            "has no token for 255 of the 256 bytes (the first is 0x00)",
+            "model",
+            {"type": "BPE", "vocab": {"a": 0, "ç": 1}, "merges": []},  # 0xE7 begins 猫
+            "has no token for 64 of the bytes that continue a character, the first is 0x80",
         ),
         ("gpt2", "model.merges", [["t", "h", "e"]], "can't be read (ValueError"),
         ("gpt2", "model.merges", [["猫", "e"]], "can't be read (KeyError"),
@@ -295,14 +302,18 @@ def test_unsupported_tokenizers_are_refused_in_one_line(
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
 def test_a_bare_file_is_the_tokenizer_of_its_folder(folders, tmp_path, kind):
-    """With the id of the token that ends a text from tokenizer_config.json, if there is one."""
+    """With what tokenizer_config.json says of special tokens, if there is one."""
     expected, rows = from_hf(folders / kind)
     found, found_rows = from_hf(folders / kind / "tokenizer.json")
     assert found == expected
     assert found_rows.tolist() == rows.tolist()
     alone = tmp_path / "any name.json"
     alone.write_bytes((folders / kind / "tokenizer.json").read_bytes())
-    assert from_hf(alone)[0] == expected
+    found, found_rows = from_hf(alone)
+    assert (found.tokens, found.special) == (expected.tokens, expected.special)
+    assert found.end_of_text == expected.end_of_text
+    assert found.end_names == []
+    assert found_rows.tolist() == rows.tolist()
     with pytest.raises(UserError, match=r"nothing\.json': no such file"):
         from_hf(tmp_path / "nothing.json")
 

@@ -93,12 +93,11 @@ def test_a_pattern_that_never_ends_is_stopped(monkeypatch):
 
 @pytest.mark.parametrize(
     "lines",
-    [LINES[1:], [*LINES, LINES[0]], [*LINES, "YQ== 256\n"], LINES[:-1]],
-    ids=["a byte missing", "a byte twice", "a token twice", "the last byte missing"],
+    [[*LINES, LINES[0]], [*LINES, "YQ== 256\n"]],
+    ids=["a byte twice", "a token twice"],
 )
-def test_a_vocabulary_without_every_byte_is_refused(lines):
-    """tiktoken would panic on a text with this byte."""
-    with pytest.raises(ValueError, match="a token twice, an empty one, or not every byte"):
+def test_a_vocabulary_with_a_token_twice_is_refused(lines):
+    with pytest.raises(ValueError, match=r"a token twice, or an empty one"):
         Tokenizer.from_dict(STATE | {"vocabulary": "".join(lines)})
 
 
