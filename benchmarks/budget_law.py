@@ -192,8 +192,9 @@ def read_rows(path: str) -> list[Row]:
 def is_usual(row: Row) -> bool:
     candidate = candidate_of(row)
     rate = recipe.learning_rate(row.d_model, "muon")
-    decay = recipe.weight_decay(candidate.epochs(row.steps), candidate.weights_per_token)
-    return row.dropout <= 0.1 and row.weight_decay == decay and row.learning_rate == rate
+    repeated = (candidate.epochs(row.steps), candidate.weights_per_token)
+    regular = (recipe.dropout(*repeated), recipe.weight_decay(*repeated))
+    return (row.dropout, row.weight_decay) == regular and row.learning_rate == rate
 
 
 def candidate_of(row: Row) -> Candidate:

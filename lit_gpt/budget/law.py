@@ -55,7 +55,7 @@ class Law:
         return self.floor * factor * counts
 
 
-FITTED = Law(0.4583, 0.0215, 0.1909, 0.4769, 0.3226, 1.9425, -0.3921, 1.0316, 0.0368)
+FITTED = Law(0.493, 0.0235, 0.1505, 0.4542, 0.3656, 1.8791, -0.3805, 1.0296, 0.0165)
 
 
 def expected(candidate: Candidate, steps: int, law: Law = FITTED) -> float:
