@@ -6,6 +6,7 @@ That is the iteration-level scheduling of Orca (Yu et al. 2022, section 3). As i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -73,11 +74,22 @@ class Slots(KVCache):
     def _make_room(self, num_rows: int) -> None:
         held = self.keys.size(1)
         if num_rows > held:
-            larger = KVCache(self.config, max(num_rows, 2 * held), self.like)
-            larger.keys[:, :held] = self.keys
-            larger.values[:, :held] = self.values
-            self.keys = larger.keys
-            self.values = larger.values
+            self.keys, self.values = (
+                self._with_room(old, max(num_rows, 2 * held)) for old in (self.keys, self.values)
+            )
+
+    def _with_room(self, old: Tensor, num_rows: int) -> Tensor:
+        """Keys or values with more rows; only what is filled takes memory on a CPU, and time."""
+        blocks, held, heads, length, size = old.shape
+        shape = (blocks, num_rows, heads, length, size)
+        if old.device.type == "cpu":  # NumPy leaves it to the system, which has pages of zeros
+            empty = np.zeros(math.prod(shape) * old.element_size(), np.uint8)
+            new = torch.from_numpy(empty).view(old.dtype).view(shape)
+        else:
+            new = old.new_zeros(shape)
+        filled = max(self.lengths)
+        new[:, :held, :, :filled] = old[:, :, :, :filled]
+        return new
 
     def places(self, num_new: int) -> slice | Tensor:
         return self._places
