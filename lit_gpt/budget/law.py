@@ -20,7 +20,7 @@ REPEATS = 15.4  # passes after which a repeated text is worth 1 - 1/e of new one
 FEWER = 0.9  # of the steps: the search for their best number takes such strides
 # Tokens per step at which half of all are wasted, in a run of so many; it grows with their root.
 CRITICAL = (1500, 256_000)
-DECAYED = 0.1  # of what weights beyond recipe.LARGE add, as the recipe decays them ten times as much
+DECAYED = 0.1  # of what weights beyond recipe.LARGE add, where the recipe decays weights more
 
 
 @dataclass(frozen=True)
