@@ -209,3 +209,19 @@ def test_a_call_that_fails_changes_nothing_for_the_other_rows():
     _, logits = rows.logits()
     expected = model(torch.tensor([[1, 2, 7]]))[:, -1].float()
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+@torch.inference_mode()
+def test_rows_of_several_lengths_are_read_under_autocast():
+    model = small_model("modern")
+    texts = [[1, 2], [3, 4, 5, 6]]
+    with torch.autocast("cpu", torch.bfloat16):
+        rows = Rows(model)
+        for text in texts:
+            rows.add(text)
+        step(rows)
+        _, logits = rows.logits()
+        for text, found in zip(texts, logits, strict=True):
+            expected = model(torch.tensor([[*text, 7]]))[0, -1].float()
+            torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * expected.abs().max())

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from lit_gpt.generation.completion import Request, complete
+from lit_gpt.generation.completion import Batch, Request, complete
 from lit_gpt.generation.sampling import Sampling
 from lit_gpt.model import GPT
-from lit_gpt.serving.batching import Batcher, Failure, Job
+from lit_gpt.serving.batching import Batcher, Busy, Failure, Job
 from lit_gpt.text.vocabularies import load_tokenizer
 from tests.generation.models import small_model
 
@@ -138,8 +138,41 @@ def test_a_prompt_that_fails_leaves_those_that_run_alone(capfd):
     assert "no room" in capfd.readouterr().err
 
 
+def test_a_prompt_that_cannot_be_encoded_fails_alone(capfd):
+    model = small_model()
+
+    async def ask(batcher: Batcher) -> str:
+        bad, good = (batcher.submit([Request(prompt, 9)]) for prompt in ("\ud800", "a"))
+        with pytest.raises(Failure, match=r"the model failed \(UnicodeEncodeError\)"):
+            await text_of(bad)
+        return await text_of(good)
+
+    with running(model) as batcher:
+        assert serve(ask, batcher) == alone(model, Request("a", 9))
+    assert "surrogates not allowed" in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_thread_that_an_error_ended(monkeypatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def ask(batcher: Batcher) -> None:
+        job = batcher.submit([long_request()])
+        await first_piece(job)
+        monkeypatch.setattr(Batch, "keep", broken)
+        with pytest.raises(Failure):
+            await text_of(job)
+        batcher.join()
+        with pytest.raises(Busy):
+            batcher.submit([Request("a", 1)])
+
+    with running(small_model()) as batcher:
+        serve(ask, batcher)
+
+
 def test_prompts_that_are_scored_join_too():
-    """With no tokens to write, and with some; K's pieces are those of each alone."""
+    """With no tokens to write, and with some; the pieces are those of each alone."""
     model = small_model(context_length=64)
     requests = [
         Request("the cat", 0, logprobs=2, scores_prompt=True),
