@@ -55,6 +55,7 @@ SHORTENED = {  # what is appended, by how they begin; a later option wins
     "python benchmarks/run.py charlm": "--repeats=1 --path=my.txt --steps=2",
     "python benchmarks/run.py tokenize": "--repeats=1 --path=my.txt --megabytes=1",
     "python benchmarks/run.py generate": "--repeats=1 --path=my.txt --tokens=8",
+    "python benchmarks/run.py serve": "--repeats=1 --path=my.txt --requests=3",
     "python benchmarks/run.py overhead": "--repeats=1 --path=my.txt",
     "python benchmarks/run.py step": "--repeats=1 --path=my.txt --sizes=classic",
     RACE: f"--seconds=5 --path data/*.csv --sides=nanogpt,lit_gpt --ours='{STEPS}'",
@@ -205,7 +206,8 @@ def curl(command: str, folder: Path, env: dict[str, str]) -> None:
     assert "Serving " in server.read("Serving ")
     request = Terminal(command.replace(":8000", f":{port}"), folder, env)
     check(request)
-    assert '"object":"text_completion"' in request.out
+    kind = "chat.completion" if "/chat/" in command else "text_completion"
+    assert f'"object":"{kind}"' in request.out
     check(server, signal.SIGINT)
 
 

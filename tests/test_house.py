@@ -59,8 +59,9 @@ def importing(name, globals=None, *args, **kwargs):
     importer = (globals or {}).get("__name__", "")
     if importer.startswith("lit_gpt") and name.split(".")[0] in OPTIONAL:
         # `serve` imports these, after it has checked that the web framework is there.
-        serving = ("lit_gpt.serving.app", "lit_gpt.serving.openai_api")
-        assert importer in serving, f"{importer} imports {name}"
+        serving = ("access", "app", "chat_api", "openai_api", "responses", "streaming")
+        allowed = [f"lit_gpt.serving.{module}" for module in serving]
+        assert importer in allowed, f"{importer} imports {name}"
     return original(name, globals, *args, **kwargs)
 
 original, builtins.__import__ = builtins.__import__, importing

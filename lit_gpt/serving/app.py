@@ -1,7 +1,4 @@
-"""The web application: routes, limits, who may use it, and clients that disconnect.
-
-Pages of other sites can't use it: there are no CORS headers, a foreign Origin is refused, and on
-the loopback address so is a foreign Host, which DNS rebinding would send.
+"""The web application: routes and limits; `access` says who may use it.
 
 Not LitServe: the workers of 0.2.19 keep computing for a client that has disconnected, and survive
 SIGTERM.
@@ -10,29 +7,41 @@ SIGTERM.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
+from lit_gpt.errors import UserError
+from lit_gpt.generation import completion
 from lit_gpt.generation.completion import encode_prompt
-from lit_gpt.serving.batching import Batcher, Busy, Failure, Job
-from lit_gpt.serving.openai_api import ApiError, CompletionBody, CompletionResponse, invalid
-
-MAX_BODY = 1 << 20  # bytes
-DISCONNECTED = Response(status_code=499)  # for a client that is gone, so never sent
+from lit_gpt.serving.access import KeyGuard, OriginGuard
+from lit_gpt.serving.batching import Batcher, Busy
+from lit_gpt.serving.chat_api import ChatBody, ChatResponse
+from lit_gpt.serving.openai_api import (
+    ApiError,
+    CompletionBody,
+    GenerationBody,
+    invalid,
+)
+from lit_gpt.serving.responses import CompletionResponse, TokenTexts
+from lit_gpt.serving.responses import Response as ApiResponse
+from lit_gpt.serving.streaming import (
+    DISCONNECTED,
+    EventStream,
+    complete_response,
+    events,
+    read_body,
+)
+from lit_gpt.text.chat import ChatTemplate
 
 
 @dataclass
@@ -46,6 +55,7 @@ class Service:
         page: HTML.
         max_prompt_tokens: of one prompt.
         max_tokens: the most that a request may ask for.
+        context_length: of the model, in tokens.
     """
 
     batcher: Batcher
@@ -54,20 +64,105 @@ class Service:
     page: str
     max_prompt_tokens: int
     max_tokens: int
+    context_length: int
+
+    def __post_init__(self) -> None:
+        self.tokenizer = self.batcher.tokenizer
+        self.template = ChatTemplate.of(self.tokenizer)
+        self.shown = TokenTexts(self.tokenizer)
 
     async def completions(self, request: Request) -> Response:
         body = CompletionBody.parse(await read_body(request))
+        self._check(body, "max_tokens", body.max_tokens, len(body.prompt))
+        prompts = await asyncio.to_thread(self._encode, body)
+        requests = body.requests(
+            prompts,
+            max_new_tokens=body.max_tokens,
+            logprobs=body.logprobs,
+            scores_prompt=body.scores_prompt,
+        )
+        texts = [p if isinstance(p, str) else self.tokenizer.decode(p) for p in body.prompt]
+        echoes = [text if body.echo else "" for text in texts for _ in range(body.n)]
+        num_tokens = sum(map(len, prompts))
+        response = CompletionResponse(self.model, body, echoes, num_tokens, self.shown)
+        return await self._respond(request, body, requests, response)
+
+    async def chat(self, request: Request) -> Response:
+        body = ChatBody.parse(await read_body(request))
+        name, limit = body.limit
+        self._check(body, name, limit, 1)
+        prompt = await asyncio.to_thread(self._encode_chat, body)
+        if limit is None:  # as far as the model still sees the question
+            limit = max(1, min(self.max_tokens, self.context_length - len(prompt)))
+        requests = body.requests(
+            [prompt],
+            max_new_tokens=limit,
+            logprobs=body.num_logprobs,
+            stop=(*body.stop, *self.template.stop),
+            stop_ids=tuple(self.tokenizer.end_ids),
+        )
+        response = ChatResponse(self.model, body, len(prompt), self.shown)
+        return await self._respond(request, body, requests, response)
+
+    def _check(self, body: GenerationBody, name: str, limit: int | None, num_prompts: int) -> None:
+        """Refuses another model, too many tokens (the parameter `name`) and too many choices."""
         if body.model is not None:
             self._find_model(body.model)
-        if body.max_tokens > self.max_tokens:
-            raise invalid("max_tokens", f"must be at most {self.max_tokens}, not {body.max_tokens}")
-        count = len(body.prompt) * body.n
+        if limit is not None and limit > self.max_tokens:
+            raise invalid(name, f"must be at most {self.max_tokens}, not {limit}")
+        count = num_prompts * body.n
         most = self.batcher.max_concurrent
         if count > most:
             problem = f"asks for {count} completions, at most {most} can run at a time"
             raise invalid("n" if body.n > 1 else "prompt", problem)
-        requests = body.requests()
-        num_tokens = await asyncio.to_thread(self._count_tokens, body.prompt)
+
+    def _encode(self, body: CompletionBody) -> list[list[int]]:
+        """The ids of all prompts.
+
+        Raises:
+            ApiError: a prompt is too long, or has an id that the model lacks.
+        """
+        most = self.max_prompt_tokens
+        if body.scores_prompt:  # the last token of a scored prompt is predicted, but not read
+            most = min(most, self.context_length) + 1
+        prompts = []
+        for prompt in body.prompt:
+            ids = encode_prompt(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
+            prompts.append(self._checked(ids, "prompt", most))
+        return prompts
+
+    def _encode_chat(self, body: ChatBody) -> list[int]:
+        """The ids of a conversation up to the answer.
+
+        Raises:
+            ApiError: the template refuses it, or it is too long.
+        """
+        try:
+            text = self.template.render(body.conversation(), add_generation_prompt=True)
+        except UserError as error:
+            raise invalid("messages", str(error)) from error
+        ids = self.tokenizer.encode_chat(text).tolist()
+        return self._checked(ids, "messages", self.max_prompt_tokens)
+
+    def _checked(self, ids: list[int], param: str, most: int) -> list[int]:
+        """The ids, unless there are too many or the model lacks one."""
+        if len(ids) > most:
+            problem = f"has {len(ids)} tokens, at most {most} are allowed"
+            raise invalid(param, problem, "context_length_exceeded")
+        size = self.tokenizer.vocab_size
+        for i in ids:
+            if not 0 <= i < size:
+                raise invalid(param, f"token id {i} must be in [0, {size})")
+        return ids
+
+    async def _respond(
+        self,
+        request: Request,
+        body: GenerationBody,
+        requests: list[completion.Request],
+        response: ApiResponse,
+    ) -> Response:
+        """Submits the requests, and streams or awaits the response."""
         try:
             job = self.batcher.submit(requests)
         except Busy as busy:
@@ -75,26 +170,9 @@ class Service:
             raise ApiError(
                 429, str(busy), code="too_many_requests", kind="requests", headers=retry
             ) from busy
-        echoes = [request.prompt if body.echo else "" for request in requests]
-        response = CompletionResponse(self.model, echoes, num_tokens)
         if body.stream:
             return EventStream(job, events(job, response, body.stream_options.include_usage))
         return await complete_response(request, job, response)
-
-    def _count_tokens(self, prompts: list[str]) -> int:
-        """The number of tokens of all prompts.
-
-        Raises:
-            ApiError: a prompt is too long.
-        """
-        total = 0
-        for prompt in prompts:
-            count = len(encode_prompt(self.batcher.tokenizer, prompt))
-            if count > self.max_prompt_tokens:
-                problem = f"has {count} tokens, at most {self.max_prompt_tokens} are allowed"
-                raise invalid("prompt", problem, "context_length_exceeded")
-            total += count
-        return total
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._find_model(self.model)]})
@@ -117,115 +195,14 @@ class Service:
         return HTMLResponse(self.page, headers={"Content-Security-Policy": policy})
 
 
-async def read_body(request: Request) -> bytes:
-    """The body of a request.
-
-    Raises:
-        ApiError: it is larger than MAX_BODY.
-    """
-    body = b""
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= MAX_BODY:
-            body += chunk
-        elif size > 64 * MAX_BODY:  # until then keep reading: many clients send before they read
-            break
-    if size > MAX_BODY:
-        raise ApiError(413, f"The body has more than {MAX_BODY:,} bytes")
-    return body
-
-
-async def complete_response(request: Request, job: Job, response: CompletionResponse) -> Response:
-    """Waits for the whole response, or until the client disconnects."""
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        job.cancel()
-
-    watching = asyncio.create_task(watch())
-    try:
-        async for piece in job.pieces():
-            response.add(piece)
-    except Failure as failure:
-        raise ApiError(500, str(failure), kind="server_error") from failure
-    finally:
-        watching.cancel()
-        job.cancel()
-    return JSONResponse(response.whole()) if response.is_finished else DISCONNECTED
-
-
-async def events(job: Job, response: CompletionResponse, with_usage: bool) -> AsyncIterator[str]:
-    """Yields the response as server-sent events."""
-    for index, echo in enumerate(response.texts):
-        if echo:
-            yield event(response.chunk(index, echo))
-    try:
-        async for piece in job.pieces():
-            response.add(piece)
-            if piece.text or piece.finish_reason:
-                yield event(response.chunk(piece.index, piece.text, piece.finish_reason))
-    except Failure as failure:
-        yield event(ApiError(500, str(failure), kind="server_error").content)
-        return
-    if with_usage:
-        yield event(response.usage_chunk())
-    yield "data: [DONE]\n\n"
-
-
-def event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content)}\n\n"  # ASCII: some clients take U+2028 for a line end
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events; the job is cancelled when the client disconnects."""
-
-    def __init__(self, job: Job, content: AsyncIterator[str]) -> None:
-        headers = {"Cache-Control": "no-store"}
-        super().__init__(content, headers=headers, media_type="text/event-stream")
-        self.job = job
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self.job.cancel()
-
-
-class OriginGuard:
-    """Middleware that refuses requests from pages of other sites, and under other host names.
+def application(service: Service, hosts: set[str] | None, key: str | None = None) -> Starlette:
+    """All routes, with every error in OpenAI's shape.
 
     Args:
-        hosts: the server's names; None: any.
+        service: the handlers.
+        hosts: as for OriginGuard.
+        key: as for KeyGuard; None: whoever reaches the server may use it.
     """
-
-    def __init__(self, app: ASGIApp, hosts: set[str] | None) -> None:
-        self.app = app
-        self.hosts = hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (problem := self._problem(Headers(scope=scope))):
-            error = ApiError(403, problem, kind="permission_error")
-            await JSONResponse(error.content, error.status_code)(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-    def _problem(self, headers: Headers) -> str | None:
-        host = headers.get("host", "")
-        origin = headers.get("origin")
-        try:
-            if self.hosts is not None and urlsplit(f"//{host}").hostname not in self.hosts:
-                return f"Host {host!r} is not allowed"
-            if origin is not None and urlsplit(origin).netloc != host:
-                return f"Pages of {origin!r} may not use this server"
-        except ValueError:
-            return "Invalid Host or Origin"
-        return None
-
-
-def application(service: Service, hosts: set[str] | None) -> Starlette:
-    """All routes, with every error in OpenAI's shape; `hosts` as for OriginGuard."""
 
     async def http_error(request: Request, error: HTTPException) -> Response:
         if not isinstance(error, ApiError):
@@ -251,9 +228,12 @@ def application(service: Service, hosts: set[str] | None) -> Starlette:
         Route("/v1/models", service.models),
         Route("/v1/models/{name:path}", service.one_model),
         Route("/v1/completions", service.completions, methods=["POST"]),
+        Route("/v1/chat/completions", service.chat, methods=["POST"]),
     ]
-    guard = Middleware(OriginGuard, hosts=hosts)
-    app = Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
+    guards = [Middleware(OriginGuard, hosts=hosts)]
+    if key is not None:
+        guards.append(Middleware(KeyGuard, key=key))
+    app = Starlette(routes=routes, middleware=guards, exception_handlers=handlers)
     app.router.redirect_slashes = False  # /health/ is not found
     return app
 

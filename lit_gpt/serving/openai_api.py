@@ -1,17 +1,13 @@
-"""OpenAI's completions protocol: from a JSON body to requests, and from pieces to JSON.
+"""OpenAI's completions protocol: from a JSON body to requests; `responses` has the way back.
 
 https://platform.openai.com/docs/api-reference/completions. Whatever is not supported is refused,
-never ignored. top_k, min_p and repetition_penalty are additions.
-
-The responses are plain dicts, because openai's own models would add half a second of imports and
-a dependency; the tests check the responses against them.
+never ignored. top_k, min_p and repetition_penalty are additions. `chat_api` has the other protocol.
 """
 
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -26,12 +22,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
+from typing_extensions import Self
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation.completion import CompletionChunk, Request
+from lit_gpt.generation.completion import Request
 from lit_gpt.generation.sampling import Sampling
 
 MAX_PROMPTS = 2048  # OpenAI's limit
+MAX_STOPS = 16  # OpenAI's limit is 4, but tasks of lm-evaluation-harness have more
 
 
 class ApiError(HTTPException):
@@ -70,6 +68,11 @@ def parameter_name(field: str) -> str:
     return "max_tokens" if field == "max_new_tokens" else field
 
 
+def only(default: Any, *others: Any) -> Any:
+    """A parameter that is not supported: it takes no values but these, which change nothing."""
+    return Field(default, json_schema_extra={"accepted": [default, *others]})
+
+
 class Body(BaseModel):
     """JSON from a client; a null counts as left out."""
 
@@ -82,58 +85,46 @@ class Body(BaseModel):
             return data
         return {name: value for name, value in data.items() if value is not None}
 
+    @field_validator("*")
+    @classmethod
+    def _only_accepted(cls, value: Any, info: ValidationInfo) -> Any:
+        extra = cls.model_fields[info.field_name or ""].json_schema_extra
+        if isinstance(extra, dict) and value not in extra["accepted"]:  # type: ignore[operator]
+            raise PydanticCustomError("unsupported", "Not supported by this server: leave it out")
+        return value
+
 
 class StreamOptions(Body):
     include_usage: bool = False
+    include_obfuscation: bool = False  # there is none: a server of one's own has no need to hide
 
 
-class CompletionBody(Body):
-    """The body of POST /v1/completions."""
+class GenerationBody(Body):
+    """What the bodies of completions and of chats share."""
 
-    prompt: list[str] = Field(min_length=1)
     model: str | None = None
-    max_tokens: int = 16
     temperature: float = 1.0
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
     n: int = Field(1, ge=1, le=128)
     seed: int | None = None
-    stop: list[str] = Field([], max_length=4)
-    echo: bool = False
+    stop: list[str] = Field([], max_length=MAX_STOPS)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     user: str | None = None  # identifies the end user, and changes nothing
-    # Not supported: only the defaults, which change nothing, are accepted.
-    suffix: Any = ""
-    logprobs: Any = None
-    best_of: Any = 1
-    logit_bias: Any = {}
-    presence_penalty: Any = 0
-    frequency_penalty: Any = 0
+    logit_bias: Any = only({})
 
-    @field_validator("prompt", "stop", mode="before")
+    @field_validator("stop", mode="before")
     @classmethod
     def _to_list(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            if len(value) > MAX_PROMPTS:
-                raise PydanticCustomError("too_long", "List should have at most 2048 texts")
-            if any(isinstance(part, int | list) for part in value):
-                raise PydanticCustomError("token_ids", "Must be text: token ids are not supported")
         return [value] if isinstance(value, str) else value
 
-    @field_validator(
-        "suffix", "logprobs", "best_of", "logit_bias", "presence_penalty", "frequency_penalty"
-    )
     @classmethod
-    def _refuse_unsupported(cls, value: Any, info: ValidationInfo) -> Any:
-        if value != cls.model_fields[info.field_name or ""].default:
-            raise PydanticCustomError("unsupported", "Not supported by this server: leave it out")
-        return value
-
-    @classmethod
-    def parse(cls, raw: bytes) -> CompletionBody:
+    def parse(cls, raw: bytes) -> Self:
         """Parses a body.
 
         Raises:
@@ -149,24 +140,28 @@ class CompletionBody(Body):
         message = f"{''.join(names).removeprefix('.')}: {first['msg']}"
         raise ApiError(400, message, str(first["loc"][0]))
 
-    def requests(self) -> list[Request]:
+    def requests(self, prompts: Sequence[Sequence[int]], **details: Any) -> list[Request]:
         """n for each prompt; the first draws with `seed`, the others with the seeds after it.
+
+        Args:
+            prompts: their ids.
+            details: other arguments of each Request.
 
         Raises:
             ApiError: a value out of range.
         """
         options = self.model_dump(include={f.name for f in fields(Sampling)}, exclude_none=True)
+        details = {"stop": tuple(self.stop), **details}
         try:
             sampling = Sampling(**options)
             return [
                 Request(
-                    prompt,
-                    self.max_tokens,
-                    sampling,
-                    secrets.randbelow(2**63) if self.seed is None else self.seed + i,
-                    tuple(self.stop),
+                    ids=tuple(prompt),
+                    sampling=sampling,
+                    seed=secrets.randbelow(2**63) if self.seed is None else self.seed + i,
+                    **details,
                 )
-                for prompt in self.prompt
+                for prompt in prompts
                 for i in range(self.n)
             ]
         except UserError as error:
@@ -174,57 +169,37 @@ class CompletionBody(Body):
             raise ApiError(400, error.render(parameter_name), param) from error
 
 
-class CompletionResponse:
-    """The response to a body, built from pieces as they come.
+class CompletionBody(GenerationBody):
+    """The body of POST /v1/completions; a prompt is a text or token ids."""
 
-    Args:
-        model: its name.
-        echoes: what the text of each choice starts with.
-        prompt_tokens: of all prompts.
-    """
+    prompt: list[str] | list[list[int]]
+    max_tokens: int = 16
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=5)
+    suffix: Any = only("")
+    best_of: Any = only(1)
 
-    def __init__(self, model: str, echoes: list[str], prompt_tokens: int) -> None:
-        self.texts = echoes
-        self.prompt_tokens = prompt_tokens
-        self.finish_reasons: list[str | None] = [None] * len(echoes)
-        self.num_tokens = [0] * len(echoes)
-        self.head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def add(self, piece: CompletionChunk) -> None:
-        self.texts[piece.index] += piece.text
-        self.finish_reasons[piece.index] = piece.finish_reason
-        self.num_tokens[piece.index] = piece.num_tokens
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _to_prompts(cls, value: Any) -> Any:
+        prompts = [value] if isinstance(value, str) or _are_ids(value) else value
+        if not isinstance(prompts, list) or not (
+            all(isinstance(prompt, str) for prompt in prompts) or all(map(_are_ids, prompts))
+        ):
+            problem = "Input should be a valid text, token ids, or a list of texts or of token ids"
+            raise PydanticCustomError("prompt", problem)
+        if not prompts or [] in prompts:
+            raise PydanticCustomError("too_short", "List should have at least 1 item")
+        if len(prompts) > MAX_PROMPTS:
+            raise PydanticCustomError("too_long", "List should have at most 2048 prompts")
+        return prompts
 
     @property
-    def is_finished(self) -> bool:
-        return all(self.finish_reasons)
-
-    def whole(self) -> dict[str, Any]:
-        results = zip(self.texts, self.finish_reasons, strict=True)
-        choices = [_choice(index, *result) for index, result in enumerate(results)]
-        return {**self.head, "choices": choices, "usage": self._usage()}
-
-    def chunk(self, index: int, text: str, finish_reason: str | None = None) -> dict[str, Any]:
-        """A part of a choice's text; the last part has the reason why it ends."""
-        return {**self.head, "choices": [_choice(index, text, finish_reason)], "usage": None}
-
-    def usage_chunk(self) -> dict[str, Any]:
-        """The end of a stream whose client asks for the usage."""
-        return {**self.head, "choices": [], "usage": self._usage()}
-
-    def _usage(self) -> dict[str, int]:
-        completion_tokens = sum(self.num_tokens)
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": self.prompt_tokens + completion_tokens,
-        }
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's tokens are scored, or nothing is generated."""
+        return self.echo and (self.logprobs is not None or self.max_tokens == 0)
 
 
-def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+def _are_ids(value: Any) -> bool:
+    """Whether it is a list of integers; an empty one counts as no list of prompts either."""
+    return isinstance(value, list) and all(type(part) is int for part in value)

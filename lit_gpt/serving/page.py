@@ -28,7 +28,9 @@ class Slider:
     off: float | None = None
 
 
-def serve_page(model: str, facts: str, max_tokens: int, vocab_size: int) -> str:
+def serve_page(
+    model: str, facts: str, max_tokens: int, vocab_size: int, needs_key: bool = False
+) -> str:
     """The whole page, as HTML.
 
     Args:
@@ -36,6 +38,7 @@ def serve_page(model: str, facts: str, max_tokens: int, vocab_size: int) -> str:
         facts: one line that describes it.
         max_tokens: the most that a request may ask for.
         vocab_size: of the model.
+        needs_key: whether requests need a key, which the page asks for.
     """
     usual = Sampling()
     sliders = [
@@ -51,5 +54,7 @@ def serve_page(model: str, facts: str, max_tokens: int, vocab_size: int) -> str:
         return (HERE / name).read_text(encoding="utf-8")
 
     template = environment().from_string(read("templates/page.html"))
-    body = template.render(model=model, facts=facts, sliders=sliders, max_seed=MAX_SEED)
+    body = template.render(
+        model=model, facts=facts, sliders=sliders, max_seed=MAX_SEED, needs_key=needs_key
+    )
     return page(model, body, read("static/page.css"), read("static/page.js"), connect="'self'")

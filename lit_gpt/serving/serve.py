@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import socket
 import sys
 from pathlib import Path
+
+from jsonargparse.typing import SecretStr
 
 from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.command import call
@@ -21,25 +24,31 @@ def serve(
     logs: str = "logs",
     host: str = "127.0.0.1",
     port: int = 8000,
+    api_key: SecretStr | None = None,
+    allow_anyone: bool = False,
     max_prompt_tokens: int | None = None,
     max_tokens: int = 2048,
     max_concurrent: int = 64,
     max_batch_size: int = 64,
 ) -> None:
-    """Serve an OpenAI-compatible completions API and a page for trying prompts.
+    """Serve OpenAI-compatible completions and chats, and a page for trying prompts.
 
     Args:
         ckpt_path: checkpoint, run's folder, best or last; default: the newest run's best.
         logs: where to look for the newest run.
         host: address to listen on; 0.0.0.0 allows other machines to connect.
         port: 0: any free port.
+        api_key: what clients must send to use the model; default: LIT_GPT_API_KEY, which, unlike
+            this option, no other user of the machine can see.
+        allow_anyone: listen to other machines without a key.
         max_prompt_tokens: longest prompt; default: the model's context length.
         max_tokens: most tokens that a request may ask for.
         max_concurrent: most requests at a time.
         max_batch_size: most requests computed side by side.
 
     Raises:
-        UserError: no checkpoint, no port, a value out of range, or a package is missing.
+        UserError: no checkpoint, no port, no key where one is needed, a value out of range, or a
+            package is missing.
     """
     check_least(
         1,
@@ -54,7 +63,11 @@ def serve(
         package = (error.name or "").partition(".")[0]
         hint = 'install it with pip install -e ".[serve]"'
         raise UserError(f"serving needs {package}", hint=hint) from error
+    key = find_key(api_key)
     with listen(host, port) as listener:
+        url, hosts = address(listener, host)
+        if hosts is None and key is None:
+            check_is_meant(host, allow_anyone)
         path = find_checkpoint(ckpt_path, logs)
         model, tokenizer = load_checkpoint(path)
         context = model.config.context_length
@@ -68,20 +81,42 @@ def serve(
             batcher,
             name,
             int(path.expanduser().stat().st_mtime),
-            serve_page(name, facts, max_tokens, tokenizer.vocab_size),
+            serve_page(name, facts, max_tokens, tokenizer.vocab_size, needs_key=key is not None),
             max_prompt_tokens or context,
             max_tokens,
+            context,
         )
-        url, hosts = address(listener, host)
-        if hosts is None:
-            print(f"Warning: other machines can use this server (host {host})", file=sys.stderr)
         line = f"Serving {path} at {url} (Ctrl-C stops)"
         batcher.start()
         try:
-            Server(application(service, hosts), batcher, line).run(sockets=[listener])
+            Server(application(service, hosts, key), batcher, line).run(sockets=[listener])
         finally:
             batcher.stop()
             batcher.join()
+
+
+def find_key(given: SecretStr | None) -> str | None:
+    """The key, or else that of the environment; None: there is none.
+
+    Raises:
+        UserError: it can't be sent.
+    """
+    key = given.get_secret_value() if given else os.environ.get("LIT_GPT_API_KEY")
+    if given is None and not key:
+        return None
+    if not key or not re.fullmatch("[!-~]+", key):
+        hint = "for example of python -c 'import secrets; print(secrets.token_urlsafe())'"
+        raise UserError("must be ASCII without spaces", field="api_key", hint=f"take one, {hint}")
+    return key
+
+
+def check_is_meant(host: str, allow_anyone: bool) -> None:
+    """Refuses to let other machines use the server without a key, unless that is meant."""
+    if not allow_anyone:
+        problem = "lets everyone who can reach this machine use the model"
+        hint = "give `api_key` or set LIT_GPT_API_KEY; if that is meant, add `allow_anyone`"
+        raise UserError(problem, field="host", value=host, hint=hint)
+    print(f"Warning: anyone can use this server (host {host}, no key)", file=sys.stderr)
 
 
 def listen(host: str, port: int) -> socket.socket:

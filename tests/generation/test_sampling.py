@@ -158,6 +158,32 @@ def test_repetition_penalty_holds_for_the_likeliest_token_too(logits, seen, expe
     assert draw(Sampling(0, repetition_penalty=2.0), logits, seen).tolist() == [expected]
 
 
+@pytest.mark.parametrize(
+    ("frequency", "presence", "expected"),
+    [
+        (0.0, 0.0, [4 / 7, 2 / 7, 1 / 7]),
+        (math.log(2), 0.0, [1 / 3, 1 / 3, 1 / 3]),  # written twice, once, never: 4 / 4, 2 / 2, 1
+        (0.0, math.log(2), [2 / 4, 1 / 4, 1 / 4]),  # 4 / 2, 2 / 2, 1
+        (-math.log(2), math.log(2), [8 / 11, 2 / 11, 1 / 11]),  # 4 * 4 / 2, 2 * 2 / 2, 1
+    ],
+)
+def test_openais_penalties_count_what_was_written(frequency, presence, expected):
+    """The logits are ln 4, ln 2 and 0; what was only read does not count."""
+    sampling = Sampling(1, frequency_penalty=frequency, presence_penalty=presence)
+    logits = torch.tensor([[math.log(4), math.log(2), 0.0]])
+    seen = torch.tensor([[2, 2, 0, 1, 0]])
+    assert sampling.probabilities(logits, seen, [[0, 1, 0]])[0].tolist() == pytest.approx(expected)
+
+
+def test_generate_counts_what_it_writes():
+    """A presence that outweighs all logits: no token twice, but those of the prompt once more."""
+    logits_differ_by = 2e-3  # less than the penalty, so that the order of the tokens is kept
+    model = small_model(vocab_size=8)
+    model.head.weight.data *= logits_differ_by / 20
+    (new,) = all_new(model, torch.arange(8)[None], 8, Sampling(0, presence_penalty=2.0))
+    assert sorted(new.tolist()) == list(range(8))
+
+
 @pytest.mark.parametrize("style", ["classic", "modern", "fast"])
 def test_a_high_penalty_repeats_nothing_the_model_sees(style):
     new = all_new(small_model(style), some_ids(1, 1), 7, Sampling(0, repetition_penalty=100))[0]
@@ -179,6 +205,8 @@ def test_a_high_penalty_repeats_nothing_the_model_sees(style):
         ({"min_p": -0.1}, "min_p -0.1: must be in [0, 1]"),
         ({"min_p": 1.1}, "min_p 1.1: must be in [0, 1]"),
         ({"min_p": math.nan}, "min_p nan: must be in [0, 1]"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty 2.1: must be in [-2, 2]"),
+        ({"presence_penalty": math.nan}, "presence_penalty nan: must be in [-2, 2]"),
         ({"repetition_penalty": 0.0}, "repetition_penalty 0.0: must be in [0.01, 100]"),
         ({"repetition_penalty": -1.0}, "repetition_penalty -1.0: must be in [0.01, 100]"),
         ({"repetition_penalty": math.nan}, "repetition_penalty nan: must be in [0.01, 100]"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import shutil
 import signal
@@ -12,10 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -26,115 +23,11 @@ import torch
 from lit_gpt.__main__ import main
 from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.errors import UserError
-from lit_gpt.generation.completion import Request, complete
+from lit_gpt.generation.completion import Request
 from lit_gpt.generation.sampling import Sampling
 from lit_gpt.serving.batching import Batcher, Failure
 from lit_gpt.serving.serve import listen
-from lit_gpt.text.vocabularies import load_tokenizer
-from tests.conftest import ROOT
-from tests.generation.models import save_model, small_model
-
-CONTEXT = 64
-LONG = 50_000  # tokens: a minute or more
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("logs") / "version_7" / "checkpoints" / "best.ckpt"
-    return save_model(small_model(context_length=CONTEXT), load_tokenizer("bytes"), path)
-
-
-class Server:
-    """serve.py as a process."""
-
-    def __init__(self, *argv: str, folder: Path) -> None:
-        script = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--port=0"]
-        self.process = subprocess.Popen(
-            [*script, *argv],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        self.line = self.process.stdout.readline()
-        assert self.line, self.process.stderr.read()
-        self.url = self.line.split(" at ")[1].split()[0]
-        self.port = int(self.url.rpartition(":")[2])
-
-    def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, **options)
-
-    def post(self, body: Any, **headers: str) -> httpx.Response:
-        content = body if isinstance(body, bytes | str) else json.dumps(body)
-        return httpx.post(
-            f"{self.url}/v1/completions", content=content, headers=headers, timeout=60
-        )
-
-    def counts(self) -> tuple[int, int]:
-        health = httpx.get(f"{self.url}/health").json()
-        assert health.pop("status") == "ok"
-        return health["running"], health["waiting"]
-
-    def wait_for(self, counts: tuple[int, int]) -> None:
-        end = time.monotonic() + 20
-        while self.counts() != counts:
-            assert time.monotonic() < end, self.counts()
-            time.sleep(0.02)
-
-    def hang_up(self, body: dict[str, Any], window: int = 1 << 16) -> socket.socket:
-        """Sends a request and returns the connection, for the caller to close."""
-        content = json.dumps(body).encode()
-        connection = socket.socket()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
-        connection.connect(("127.0.0.1", self.port))
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}"
-        connection.sendall(head.encode() + b"\r\n\r\n" + content)
-        return connection
-
-    def stop(self, number: int) -> tuple[int, str]:
-        """Stops the server, checks that no process is left, and returns exit status and stderr."""
-        self.process.send_signal(number)
-        _, err = self.process.communicate(timeout=60)
-        with pytest.raises(ProcessLookupError):
-            os.killpg(self.process.pid, 0)
-        return self.process.returncode, err
-
-
-@contextmanager
-def serving(*argv: str, folder: Path) -> Iterator[Server]:
-    server = Server(*argv, folder=folder)
-    try:
-        yield server
-        if server.process.poll() is None:
-            assert server.stop(signal.SIGTERM) == (143, "")
-        assert list(folder.iterdir()) == []
-    finally:
-        server.process.kill()
-
-
-@pytest.fixture(scope="module")
-def server(checkpoint, tmp_path_factory) -> Iterator[Server]:
-    argv = f"--ckpt_path={checkpoint}", f"--max_tokens={LONG}", "--max_batch_size=32"
-    with serving(*argv, folder=tmp_path_factory.mktemp("here")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server) -> openai.OpenAI:
-    return server.client()
-
-
-@pytest.fixture(scope="module")
-def expected(checkpoint) -> Callable[..., str]:
-    """`expected("a prompt", 20, Sampling(1), seed)`: what the model writes alone."""
-    model, tokenizer = load_checkpoint(checkpoint)
-
-    def write(*args: Any) -> str:
-        return "".join(piece.text for piece in complete(model, tokenizer, [Request(*args)]))
-
-    return write
+from tests.serving.servers import LONG, serving
 
 
 def test_it_prints_what_it_serves_and_where(server, client, checkpoint):
@@ -237,13 +130,13 @@ def test_options_beyond_openais(client, expected):
 @pytest.mark.parametrize(
     ("options", "param", "message"),
     [
-        ({"logprobs": 1}, "logprobs", "logprobs: Not supported by this server: leave it out"),
-        ({"logprobs": 0}, "logprobs", "logprobs: Not supported by this server: leave it out"),
-        ({"suffix": "x"}, "suffix", "suffix: Not supported"),
+        ({"logprobs": 6}, "logprobs", "logprobs: Input should be less than or equal to 5"),
+        ({"logprobs": True}, "logprobs", "logprobs: Input should be a valid integer"),
+        ({"suffix": "x"}, "suffix", "suffix: Not supported by this server: leave it out"),
         ({"best_of": 2}, "best_of", "best_of: Not supported"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "logit_bias: Not supported"),
-        ({"presence_penalty": 0.1}, "presence_penalty", "presence_penalty: Not supported"),
-        ({"frequency_penalty": -1}, "frequency_penalty", "frequency_penalty: Not supported"),
+        ({"presence_penalty": 2.1}, "presence_penalty", r"must be in \[-2, 2\]"),
+        ({"frequency_penalty": -3}, "frequency_penalty", r"must be in \[-2, 2\]"),
         ({"extra_body": {"tpo_p": 1}}, "tpo_p", "tpo_p: Extra inputs are not permitted"),
         ({"temperature": -1}, "temperature", r"temperature -1.0: must be in \[0, 1e6\]"),
         ({"temperature": 1e39}, "temperature", r"temperature 1e\+39: must be in \[0, 1e6\]"),
@@ -260,15 +153,18 @@ def test_options_beyond_openais(client, expected):
         ({"n": 65}, "n", "n: asks for 65 completions, at most 64 can run at a time"),
         ({"prompt": ["a"] * 65}, "prompt", "prompt: asks for 65 completions, at most 64"),
         ({"prompt": ["a"] * 2048, "n": 128}, "n", "n: asks for 262144 completions"),
-        ({"prompt": ["a"] * 2049}, "prompt", "prompt: List should have at most 2048 texts"),
+        ({"prompt": ["a"] * 2049}, "prompt", "prompt: List should have at most 2048 prompts"),
         ({"seed": -1}, "seed", r"seed .*: must be in \[0, 2\*\*63\)"),
         ({"seed": 2**63 - 1, "n": 2}, "seed", r"seed .*: must be in \[0, 2\*\*63\)"),
         ({"stop": ""}, "stop", "stop: must not be empty"),
-        ({"stop": list("abcde")}, "stop", "at most 4 items"),
+        ({"stop": list("abcdefghijklmnopq")}, "stop", "at most 16 items"),
         ({"stream_options": {"what": 1}}, "stream_options", "stream_options.what: Extra inputs"),
         ({"prompt": []}, "prompt", "at least 1 item"),
-        ({"prompt": [1, 2]}, "prompt", "prompt: Must be text: token ids are not supported"),
-        ({"prompt": [[1, 2]]}, "prompt", "prompt: Must be text: token ids are not supported"),
+        ({"prompt": [1, 256]}, "prompt", r"prompt: token id 256 must be in \[0, 256\)"),
+        ({"prompt": [[1], [-1]]}, "prompt", r"prompt: token id -1 must be in \[0, 256\)"),
+        ({"prompt": [[1], "a"]}, "prompt", "prompt: Input should be a valid text, token ids, or"),
+        ({"prompt": [1, 2.5]}, "prompt", "prompt: Input should be a valid text, token ids, or"),
+        ({"prompt": [[]]}, "prompt", "at least 1 item"),
         ({"prompt": None}, "prompt", "prompt: Field required"),
         ({"prompt": {"a": 1}}, "prompt", "prompt: Input should be a valid "),
     ],
@@ -322,9 +218,9 @@ def test_malformed_and_large_bodies(server, body, status, message):
 
 
 def test_other_paths_and_methods(server):
-    response = httpx.get(f"{server.url}/v1/chat/completions")
+    response = httpx.get(f"{server.url}/v1/embeddings")
     assert response.status_code == 404
-    assert response.json()["error"]["message"].startswith("GET /v1/chat/completions: Not Found")
+    assert response.json()["error"]["message"].startswith("GET /v1/embeddings: Not Found")
     response = httpx.get(f"{server.url}/v1/completions")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert response.json()["error"]["type"] == "invalid_request_error"
@@ -455,6 +351,7 @@ def test_pages_of_other_sites_are_refused(server):
 def test_a_signal_stops_it_and_all_requests(checkpoint, tmp_path, number, status):
     """Open to other machines, with the newest checkpoint."""
     argv = f"--logs={checkpoint.parents[2]}", "--host=0.0.0.0", f"--max_tokens={LONG}"
+    argv = (*argv, "--allow_anyone")
     with serving(*argv, folder=tmp_path) as server:
         url = f"http://127.0.0.1:{server.port}/v1/completions"
         with ThreadPoolExecutor() as pool, httpx.Client() as idle:
@@ -471,7 +368,7 @@ def test_a_signal_stops_it_and_all_requests(checkpoint, tmp_path, number, status
             assert httpx.get(server.url, headers={"Host": "any.example"}).status_code == 200
             assert server.stop(number) == (
                 status,
-                f"Using {checkpoint}\nWarning: other machines can use this server (host 0.0.0.0)\n",
+                f"Warning: anyone can use this server (host 0.0.0.0, no key)\nUsing {checkpoint}\n",
             )
             assert whole.result().status_code == 500
             assert whole.result().json()["error"]["message"] == "the server is stopping"

@@ -10,6 +10,27 @@ for (const slider of sliders) {
   show();
 }
 
+// The key is kept until the tab is closed, and hidden once it has worked.
+const keyField = $("key-field");
+if (keyField) keyField.hidden = Boolean(sessionStorage.getItem("api_key"));
+
+function requestHeaders() {
+  const headers = {"Content-Type": "application/json"};
+  if (keyField) {
+    const key = keyField.hidden ? sessionStorage.getItem("api_key") : $("key").value.trim();
+    if (key) headers.Authorization = `Bearer ${key}`;
+  }
+  return headers;
+}
+
+function rememberKey(isRight) {
+  if (!keyField || (isRight && keyField.hidden)) return;
+  if (isRight) sessionStorage.setItem("api_key", $("key").value.trim());
+  else sessionStorage.removeItem("api_key");
+  keyField.hidden = isRight;
+  if (!isRight) $("key").focus();
+}
+
 function requestBody() {
   const body = {
     model: form.dataset.model, prompt: $("prompt").value,
@@ -59,8 +80,9 @@ async function write() {
   try {
     const response = await fetch("v1/completions", {
       method: "POST", signal: controller.signal,
-      headers: {"Content-Type": "application/json"}, body: JSON.stringify(body),
+      headers: requestHeaders(), body: JSON.stringify(body),
     });
+    rememberKey(response.status !== 401);
     if (!response.ok) throw new Error((await response.json()).error.message);
     const prompt = document.createElement("span");
     answer.append(Object.assign(prompt, {textContent: body.prompt, className: "soft"}));
