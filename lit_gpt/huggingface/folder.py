@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 MAX_CONFIG = 1 << 20  # bytes
 MAX_LAYERS = 10_000
 MAX_JSON = 1 << 26  # bytes of any other file: four times the largest tokenizer.json known
-NOT_WEIGHTS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")  # in old files
+NOT_WEIGHTS = re.compile(  # in old files
+    r"(^|\.)((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq)$"
+)
+RENAMED = {"embed_out.weight": "lm_head.weight"}  # of GPT-NeoX, since transformers 5
 FLOATS = ("F64", "F32", "F16", "BF16")
 WEIGHTS = "model.safetensors"
 
@@ -72,16 +75,17 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 tensor = file.get_slice(name)
-                if name in shapes:
-                    raise ValueError(f"{name} is in two files")
                 if tensor.get_dtype() not in FLOATS and not NOT_WEIGHTS.search(name):
                     raise ValueError(f"{name} has the type {tensor.get_dtype()}")
+                name = RENAMED.get(name, name)
+                if name in shapes:
+                    raise ValueError(f"{name} is in two files")
                 shapes[name] = tuple(tensor.get_shape())
     return shapes
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder, as they are.
+    """All tensors of the folder, as they are, under the names of transformers 5.
 
     Raises:
         ValueError, OSError, SafetensorError: as for `weight_shapes`.
@@ -90,7 +94,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        weights |= load_file(path)
+        weights |= {RENAMED.get(name, name): weight for name, weight in load_file(path).items()}
     return weights
 
 
@@ -111,7 +115,7 @@ def read_config(given: dict[str, Any], config_class: Any) -> Any:
 
     own, base = (signature(kind).parameters.keys() for kind in (config_class, PreTrainedConfig))
     known = (own - base - {"kwargs"}) | config_class.attribute_map.keys()
-    known |= {"rope_theta", "rope_scaling", "tie_word_embeddings"}
+    known |= {"rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base", "tie_word_embeddings"}
     fields = {name: value for name, value in given.items() if name in known}
     for name in ("n_layer", "num_hidden_layers"):
         if isinstance(number := fields.get(name), int | float) and number > MAX_LAYERS:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GemmaConfig
 
 from lit_gpt.__main__ import main
 from lit_gpt.checkpoint import Checkpoint, load_checkpoint
@@ -332,9 +332,9 @@ WRONG = {
     "no config": (lambda f: (f / "config.json").unlink(), "the folder has no config.json"),
     "a damaged config": (lambda f: (f / "config.json").write_text("{"), "config.json can't be"),
     "a config that is none": (lambda f: (f / "config.json").write_text("[]"), "can't be read"),
-    "a llama": (
-        lambda f: LlamaConfig().save_pretrained(f),
-        "'llama' is not supported, only gpt2",
+    "a gemma": (
+        lambda f: GemmaConfig().save_pretrained(f),
+        "'gemma' is not supported, only gpt2",
     ),
     "no kind": (
         lambda f: (f / "config.json").write_text("{}"),
@@ -360,9 +360,9 @@ WRONG = {
     ),
     "a tied output layer that differs": (add_head, "but lm_head.weight isn't the embedding"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json, nor a"),
-    "another epsilon": (
-        lambda f: edit_config(f, layer_norm_epsilon=1e-3, rms_norm_eps=1e-3),
-        "0.001 is not supported, only 1e-0",
+    "no epsilon": (
+        lambda f: edit_config(f, layer_norm_epsilon=0.0, rms_norm_eps=0.0),
+        "norm_eps 0.0: must be in (0, 1)",
     ),
     "more tokens than rows": (
         lambda f: make_model(f.name, vocab_size=300).save_pretrained(f),
