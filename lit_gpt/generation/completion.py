@@ -105,9 +105,10 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, ids: Sequence[int] = ()) ->
     """
     if ids:
         return list(ids)
-    if not prompt and tokenizer.learnt_end is not None:
-        return [tokenizer.learnt_end]
-    return tokenizer.encode(prompt or "\n").tolist()
+    start = [tokenizer.special[name] for name in tokenizer.start_names]
+    if not prompt and not start and tokenizer.learnt_end is not None:
+        start = [tokenizer.learnt_end]
+    return start + ([] if start and not prompt else tokenizer.encode(prompt or "\n").tolist())
 
 
 class Completion:
@@ -118,6 +119,7 @@ class Completion:
         self.request = request
         self.tokenizer = tokenizer
         self.prompt = encode_prompt(tokenizer, request.prompt, request.ids)
+        self.end_ids = tokenizer.end_ids.union(request.stop_ids)
         self.written: list[int] = []
         self.generator = torch.Generator().manual_seed(request.seed)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -144,7 +146,7 @@ class Completion:
         self.written.append(token)
         is_last = len(self.written) == self.request.max_new_tokens
         reason: FinishReason | None = "length" if is_last else None
-        if token == self.tokenizer.end_of_text or token in self.request.stop_ids:
+        if token in self.end_ids:
             reason = "stop"
         else:
             self.held += self.decoder.decode(self.tokenizer.tokens[token])

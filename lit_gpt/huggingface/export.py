@@ -26,6 +26,7 @@ from lit_gpt.huggingface.export_check import check_export
 from lit_gpt.huggingface.gguf_check import check_gguf
 from lit_gpt.huggingface.gguf_file import GGUFType, check_can_be_gguf, write_gguf
 from lit_gpt.huggingface.model_card import model_card, quoted
+from lit_gpt.huggingface.special_tokens import TEMPLATE
 from lit_gpt.huggingface.tokenizer import (
     import_transformers,
     special_ids,
@@ -149,6 +150,7 @@ def write_folder(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     from safetensors.torch import save
 
     ids = {f"{role}_token_id": i for role, i in special_ids(tokenizer).items()}
+    ends = tokenizer.end_ids
     context_length = model.config.context_length
     weights = save(hf_weights(model), metadata={"format": "pt"})
     (folder / "model.safetensors").write_bytes(weights)
@@ -160,8 +162,11 @@ def write_folder(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
             **{name: getattr(Sampling, name) for name in SAMPLING},
             "top_k": 0,  # all; without it, some versions take 50
             **ids,
+            **({"eos_token_id": sorted(ends)} if len(ends) > 1 else {}),
         },
     }
+    if tokenizer.chat_template is not None:
+        (folder / TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
     for name, content in contents.items():
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def check_export(
     num_windows, length = windows.shape
     difference, limit = check_logits(theirs, model, windows)
     prompt = windows[:1, : max(1, length // 2)]
-    num_greedy, is_tie = check_greedy(theirs, model, prompt, corpus.tokenizer.end_of_text)
+    num_greedy, is_tie = check_greedy(theirs, model, prompt, corpus.tokenizer.end_ids)
     end = ", then two tokens are equally likely" if is_tie else ""
     return [
         f"Tokens: {len(corpus.tokens):,} identical",
@@ -71,9 +71,10 @@ def check_tokens(theirs: Any, corpus: Corpus) -> None:
     """Compares the ids of the whole text; memory doesn't grow with it."""
     done = 0
     for text in corpus.parts():
-        ids = [theirs.eos_token_id]
+        ids = [corpus.tokenizer.end_of_text]
         if text is not None:
-            ids = theirs(text, verbose=False, split_special_tokens=True)["input_ids"]
+            plain = {"split_special_tokens": True, "add_special_tokens": False}
+            ids = theirs(text, verbose=False, **plain)["input_ids"]
         found = np.array(ids)
         expected = corpus.tokens[done : done + len(found)]
         same = found[: len(expected)] == expected
@@ -126,14 +127,14 @@ def check_logits(
 
 
 def check_greedy(
-    theirs: Any, model: GPT, prompt: Tensor, end_of_text: int | None
+    theirs: Any, model: GPT, prompt: Tensor, ends: Collection[int]
 ) -> tuple[int, bool]:
     """How many tokens after the prompt (1, T) are the same, and whether a tie ends them."""
     room = model.config.context_length - prompt.size(1) + 1  # the last one need not be read
     new = generate(model, prompt, min(MAX_GREEDY, room), Sampling(temperature=0))
     ours = torch.cat(list(new)).tolist()
-    if end_of_text in ours:
-        ours = ours[: ours.index(end_of_text) + 1]
+    first_end = next((place for place, i in enumerate(ours) if i in ends), len(ours))
+    ours = ours[: first_end + 1]
     mask = torch.ones_like(prompt)
     output = theirs.generate(prompt, attention_mask=mask, max_new_tokens=len(ours), do_sample=False)
     found = output[0, prompt.size(1) :].tolist()

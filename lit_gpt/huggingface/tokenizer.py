@@ -76,15 +76,29 @@ def to_hf(tokenizer: Tokenizer) -> Any:
         raise UserError(f"{what} can't be exported ({in_one_line(error)})") from error
     if only_bytes:
         converted.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    if tokenizer.end_of_text is not None:
-        if SPECIAL.encode() in ranks:
-            raise UserError(
-                f"the vocabulary has {SPECIAL} as an ordinary token, so the end-of-text token "
-                "can't be exported under that name"
-            )
-        converted.add_special_tokens([SPECIAL])
+    _add_special(converted, tokenizer)
     assert converted.get_vocab_size() == tokenizer.vocab_size
     return converted
+
+
+def _add_special(converted: Any, tokenizer: Tokenizer) -> None:
+    """Gives a tokenizers.Tokenizer the special tokens, and those that start each text."""
+    from tokenizers import AddedToken, processors
+
+    for name in tokenizer.special:
+        if name.encode() in tokenizer.ranks:
+            raise UserError(
+                f"the vocabulary has {name} as an ordinary token, so the special token can't be "
+                "exported under that name"
+            )
+    converted.add_special_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in tokenizer.special]
+    )
+    if tokenizer.start_names:
+        starts = [(name, tokenizer.special[name]) for name in tokenizer.start_names]
+        single = [*tokenizer.start_names, "$A"]
+        template = processors.TemplateProcessing(single=single, special_tokens=starts)
+        converted.post_processor = processors.Sequence([converted.post_processor, template])
 
 
 def tokenizer_config(tokenizer: Tokenizer, context_length: int) -> dict[str, Any]:
@@ -95,17 +109,29 @@ def tokenizer_config(tokenizer: Tokenizer, context_length: int) -> dict[str, Any
         "model_max_length": context_length,
     }
     if tokenizer.end_of_text is None:
-        return config
+        return config | tokenizer.special_roles
     # No text becomes unk, but CTranslate2 wants one.
-    return config | {f"{role}_token": SPECIAL for role in (*special_ids(tokenizer), "unk")}
+    needed = [f"{role}_token" for role in (*special_ids(tokenizer), "unk")]
+    template = tokenizer.chat_template or ""
+    # A chat template may ask whether there is one.
+    own = dict.fromkeys([role for role in needed if role not in template], end_name(tokenizer))
+    return config | own | tokenizer.special_roles
+
+
+def end_name(tokenizer: Tokenizer) -> str:
+    """What the end-of-text token is called."""
+    return next(name for name, i in tokenizer.special.items() if i == tokenizer.end_of_text)
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
     """The ids of the tokens that other programs need: what begins, ends and pads a text.
 
-    All are the end of text, as in GPT-2; None where the tokenizer has none.
+    All are the end of text, as in GPT-2, unless an imported model has others; None where the
+    tokenizer has none.
     """
-    return dict.fromkeys(("bos", "eos", "pad"), tokenizer.end_of_text)
+    named = {role: tokenizer.special_roles.get(f"{role}_token") for role in ("bos", "eos", "pad")}
+    end = tokenizer.end_of_text
+    return {role: tokenizer.special[name] if name else end for role, name in named.items()}
 
 
 def from_hf(source: str | Path) -> tuple[Tokenizer, np.ndarray]:

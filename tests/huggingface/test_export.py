@@ -421,7 +421,7 @@ def test_only_a_tie_excuses_different_greedy_text(here, expected):
     model = GPT(GPTConfig(20, context_length=8, d_model=16, num_blocks=1, num_heads=2)).eval()
     prompt = torch.tensor([[1, 2, 3]])
     theirs = transformers_of(model)
-    assert check_greedy(theirs, model, prompt, None) == (6, False)
+    assert check_greedy(theirs, model, prompt, []) == (6, False)
     likeliest = int(model(prompt)[0, -1].argmax())
     other = (likeliest + 1) % 20
     with torch.no_grad():  # there the other is a little likelier, here a little less so
@@ -430,7 +430,7 @@ def test_only_a_tie_excuses_different_greedy_text(here, expected):
         theirs.lm_head.weight[other] = (1 + 1e-6) * best
     refused = nullcontext() if expected else pytest.raises(UserError, match="from token 1 of 6")
     with refused:
-        assert check_greedy(theirs, model, prompt, None) == expected
+        assert check_greedy(theirs, model, prompt, []) == expected
 
 
 @pytest.mark.parametrize(

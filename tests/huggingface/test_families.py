@@ -16,8 +16,11 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from lit_gpt.errors import UserError
+from lit_gpt.generation.completion import Completion, Request, encode_prompt
+from lit_gpt.huggingface.export import write_folder
 from lit_gpt.huggingface.importing import check_ids
 from lit_gpt.huggingface.tokenizer import from_hf
+from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text.chat import ChatTemplate, chat_ids
 from lit_gpt.text.patterns import KNOWN
 from lit_gpt.text.tokenizer import Tokenizer
@@ -29,7 +32,8 @@ HARD = (
     "  Hello, world's  it'S we'LL\n\n 1234567 x1y22 3 4  5\t6\n猫坐在垫子上，12点 \r\n"
     "  x  \n\t\x85\u3000 "
     "e\u0301 Å ﬁ 🦆👩\u200d🦰 'ſ ǅ ١٢٣ Ⅷ½ a\u00a0b\x00\x07\x7f \n  \n"
-    "   def f(x):\n        return 1\n" + " " * 23 + "a" + " " * 24 + "b" + " " * 25 + "c" + " " * 49 + "1 \n  2\n \n   '1's"
+    "   def f(x):\n        return 1\n"
+    + " " * 23 + "a" + " " * 24 + "b" + " " * 25 + "c" + " " * 49 + "1 \n  2\n \n   '1's"
 )  # fmt: skip
 TEXTS = st.text() | st.text(
     st.sampled_from(list("aAbst'’ſ   \n\r\t\u3000\u0085１23½猫é\u0301<|>_-/\x04\x06"))
@@ -112,7 +116,7 @@ def test_a_missing_byte_is_named_with_its_place(family, tmp_path):
         tokenizer.encode(f"{TEXT}control\x1dcharacter")
     assert str(error.value) == (
         "the model's tokenizer has no token for byte 0x1D of the character '\\x1d', near "
-        "'sat there.\\r\\ncontrol\\x1dcharacter'; remove that character from the text"
+        "' sat there.\\r\\ncontrol\\x1dcharacter'; remove that character from the text"
     )
     with pytest.raises(UserError, match=r"byte 0xF2 of the character '\\U00080000'"):
         tokenizer.encode("\U00080000")
@@ -250,3 +254,82 @@ def test_a_broken_template_is_refused(tmp_path):
     (folder / "chat_template.jinja").write_text("{% for x in messages %}")
     with pytest.raises(UserError, match="its chat template has an error"):
         from_hf(folder)
+
+
+# Back into a folder
+
+
+@pytest.fixture(scope="module")
+def exported(family, tmp_path_factory):
+    """The folder that `lit-gpt export` writes of a model with the family's tokenizer."""
+    made = {}
+
+    def get(name: str):
+        if name not in made:
+            _, tokenizer, _, _ = family(name)
+            config = GPTConfig(
+                vocab_size=tokenizer.vocab_size, context_length=32, d_model=16, num_blocks=1,
+                num_heads=2, style="modern",
+            )  # fmt: skip
+            folder = tmp_path_factory.mktemp("exported")
+            write_folder(folder, GPT(config).eval(), tokenizer)
+            made[name] = folder, tokenizer
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_export_has_the_same_special_tokens_and_chats(family, exported, name):
+    original, _, rows, _ = family(name)
+    folder, tokenizer = exported(name)
+    auto, before = (AutoTokenizer.from_pretrained(path) for path in (folder, original))
+    names = {n for n, i in auto.get_added_vocab().items() if i >= len(tokenizer.ranks)}
+    assert names == tokenizer.special.keys()
+    for token, i in tokenizer.special.items():
+        assert auto.convert_tokens_to_ids(token) == i
+    assert (auto.bos_token, auto.eos_token) == (before.bos_token, before.eos_token)
+    assert auto.pad_token == (before.pad_token or "<|end_of_text|>")
+    assert auto.chat_template == before.chat_template
+    for text in ("", "Hello  12 猫\n\n  x"):
+        assert rows[auto.encode(text)].tolist() == before.encode(text)  # with those that start it
+    if tokenizer.chat_template:
+        for prompt in (True, False):
+            arguments = {"add_generation_prompt": prompt, "return_dict": False}
+            theirs = auto.apply_chat_template(CHAT, **arguments)
+            assert theirs == chat_ids(tokenizer, CHAT, prompt).tolist()
+            assert rows[theirs].tolist() == before.apply_chat_template(CHAT, **arguments)
+    generation = json.loads((folder / "generation_config.json").read_text())
+    ends = generation["eos_token_id"]
+    assert set(ends if isinstance(ends, list) else [ends]) == tokenizer.end_ids
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_there_and_back_it_is_the_same_tokenizer(exported, name):
+    folder, tokenizer = exported(name)
+    back, rows = from_hf(folder)
+    assert rows.tolist() == list(range(tokenizer.vocab_size))
+    assert back.tokens == tokenizer.tokens
+    assert back.pattern == tokenizer.pattern
+    assert (back.special, back.end_ids) == (tokenizer.special, tokenizer.end_ids)
+    assert back.chat_template == tokenizer.chat_template
+    assert back.start_names == tokenizer.start_names
+
+
+def test_a_prompt_begins_with_what_the_model_needs(family):
+    _, llama, _, _ = family("llama3")
+    start = llama.special["<|begin_of_text|>"]
+    assert encode_prompt(llama, "Hi") == [start, *llama.encode("Hi")]
+    assert encode_prompt(llama, "") == [start]
+    _, qwen, _, _ = family("qwen2")
+    assert encode_prompt(qwen, "Hi") == qwen.encode("Hi").tolist()
+    assert encode_prompt(qwen, "") == [qwen.end_of_text]
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+def test_an_answer_ends_with_any_of_the_end_tokens(family, end):
+    _, tokenizer, _, _ = family("smollm2")
+    completion = Completion(0, Request(), tokenizer)
+    assert completion.add(tokenizer.special["<|im_start|>"]).finish_reason is None
+    piece = completion.add(tokenizer.special[end])
+    assert (piece.finish_reason, piece.text) == ("stop", "")
