@@ -68,8 +68,11 @@ def differs(problem: str) -> UserError:
 
 
 def check_tokens(theirs: Any, corpus: Corpus) -> None:
-    """Compares the ids of the whole text; memory doesn't grow with it."""
+    """Compares the ids of the whole text, and of its end; memory doesn't grow with it."""
     done = 0
+    ends = corpus.tokenizer.end_ids
+    if ends and theirs.eos_token_id not in ends:
+        raise differs(f"the exported tokenizer ends a text with token {theirs.eos_token_id}")
     for text in corpus.parts():
         ids = [corpus.tokenizer.end_of_text]
         if text is not None:

@@ -46,6 +46,8 @@ def test_the_end_of_text_begins_ends_and_pads(kind, is_used, export):
     tokenizer = load_tokenizer("bytes").with_end_of_text().with_end_used(is_used)
     folder, _, out = export(kind, tokenizer)
     assert "Missing" not in out
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert (", 256 ends a text" in card) == is_used
     auto = AutoTokenizer.from_pretrained(folder)
     assert [getattr(auto, role) for role in ROLES] == [END] * 3
     assert [getattr(auto, f"{role}_id") for role in ROLES] == [256] * 3

@@ -174,16 +174,16 @@ def test_what_a_run_prints(train, text_file):
 
 def test_what_was_changed_in_the_text_is_said(train, text_file, tmp_path):
     assert "Byte-order" not in train().out
-    assert "Line breaks" not in train().out
+    assert "End-of-text" not in train().out
     text = text_file.read_text(encoding="utf-8")
     for name in "abc":
         (tmp_path / "texts").mkdir(exist_ok=True)
         (tmp_path / "texts" / name).write_text(text, encoding="utf-16")
     result = train(**{"data.path": tmp_path / "texts", "data.encoding": "utf-16"})
     assert result.out.splitlines()[:3] == [
-        f"Text length: {3 * len(text) + 2:,} characters",
+        f"Text length: {3 * len(text):,} characters",
         "Byte-order marks removed: 3",
-        "Line breaks added between files: 2",
+        "End-of-text tokens between files: 2",
     ]
 
 
