@@ -87,18 +87,20 @@ def check_weights(path: Path, model: GPT, windows: Tensor, kind: GGUFType) -> st
 
 
 def check_ends(llama: LlamaCpp, tokenizer: Tokenizer) -> None:
-    """Refuses a file with which llama.cpp ends elsewhere than at our end-of-text tokens.
+    """Refuses a file with which llama.cpp ends elsewhere in a text than the model.
 
-    It also takes ordinary tokens for it whose names look like one, such as `</s>`.
+    It also ends at tokens whose names look like an end, such as an ordinary `</s>`.
     """
     expected = set(end_ids(tokenizer))
-    if wrong := llama.end_ids ^ expected:
-        text = tokenizer.decode([min(wrong)])
-        problem = "ends" if min(wrong) in llama.end_ids else "does not end"
-        raise UserError(
-            f"llama.cpp {problem} at the token {text!r}, unlike the model",
-            hint="use a vocabulary without this token, or export for transformers",
-        )
+    missing = expected - llama.end_ids
+    added = llama.end_ids - expected - set(tokenizer.special.values())  # no text has these
+    for problem, ids in {"does not end": missing, "ends": added}.items():
+        if ids:
+            raise UserError(
+                f"llama.cpp {problem} at the token {tokenizer.decode([min(ids)])!r}, unlike the "
+                "model",
+                hint="use a vocabulary without this token, or export for transformers",
+            )
 
 
 def texts_of(corpus: Corpus) -> Iterator[tuple[str, np.ndarray]]:
@@ -136,13 +138,14 @@ def check_text(
     """Compares greedy text after prompts, the beginnings of some windows (N, T)."""
     length = windows.size(1)
     length = max(1, min(length // 2, model.config.context_length + 1 - MAX_GREEDY))
+    silent = {*tokenizer.special.values(), *llama.end_ids}  # have no text there
     same, total, ties = 0, 0, 0
     for window in windows[:NUM_PROMPTS]:
         prompt = window[None, :length]
         ours = greedy(model, prompt, llama.end_ids)
         found = llama.greedy(prompt[0].tolist(), len(ours))
         common, is_tie = common_text(model, prompt, ours, found, is_exact=kind == "f32")
-        text = [i for i in found[:common] if i not in llama.end_ids]
+        text = [i for i in found[:common] if i not in silent]
         if llama.decode_bytes(text) != tokenizer.decode_bytes(text):
             raise differs("llama.cpp writes other text for the same tokens")
         same, total, ties = same + common, total + len(ours), ties + is_tie

@@ -197,14 +197,14 @@ def add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
     writer.add_token_types([types.CONTROL if t in special else types.NORMAL for t in tokens])
     merges = spec["model"]["merges"] or [NO_MERGE]
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    end, *others = end_ids(tokenizer)
-    writer.add_eos_token_id(end)
-    for other in others[:1]:
-        writer.add_eot_token_id(other)
+    ends = end_ids(tokenizer)
+    adds = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add, end in zip(adds, ends, strict=False):
+        add(end)
     starts = [special[name] for name in tokenizer.start_names]
     pad = special_ids(tokenizer)["pad"]
-    writer.add_bos_token_id(starts[0] if starts else end)
-    writer.add_pad_token_id(end if pad is None else pad)
+    writer.add_bos_token_id(starts[0] if starts else ends[0])
+    writer.add_pad_token_id(ends[0] if pad is None else pad)
     writer.add_add_bos_token(bool(starts))  # others begin with the text, as in training
     writer.add_add_eos_token(False)
     if tokenizer.chat_template is not None:

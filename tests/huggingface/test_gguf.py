@@ -395,6 +395,23 @@ def test_each_comparison_can_fail(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("is_special", [True, False])
+def test_llama_cpp_may_not_end_at_an_ordinary_token(is_special, tmp_path, capsys, llama_cpp):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    words = [] if is_special else [b"</", b"</s", b"</s>"]
+    tokenizer = Tokenizer("x", CL100K, [*SINGLE_BYTES, *words])
+    names = ["</s>"] if is_special else []  # which llama.cpp takes for an end by its name
+    tokenizer = tokenizer.with_special(names, {}, [], []).with_end_of_text()
+    path = write_checkpoint(tmp_path, tokenizer, text, **MODERN)
+    status, _, err = run_export(capsys, ckpt_path=path, out=tmp_path / "m.gguf", format="gguf")
+    if is_special:
+        assert status == 0
+    else:
+        assert (status, err.count("\n")) == (2, 1)
+        assert "llama.cpp ends at the token '</s>', unlike the model" in err
+
+
 def test_other_text_of_llama_cpp_is_refused(checkpoint, tmp_path, capsys, monkeypatch, llama_cpp):
     original = gguf_check.LlamaCpp.greedy
     monkeypatch.setattr(
