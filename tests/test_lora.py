@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -18,8 +19,12 @@ from lit_gpt.__main__ import main
 from lit_gpt.checkpoint import Checkpoint, load_checkpoint
 from lit_gpt.lora import LoraConfig, LoraLinear, add_adapters, fingerprint, merge_adapters
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.module import next_token_loss
+from lit_gpt.optim import build_optimizer
+from lit_gpt.planning.memory import estimate
 from tests.conftest import SMALL, command_line
 from tests.distributed.ranks import train_on
+from tests.planning.test_memory import DTYPES, B, FusedRMSNorm, T, V, batch, saved_bytes
 
 SIZES = {"vocab_size": 50, "context_length": 8, "d_model": 12, "num_blocks": 2, "num_heads": 2}
 # C 12, F 48, or 32 for each half of SwiGLU; rank 3.
@@ -291,7 +296,8 @@ def test_what_can_not_be_is_one_line(train, lora, capfd):
         (without, "--model.lora_rank 4: adapts a model that was trained before, and none is named; "
          "name its checkpoint or folder with --model.init_from"),
         (lora | {"model.lora_rank": -1}, "--model.lora_rank -1: must be at least 1"),
-        (lora | {"model.lora_rank": 17}, "--model.lora_rank 17: must be at most --model.d_model (16)"),
+        (lora | {"model.lora_rank": 17},
+         "--model.lora_rank 17: must be at most --model.d_model (16)"),
         (lora | {"model.lora_alpha": 0}, "--model.lora_alpha 0.0: must be above 0"),
         (lora | {"model.lora_dropout": 1}, "--model.lora_dropout 1.0: must be in [0, 1)"),
         (lora | {"checkpoints.sharded": True, "trainer.strategy": "fsdp2"},
@@ -377,3 +383,52 @@ def test_the_plan_knows_what_is_trained(lora, places, capfd):
     attention = 4 * (3 * 16 + (16 + 8 + 8)) + 4 * (16 + 16)
     feed_forward = 4 * (2 * 16 + (48 + 48)) + 4 * (48 + 16)
     assert f"Trained parameters: {2 * (attention + feed_forward):,} (" in out
+
+
+@pytest.fixture
+def norm_of_cuda(monkeypatch):
+    def forward(self, x):
+        return FusedRMSNorm.apply(x, self.weight, self.eps)
+
+    monkeypatch.setattr(torch.nn.RMSNorm, "forward", forward)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_memory_of_other_devices_is_what_a_step_takes(
+    norm_of_cuda, precision, dropout, optimizer
+):
+    config = GPTConfig(V, T, d_model=64, num_blocks=3, num_heads=4, dropout=0.0, style="modern")
+    lora = LoraConfig(8, dropout=dropout)
+    gpt = GPT(config)
+    add_adapters(gpt, lora)
+    gpt.to(DTYPES[precision])
+    adapters = [weight for weight in gpt.parameters() if weight.requires_grad]
+    memory = estimate(config, B * T, precision, "single", optimizer=optimizer, lora=lora)
+    found = saved_bytes(gpt, precision)
+    log_probabilities = 4 * B * T * V
+    whole = sum(a.nbytes for a in adapters)  # of each layer as one matrix, for the backward pass
+    assert memory.activations == pytest.approx(found - log_probabilities - whole, rel=0.06)
+    built = build_optimizer(gpt, 1e-3, 0.0, (0.9, 0.95), kind=optimizer)
+    next_token_loss(gpt, *batch()).backward()
+    built.step()
+    assert memory.weights == sum(p.nbytes for p in gpt.parameters())
+    assert memory.gradients == sum(p.grad.nbytes for p in adapters)
+    moments = [t for state in built.state.values() for t in state.values() if t.ndim]
+    assert memory.moments == sum(t.nbytes for t in moments)
+
+
+def test_the_plan_for_other_devices_knows_what_is_frozen(lora, places, capfd):
+    words = ["--device_name=H100", "--json", "--trainer.precision=32-true"]
+    assert main(["plan", *words, *command_line(places | SMALL | lora)]) == 0
+    out = capfd.readouterr().out
+    numbers = json.loads(out.splitlines()[-1])
+    adapters = 2 * (4 * (3 * 16 + 32) + 4 * 32 + 4 * (2 * 16 + 96) + 4 * 64)
+    assert numbers["trained_parameters"] == adapters
+    assert f"({adapters:,} of them trained)" in out
+    vocabulary = (numbers["parameters"] - adapters - 2 * (32 + 16 + 2 * 8) - 16) - 2 * (
+        16 * 32 + 16 * 16 + 3 * 16 * 48
+    )
+    frozen = vocabulary + 2 * (16 * 32 + 16 * 16 + 3 * 16 * 48)
+    assert numbers["flops_per_token"] == 4 * frozen + 6 * adapters + 12 * 2 * 16 * 16

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from lit_gpt.errors import UserError
-from lit_gpt.huggingface.architectures import LAYOUTS, gpt_weights, logit_difference
+from lit_gpt.huggingface.adapter import CONFIG, WEIGHTS, merge_adapter
+from lit_gpt.huggingface.architectures import gpt_weights, logit_difference
 from lit_gpt.huggingface.config import gpt_config
 from lit_gpt.huggingface.folder import (
     MAX_CONFIG,
@@ -42,7 +43,8 @@ PART = 1 << 20  # characters whose ids are compared at a time
 def is_folder(source: str) -> bool:
     """Whether this is a folder written by transformers, not, say, a folder named `bytes`."""
     folder = Path(os.path.expanduser(source))
-    return any((folder / name).is_file() for name in ("config.json", "tokenizer.json"))
+    names = ("config.json", "tokenizer.json")
+    return is_gguf(folder) or any((folder / name).is_file() for name in names)
 
 
 def unusable(folder: Path, problem: str) -> UserError:
@@ -58,7 +60,9 @@ def read_model_config(folder: Path) -> tuple[Any, GPTConfig]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise unusable(folder, "the folder has no config.json")
+        alone = f": copy its {CONFIG} and {WEIGHTS} into the folder of the model that it adapts"
+        is_adapter = (folder / CONFIG).is_file()
+        raise unusable(folder, f"the folder has no config.json{alone if is_adapter else ''}")
     transformers = import_transformers()
     config = None
     try:
@@ -82,8 +86,6 @@ def folder_fields(folder: Path) -> dict[str, Any]:
         UserError: as for `read_model_config`, or the model is larger than the weights.
     """
     config, ours = read_model_config(folder)
-    if (folder / "adapter_config.json").exists():
-        raise unusable(folder, "it holds an adapter (adapter_config.json), which is not supported")
     try:
         check_shapes(config, architecture_of(config), weight_shapes(folder))
     except Exception as error:  # a stranger's file can raise anything
@@ -136,6 +138,19 @@ def load_folder(source: str, context_length: int) -> GPT:
     return model
 
 
+def adapted_weights(folder: Path, config: Any) -> dict[str, torch.Tensor]:
+    """The weights of a folder, with those of peft's adapter, if there is one, added.
+
+    Raises:
+        ValueError, OSError, SafetensorError: they can't be used.
+    """
+    weights = read_weights(folder)
+    if not (folder / CONFIG).exists():
+        return weights
+    prefix = LAYOUTS[config.model_type].prefix
+    return merge_adapter(folder, weights, prefix, is_transposed=config.model_type == "gpt2")
+
+
 def load_hf_model(folder: Path) -> Any:
     """The folder's model in transformers, as float32, in eval mode.
 
@@ -147,7 +162,7 @@ def load_hf_model(folder: Path) -> Any:
         theirs, info = architecture_of(config).from_pretrained(
             None,  # so that nothing but these weights is read
             config=config,
-            state_dict=read_weights(folder),
+            state_dict=adapted_weights(folder, config),
             dtype=torch.float32,
             output_loading_info=True,
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from lit_gpt.distributed.launch import count_of
 from lit_gpt.errors import UserError, check_least
+from lit_gpt.lora import LoraConfig
 from lit_gpt.model import GPTConfig
 from lit_gpt.planning.devices import Device, find_device
 from lit_gpt.planning.memory import (
@@ -64,6 +65,7 @@ class Cluster:
         tokens: to train on, over all devices; None: without an end.
         checkpointing: whether the user wants activation checkpointing.
         price: of a device for an hour.
+        lora: the adapters that are trained alone.
     """
 
     config: GPTConfig
@@ -77,6 +79,7 @@ class Cluster:
     tokens: int | None
     checkpointing: bool = False
     price: float | None = None
+    lora: LoraConfig | None = None
 
     @property
     def world_size(self) -> int:
@@ -91,10 +94,13 @@ class Cluster:
         """FLOPs per token, forward and backward: 6 N + 12 L d T (Chowdhery et al. 2022, PaLM).
 
         N are the weights in matrix products, L blocks, d the width of attention, T the window.
+        Frozen weights, which have no gradients, count 4 times instead of 6.
         """
         c: Any = self.config
+        count = count_weights(c, self.lora)
+        products = 4 * count.products + 2 * (count.trained if self.lora else count.products)
         attention = 12 * c.num_blocks * c.num_heads * c.head_size * c.context_length
-        return 6 * count_weights(c).products + attention
+        return products + attention
 
     @property
     def peak(self) -> float:
@@ -116,6 +122,7 @@ class Cluster:
             self.world_size,
             checkpointing,
             self.optimizer,
+            self.lora,
         )
 
     def fits(self, choice: Choice) -> bool:
@@ -173,7 +180,8 @@ class Cluster:
             "devices": self.devices,
             "nodes": self.nodes,
             "precision": self.precision,
-            "parameters": count_weights(self.config).total,
+            "parameters": count_weights(self.config, self.lora).total,
+            "trained_parameters": count_weights(self.config, self.lora).trained,
             "flops_per_token": self.flops,
             "utilisations": list(UTILISATIONS),
             "tokens_per_second": speeds,
@@ -230,6 +238,7 @@ def make_cluster(config: Any, vocab_size: int, train_tokens: int | None) -> Clus
         config.tokens,
         bool(config.model.get("activation_checkpointing")),
         config.price,
+        LoraConfig.of(config.model),
     )
     if cluster.tokens is not None:
         return cluster

@@ -77,8 +77,9 @@ def print_costs(cluster: Cluster) -> None:
 
 def print_cluster(cluster: Cluster) -> None:
     device = cluster.device
-    total = count_weights(cluster.config).total
-    print(f"Parameters: {total:,}, {cluster.flops / 1e9:.3g} GFLOPs per token")
+    count = count_weights(cluster.config, cluster.lora)
+    trained = f" ({count.trained:,} of them trained)" * bool(cluster.lora)
+    print(f"Parameters: {count.total:,}{trained}, {cluster.flops / 1e9:.3g} GFLOPs per token")
     where = f"{counted(cluster.nodes, 'node')} of {cluster.devices}" * (cluster.nodes > 1)
     number = f"{cluster.world_size:,} x {device.name}{f' ({where})' if where else ''}"
     print(f"Devices: {number}, {cluster.peak / 1e12:,.4g} TFLOP/s each in {cluster.precision}")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lit_gpt.errors import UserError
+from lit_gpt.lora import LoraConfig, adapted_layers, add_adapters
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.module import MAX_LOGITS
 
@@ -61,30 +62,52 @@ class Weights:
         blocks: in the blocks.
         matrices: in the blocks' matrices.
         products: in all matrix products: without tables that are only looked up.
+        trained: those that have gradients and moments: all, or adapters alone.
+        trained_matrices: in the blocks' matrices.
     """
 
     total: int
     blocks: int
     matrices: int
     products: int
+    trained: int
+    trained_matrices: int
 
 
-def count_weights(config: GPTConfig) -> Weights:
-    return _count_weights(tuple(asdict(config).items()))
+def count_weights(config: GPTConfig, lora: LoraConfig | None = None) -> Weights:
+    return _count_weights(tuple(asdict(config).items()), lora)
 
 
 @cache
-def _count_weights(config_fields: tuple[tuple[str, Any], ...]) -> Weights:
+def _count_weights(config_fields: tuple[tuple[str, Any], ...], lora: LoraConfig | None) -> Weights:
     config = GPTConfig(**dict(config_fields))
     with torch.device("meta"):  # without memory for them
         gpt = GPT(config)
-    matrices = sum(p.numel() for p in gpt.blocks.parameters() if p.ndim > 1)
+        if lora:
+            add_adapters(gpt, lora)
+    in_matrices = [p for p in gpt.blocks.parameters() if p.ndim > 1]
+    matrices = sum(p.numel() for p in in_matrices)
     return Weights(
         total=sum(p.numel() for p in gpt.parameters()),
         blocks=sum(p.numel() for p in gpt.blocks.parameters()),
         matrices=matrices,
         products=matrices + gpt.head.weight.numel(),
+        trained=sum(p.numel() for p in gpt.parameters() if p.requires_grad),
+        trained_matrices=sum(p.numel() for p in in_matrices if p.requires_grad),
     )
+
+
+@cache
+def _adapter_bytes(
+    config_fields: tuple[tuple[str, Any], ...], lora: LoraConfig, product: int
+) -> int:
+    """Bytes per token that the adapters of a block keep: products with A, and dropout's masks."""
+    with torch.device("meta"):
+        gpt = GPT(GPTConfig(**dict(config_fields) | {"num_blocks": 1}))
+    layers = [*adapted_layers(gpt, lora.layers)]
+    ranks = sum(lora.rank * len(widths) for _, _, widths in layers)
+    inputs = sum(getattr(owner, name).in_features for owner, name, _ in layers)
+    return product * ranks + (inputs if lora.dropout else 0)
 
 
 @dataclass(frozen=True)
@@ -137,13 +160,18 @@ def block_bytes(config: GPTConfig, precision: Precision) -> int:
 
 
 def activation_bytes(
-    config: GPTConfig, num_tokens: int, precision: Precision, checkpointing: bool
+    config: GPTConfig,
+    num_tokens: int,
+    precision: Precision,
+    checkpointing: bool,
+    lora: LoraConfig | None = None,
 ) -> int:
     """Bytes of activations that a forward pass of num_tokens tokens leaves for the backward pass.
 
     Args:
         checkpointing: whether a block keeps its input alone and computes the rest again; one block
             at a time then has all.
+        lora: adapters; a frozen layer without one keeps less than is counted here.
     """
     c: Any = config
     size = precision.residual * c.d_model  # input of the last norm
@@ -151,6 +179,9 @@ def activation_bytes(
     size += c.d_model if c.dropout else 0
     size += precision.residual * c.d_model if c.smear else 0
     block = num_tokens * block_bytes(c, precision)
+    if lora:
+        fields_of_config = tuple(asdict(config).items())
+        block += num_tokens * _adapter_bytes(fields_of_config, lora, precision.product)
     if c.sliding_window and c.sliding_window < c.context_length:
         block += precision.product * c.context_length**2  # the mask, as added to the scores
     if checkpointing:
@@ -175,6 +206,7 @@ def estimate(
     num_devices: int = 1,
     checkpointing: bool = False,
     optimizer: str = "adamw",
+    lora: LoraConfig | None = None,
 ) -> Memory:
     """The memory of one device.
 
@@ -183,22 +215,24 @@ def estimate(
         strategy: single, ddp or fsdp2.
         checkpointing: see `activation_bytes`.
         optimizer: adamw or muon.
+        lora: the adapters that are trained alone; None: all weights are.
     """
     size = PRECISIONS[precision]
-    count = count_weights(config)
+    count = count_weights(config, lora)
     weights = size.weight * count.total
+    trained = size.weight * count.trained
     # Muon has one moment for the blocks' matrices.
-    moments = 2 * weights - (size.weight * count.matrices if optimizer == "muon" else 0)
+    moments = 2 * trained - (size.weight * count.trained_matrices if optimizer == "muon" else 0)
     share = num_devices if strategy == "fsdp2" else 1
     # The tables are gathered all the time, and two blocks: one computes, the next is on its way.
     two_blocks = 2 * count.blocks / config.num_blocks
     gathered = size.weight * (count.total - count.blocks + min(two_blocks, count.blocks))
     return Memory(
         weights=weights / share,
-        gradients=weights / share * (2 if strategy == "ddp" else 1),  # DDP's buckets are copies
+        gradients=trained / share * (2 if strategy == "ddp" else 1),  # DDP's buckets are copies
         moments=moments / share,
         copies=2 * count.products if size.is_mixed else 0,
         gathered=gathered if strategy == "fsdp2" else 0,
-        activations=activation_bytes(config, num_tokens, size, checkpointing),
+        activations=activation_bytes(config, num_tokens, size, checkpointing, lora),
         logits=logits_bytes(num_tokens, config.vocab_size),
     )

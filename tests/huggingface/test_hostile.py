@@ -120,7 +120,6 @@ FILES = {
         lambda f: (f / "config.json").write_text('{"model_type": ' + "1" * 5000 + "}"),
         "config.json",
     ),
-    "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter"),
     "only a pickle": (
         lambda f: (f / WEIGHTS).rename(f / "pytorch_model.bin"),
         "the folder has no model.safetensors",
