@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -24,30 +24,38 @@ from lit_gpt.errors import UserError, check_choice, check_least
 from lit_gpt.store.order import StoreOrder
 from lit_gpt.store.reading import StoreTokens
 from lit_gpt.store.splits import open_splits
+from lit_gpt.text.answers import LossOn
 from lit_gpt.text.corpus import Corpus
 from lit_gpt.text.files import TextFiles
 from lit_gpt.text.finding import SAMPLE, is_token_store
+from lit_gpt.text.packing import Packs
 from lit_gpt.text.splits import Splits, split_text, two_texts
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
-from lit_gpt.windows import ORDERS, Order, RandomOrder, RandomOrderByRank, Rounds
+from lit_gpt.windows import IGNORED, ORDERS, Order, RandomOrder, RandomOrderByRank, Rounds
 
-Batch = tuple[Tensor, Tensor]  # x and y, each (B, T) int64
+Batch = tuple[Tensor, ...]  # x and y, each (B, T) int64; the weight of `TrainBatches` may follow
 
 
 def read_windows(tokens: Any, starts: np.ndarray, length: int) -> Batch:
     """The windows at `starts` (B,), and their targets: x and y, each (B, length).
 
     Args:
-        tokens: (N,) ids; or what has `windows(starts, length)`, which gives ids (B, length).
+        tokens: (N,) ids; or what has `windows(starts, length)`, which gives ids (B, length); or
+            conversations, of which some targets are IGNORED, and `starts` are numbers of windows.
     """
+    is_counted: Any = None
     if isinstance(tokens, np.ndarray):
         windows = tokens[starts[:, None] + np.arange(length + 1)]  # (B, T + 1)
+    elif isinstance(tokens, Packs):
+        windows, is_counted = tokens.windows(starts)
     else:
         windows = tokens.windows(starts, length + 1)
     ids = torch.from_numpy(np.asarray(windows.astype(np.int64)))
     x = ids[:, :-1].contiguous()  # (B, T)
     y = ids[:, 1:].contiguous()  # (B, T), one token later
+    if is_counted is not None:  # of one window, x and y share their memory
+        y = y.masked_fill(torch.from_numpy(~is_counted[:, 1:]), IGNORED)
     return x, y
 
 
@@ -66,6 +74,7 @@ class TrainBatches:
     Args:
         first: how many windows were read before.
         limit: how many batches there are, which come round again and again; None: no limit.
+        step_batches: how many make a step, on each device.
     """
 
     tokens: Any
@@ -76,6 +85,7 @@ class TrainBatches:
     world_size: int = 1
     first: int = 0
     limit: int | None = None
+    step_batches: int = 1
 
     def __post_init__(self) -> None:
         if self.limit is not None:
@@ -85,7 +95,19 @@ class TrainBatches:
         return (self[i] for i in count())
 
     def __getitem__(self, i: int) -> Batch:
-        return read_windows(self.tokens, self.starts(i), self.context_length)
+        batch = read_windows(self.tokens, self.starts(i), self.context_length)
+        return (*batch, self.weight(i)) if isinstance(self.tokens, Packs) else batch
+
+    def weight(self, i: int) -> Tensor:
+        """How many times the mean loss of batch i counts, by its share of the step's targets.
+
+        The mean over all batches of a step, on all devices, is that over its targets then. A
+        fraction, (2,) int64: Lightning would round a number to the precision of the weights.
+        """
+        batches = self.step_batches * self.world_size
+        first = self.first + i // self.step_batches * batches * self.batch_size
+        of_step = self.tokens.counts[self.order.starts(first, batches * self.batch_size)].sum()
+        return torch.tensor([self.tokens.counts[self.starts(i)].sum() * batches, of_step])
 
     def starts(self, i: int) -> np.ndarray:
         """Where the windows of batch i start, (batch_size,)."""
@@ -135,7 +157,9 @@ class EvalBatches:
         batches = limit if isinstance(limit, int) else int(limit * self.num_batches)
         windows = min(batches * batch_of_all, self.max_windows)
         self.rank_windows = -(-windows // self.world_size)  # of the first rank, which has most
-        last_start = len(self.tokens) - self.context_length - 1
+        last_start = len(self.tokens) - 1
+        if not isinstance(self.tokens, Packs):
+            last_start -= self.context_length
         starts = np.linspace(0, last_start, windows).astype(np.int64)
         self.starts = starts[self.rank :: self.world_size]
 
@@ -189,6 +213,9 @@ class TextDataModule(pl.LightningDataModule):
             once, in windows that do not overlap).
         seed: of the choice of windows.
         cache: folder for encoded corpora; None: the platform's cache folder.
+        loss_on: which tokens of conversations the model learns: answers, with what ends each, or
+            all. None: answers where rows have `messages`, or `prompt` and `completion`, instead of
+            a text. With a `text_field`, it makes a conversation of the messages in that field.
 
     Attributes:
         given_tokenizer: a model's own tokenizer instead of `tokenizer`'s; set it before first use.
@@ -220,6 +247,7 @@ class TextDataModule(pl.LightningDataModule):
         order: Literal["random", "shuffled"] = "random",
         seed: int = 1337,
         cache: str | None = None,
+        loss_on: LossOn | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -231,6 +259,7 @@ class TextDataModule(pl.LightningDataModule):
         self._loaded: int | None = None  # windows read, by a checkpoint that is being resumed
         check_least(1, batch_size=batch_size, context_length=context_length)
         check_choice(tuple(ORDERS), order=order)
+        check_choice((None, *get_args(LossOn)), loss_on=loss_on)
         if not 0 < train_fraction < 1:
             raise UserError("must be between 0 and 1", field="train_fraction", value=train_fraction)
 
@@ -245,7 +274,8 @@ class TextDataModule(pl.LightningDataModule):
             UserError: a text or tokenizer that can't be used, or too short a text.
         """
         h = self.hparams
-        text = TextFiles(h.path, h.exclude, h.encoding, h.text_field, h.tsv_quotes, h.cache)
+        files = (h.path, h.exclude, h.encoding, h.text_field, h.tsv_quotes, h.cache, h.loss_on)
+        text = TextFiles(*files)
         if is_token_store(h.path):
             splits = open_splits(text, self.vocabulary, h.train_fraction, h.val_path)
             hint = "use more text or a smaller `context_length`"
@@ -260,7 +290,7 @@ class TextDataModule(pl.LightningDataModule):
             ("path", "training", splits.train, splits.corpus),
             (val_field, "validation", splits.val, splits.val_corpus),
         ):
-            if len(tokens) <= h.context_length:
+            if corpus.flags is None and len(tokens) <= h.context_length:
                 problem = (
                     f"too short: its {name} split has {len(tokens):,} of {len(corpus.tokens):,} "
                     f"tokens, and a window needs {h.context_length + 1:,}"
@@ -294,6 +324,11 @@ class TextDataModule(pl.LightningDataModule):
     def val_tokens(self) -> np.ndarray:
         return self.splits.val
 
+    @cached_property
+    def windows(self) -> dict[str, Any]:
+        """What the windows of "train" and "val" are read from: ids, or whole conversations."""
+        return self.splits.windows(self.hparams.context_length)
+
     def _sizes_and_ranks(self) -> tuple[tuple[int, int], tuple[int, int]]:
         h = self.hparams
         trainer = self.trainer
@@ -303,9 +338,12 @@ class TextDataModule(pl.LightningDataModule):
     def order(self) -> Order:
         """The order of the training windows."""
         h = self.hparams
-        if isinstance(self.train_tokens, StoreTokens):
-            return StoreOrder(self.train_tokens, h.context_length, h.seed, h.order)
-        return ORDERS[h.order](len(self.train_tokens), h.context_length, h.seed)
+        tokens = self.windows["train"]
+        if isinstance(tokens, StoreTokens):
+            return StoreOrder(tokens, h.context_length, h.seed, h.order)
+        if isinstance(tokens, Packs):  # any of which may be drawn, as a window that has one place
+            return ORDERS[h.order](len(tokens) + 1, 1, h.seed)
+        return ORDERS[h.order](len(tokens), h.context_length, h.seed)
 
     @property
     def windows_seen(self) -> int:
@@ -336,9 +374,8 @@ class TextDataModule(pl.LightningDataModule):
 
     def _batches_from(self, first: int) -> TrainBatches:
         sizes, ranks = self._sizes_and_ranks()
-        return TrainBatches(
-            self.train_tokens, self.order, *sizes, *ranks, first, self.train_batches
-        )
+        counts = (first, self.train_batches, self.trainer.accumulate_grad_batches)
+        return TrainBatches(self.windows["train"], self.order, *sizes, *ranks, *counts)
 
     def train_dataloader(self) -> TrainBatches | EpochBatches:
         self._find_place()
@@ -358,12 +395,14 @@ class TextDataModule(pl.LightningDataModule):
         To overfit, the training split's are the batches that it trains on.
         """
         sizes, ranks = self._sizes_and_ranks()
-        splits = {"train": self.train_tokens, "val": self.val_tokens}
-        max_windows = (min(map(len, splits.values())) - 1) // sizes[1]  # without overlap
+        lengths = {  # in windows without overlap
+            name: len(tokens) if isinstance(tokens, Packs) else (len(tokens) - 1) // sizes[1]
+            for name, tokens in self.windows.items()
+        }
         limit = self.trainer.limit_val_batches
         loaders = {
-            name: EvalBatches(tokens, *sizes, max_windows, limit, *ranks)
-            for name, tokens in splits.items()
+            name: EvalBatches(tokens, *sizes, min(lengths.values()), limit, *ranks)
+            for name, tokens in self.windows.items()
         }
         if limit and not loaders["val"].rank_windows:
             problem = f"is less than one of {len(loaders['val']):,} batches"

@@ -31,6 +31,7 @@ from lit_gpt.optim import (
     learning_rate_factor,
 )
 from lit_gpt.optimizer_state import save_by_name
+from lit_gpt.windows import IGNORED
 
 if TYPE_CHECKING:  # the schema of the files: a layer above, and of no use at run time
     from lit_gpt.checkpoint import Contents
@@ -50,7 +51,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 def next_token_loss(model: GPT, x: Tensor, y: Tensor) -> Tensor:
     """Mean cross-entropy in nats/token of the targets y given the ids x, both (B, T).
 
-    In float32, or float64 if the weights are, whatever the precision of the model.
+    Of the targets that are not IGNORED, of which there must be one. In float32, or float64 if the
+    weights are, whatever the precision of the model.
     """
     hidden_states = model.hidden_states(x).flatten(0, 1)  # (N, C)
     targets = y.flatten()  # (N,)
@@ -79,7 +81,7 @@ def cross_entropy_in_parts(
 
     parts = zip(hidden_states.split(rows), targets.split(rows), strict=True)
     losses = [recompute(summed_loss, *part, use_reentrant=False) for part in parts]
-    return torch.stack(losses).sum() / len(targets)
+    return torch.stack(losses).sum() / (targets != IGNORED).sum()
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
@@ -134,14 +136,17 @@ class LossTotals(Metric):
     def update(self, loss: Tensor, y: Tensor, token_lengths: Tensor | None) -> None:
         """Adds a batch: its loss in nats/token, its targets (B, T), bytes of each token (V,).
 
-        Without targets it counts nothing.
+        Targets that are IGNORED count nothing; nor does a batch without targets.
         """
         if not len(y):
             return
-        self.nats += loss.to(self.device).double() * y.numel()
-        self.tokens += y.numel()
+        is_counted = y != IGNORED
+        num_counted = is_counted.sum().to(self.device)
+        self.nats += loss.to(self.device).double() * num_counted
+        self.tokens += num_counted
         if token_lengths is not None:
-            self.bytes += token_lengths.to(y.device)[y].sum().to(self.device)
+            lengths = token_lengths.to(y.device)[y.clamp(min=0)] * is_counted
+            self.bytes += lengths.sum().to(self.device)
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
         """Nats/token, bits per byte and the number of tokens."""
@@ -283,8 +288,12 @@ class LitGPT(pl.LightningModule):
         if self.device.type != "cpu":
             getattr(torch, self.device.type).manual_seed(seed)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = next_token_loss(self.gpt, *batch)
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        x, y, *weight = batch
+        loss = next_token_loss(self.gpt, x, y)
+        if weight:  # of batches with unequal numbers of targets: see TrainBatches
+            counted, mean = weight[0].float()
+            loss = loss * (counted / mean)
         parts = self.trainer.accumulate_grad_batches
         before = self.train_loss if batch_idx % parts else 0.0
         self.train_loss = before + loss.detach() / parts

@@ -1,4 +1,4 @@
-"""Conversations for tests, and the tokenizer of a chat model: ours, and the same by transformers."""
+"""Conversations, and the tokenizer of a chat model: ours, and the same one of transformers."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class FinalEvaluation(Checkpoint):
     def batches(self, data: TextDataModule, rank: int = 0, world_size: int = 1) -> WholeText:
         h = data.hparams
         sizes = (max(h.batch_size, 8), h.context_length)
-        return WholeText(data.val_tokens, *sizes, self.max_tokens, rank, world_size)
+        return WholeText(data.windows["val"], *sizes, self.max_tokens, rank, world_size)
 
     def measure(
         self, trainer: pl.Trainer, model: LitGPT, batches: Iterable[Batch], num_targets: int

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from torch import Tensor
 
 from lit_gpt.module import LitGPT
+from lit_gpt.windows import IGNORED
 
 Item = TypeVar("Item")
 REFRESH = 0.2  # seconds; reading the loss waits for the device
@@ -21,7 +23,7 @@ REFRESH = 0.2  # seconds; reading the loss waits for the device
 class Throughput(Callback):
     """Logs tokens_per_second of training: all devices together, without evaluations."""
 
-    tokens = 0
+    tokens: int | Tensor = 0
     since = 0.0
     rate: float | None = None  # the newest, tokens/s
     paused: float | None = None
@@ -43,10 +45,13 @@ class Throughput(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
         assert isinstance(pl_module, LitGPT)
-        self.tokens += batch[0].numel() * trainer.world_size
+        # Of conversations, those to learn; on a GPU they are added without waiting for it.
+        has_all = len(batch) == 2
+        number = batch[1].numel() if has_all else (batch[1] != IGNORED).sum()
+        self.tokens = self.tokens + number * trainer.world_size
         if pl_module.is_logged(trainer.global_step):  # which counts the step that just ended
             now = time.monotonic()
-            self.rate = self.tokens / (now - self.since)
+            self.rate = float(self.tokens) / (now - self.since)
             pl_module.add_to_curves({"tokens_per_second": self.rate}, trainer.global_step)
             self.tokens = 0
             self.since = now

@@ -16,6 +16,7 @@ from lit_gpt.data import TextDataModule
 from lit_gpt.generation.sampling import generate
 from lit_gpt.model import GPT
 from lit_gpt.module import LitGPT
+from lit_gpt.text.packing import Packs
 from lit_gpt.text.utf8 import stream_text
 
 
@@ -23,7 +24,8 @@ class Samples(Callback):
     """Continues a few fixed prompts at each evaluation and logs the text.
 
     Args:
-        prompts: texts to continue; None: the beginnings of three lines of the validation text.
+        prompts: texts to continue; None: the beginnings of three lines of the validation text, or
+            what precedes the answers of three of its conversations.
         num_tokens: length of each continuation; 0: no samples.
     """
 
@@ -69,7 +71,13 @@ class Samples(Callback):
 
 
 def line_starts(data: TextDataModule, count: int = 3, length: int = 4) -> list[np.ndarray]:
-    """The first `length` tokens of lines spread over the validation split."""
+    """The first `length` tokens of lines spread over the validation split.
+
+    Of conversations, all that precedes an answer.
+    """
+    packs = data.windows["val"]
+    if isinstance(packs, Packs):
+        return packs.prompts(count)
     tokens = data.val_tokens
     starts = []
     ends_line = np.array([token.endswith(b"\n") for token in data.tokenizer.tokens])

@@ -29,6 +29,7 @@ from lit_gpt.reports.history import FinalResult
 from lit_gpt.text.corpus import Corpus, load_corpus
 from lit_gpt.text.files import TextFiles
 from lit_gpt.text.ngrams import MAX_TARGETS, adaptive_baselines
+from lit_gpt.text.packing import Packs
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
@@ -47,9 +48,11 @@ class Evaluation:
     device: str
     precision: str
     results: dict[str, FinalResult]
+    conversations: str | None = None  # what windows of them hold
 
     def as_dict(self) -> dict[str, Any]:
         info = self.corpus.info
+        more = {"conversations": self.conversations} if self.conversations else {}
         return {
             "checkpoint": str(self.checkpoint),
             "step": self.step,
@@ -61,6 +64,7 @@ class Evaluation:
                 name.replace(" ", "_"): asdict(result) | {"perplexity": result.perplexity}
                 for name, result in self.results.items()
             },
+            **more,
         }
 
     def print(self) -> None:
@@ -76,7 +80,10 @@ class Evaluation:
         for pattern, number in self.corpus.reader.excluded.items():
             print(f"Files and folders excluded by {pattern}: {number:,}")
         print(f"Device: {self.device}, precision {self.precision}")
-        print(f"Windows of {self.context_length:,} tokens, each token predicted once")
+        if self.conversations:
+            print(f"Conversations: {self.conversations}")
+        each = "token to learn" if self.conversations else "token"
+        print(f"Windows of {self.context_length:,} tokens, each {each} predicted once")
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("", no_wrap=True)
         for name in ("nats/token", "perplexity", "bits/byte", "predicted"):
@@ -124,17 +131,33 @@ def evaluate(
         problem = "too short: a token is predicted from those before it"
         raise UserError(problem, field="path", value=data.path, hint="use more text")
     context_length = model.config.context_length
-    whole = WholeText(corpus.tokens, batch_size, context_length, max_tokens)
+    tokens = windows_of(corpus, context_length, data)
+    whole = WholeText(tokens, batch_size, context_length, max_tokens)
     results = {"model": model_loss(model.to(device), tokenizer, whole, precision)}
-    results |= baselines(corpus, tokenizer)
+    conversations = tokens.describe() if isinstance(tokens, Packs) else None
+    if conversations is None:  # of which only some tokens are predicted
+        results |= baselines(corpus, tokenizer)
     if not math.isfinite(results["model"].loss):
         raise UserError(f"the loss of {path} on this text is not finite", hint="use another one")
     step = checkpoint.global_step
-    found = Evaluation(path, step, corpus, context_length, device.type, precision, results)
+    facts = (path, step, corpus, context_length, device.type, precision, results)
+    found = Evaluation(*facts, conversations)
     if json:
         print(dumps(found.as_dict(), indent=2))
     else:
         found.print()
+
+
+def windows_of(corpus: Corpus, context_length: int, data: TextFiles) -> Any:
+    """What windows are read from: ids, or whole conversations."""
+    if corpus.flags is None:
+        return corpus.tokens
+    end = corpus.tokenizer.end_of_text or 0
+    packs = Packs(corpus.tokens, corpus.flags, context_length + 1, end)
+    if not len(packs):
+        problem = f"no conversation has an answer within {context_length + 1:,} tokens"
+        raise UserError(problem, field="path", value=data.path, hint="use shorter ones")
+    return packs
 
 
 def find_device(accelerator: Accelerator) -> torch.device:

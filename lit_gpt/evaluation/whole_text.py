@@ -14,6 +14,7 @@ from lit_gpt.data import Batch, padding, read_windows
 from lit_gpt.model import GPT
 from lit_gpt.module import LossTotals, next_token_loss
 from lit_gpt.reports.history import FinalResult
+from lit_gpt.text.packing import Packs
 
 
 @dataclass(eq=False)
@@ -23,14 +24,14 @@ class WholeText:
     Several ranks share them, and have equally many: `padding` fills up.
 
     Args:
-        tokens: (N,) ids, N at least 2.
+        tokens: (N,) ids, N at least 2; or conversations, of which some tokens are targets.
         batch_size: windows per batch.
         context_length: tokens per window; the last one is shorter if they do not divide the text.
         max_tokens: how many targets there may be: those of whole windows, at least one, spread
             evenly over the text; 0: none; None: all.
     """
 
-    tokens: np.ndarray
+    tokens: Any
     batch_size: int
     context_length: int
     max_tokens: int | None = None
@@ -38,6 +39,9 @@ class WholeText:
     world_size: int = 1
 
     def __post_init__(self) -> None:
+        if isinstance(self.tokens, Packs):
+            self._choose_packs(self.tokens)
+            return
         self.num_targets = len(self.tokens) - 1
         windows, rest = divmod(self.num_targets, self.context_length)
         self.starts = np.arange(windows) * self.context_length
@@ -46,7 +50,18 @@ class WholeText:
             chosen = max(self.max_tokens // self.context_length, int(self.max_tokens > 0))
             self.starts = np.linspace(0, windows - 1, chosen).astype(int) * self.context_length
             self.rest = 0
+        self.whole_batches = -(-len(self.starts) // self.batch_size)
 
+    def _choose_packs(self, packs: Packs) -> None:
+        self.num_targets = packs.num_counted
+        self.rest = 0
+        self.starts = np.arange(len(packs))
+        most = self.num_targets if self.max_tokens is None else self.max_tokens
+        chosen = min(len(packs), int(most / self.num_targets * len(packs)))
+        while packs.counts[self.starts].sum() > most and len(self.starts) > 1:
+            self.starts = np.linspace(0, len(packs) - 1, max(1, chosen)).astype(int)
+            chosen -= 1
+        self.starts = self.starts[:most]
         self.whole_batches = -(-len(self.starts) // self.batch_size)
 
     def __len__(self) -> int:

@@ -20,7 +20,7 @@ from lit_gpt.store.objects import Objects
 from lit_gpt.text import archives, bpe
 from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.documents import format_of
-from lit_gpt.text.files import Reader, TextFiles, no_fields
+from lit_gpt.text.files import Reader, TextFiles, holds_conversations, no_fields
 from lit_gpt.text.finding import INDEX, PLAN, find_files
 from lit_gpt.text.manifest import Known
 from lit_gpt.text.tokenizer import Tokenizer
@@ -96,11 +96,18 @@ def make_plan(
     listed = json.dumps([(str(path), size) for path, size in sizes])
     text = {**asdict(files), "path": hashlib.sha256(listed.encode()).hexdigest()}
     text.pop("cache")
+    text.pop("loss_on")
     plan = Plan(
         tokenizer_option, tasks, shard_tokens, block_tokens, text, has_documents(reader), {}
     )
     if files.text_field is not None and not plan.has_documents:
         raise no_fields(files.text_field, "`path`")
+    if plan.has_documents and holds_conversations(reader):
+        raise UserError(
+            "holds conversations, which a token store would cut where its blocks end",
+            field="path",
+            hint="train on the files themselves, or name a field of text as `text_field`",
+        )
     found = objects.find(PLAN)
     if objects.find(INDEX) is not None and (tasks == 1 or found is None):
         problem = "there is a finished token store already"

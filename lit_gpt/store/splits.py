@@ -27,6 +27,7 @@ OF_FILES: dict[str, Any] = {
     "encoding": "utf-8",
     "text_field": None,
     "tsv_quotes": False,
+    "loss_on": None,
 }
 
 

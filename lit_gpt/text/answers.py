@@ -81,7 +81,7 @@ def parts_of(
     if not conversation.messages:
         if conversation.prompt:
             yield tokenizer.encode(conversation.prompt), is_all
-        end = tokenizer.end_of_text
+        end = tokenizer.special.get(tokenizer.special_roles.get("eos_token", ""))
         if end is None:  # then a blank line ends a document
             yield tokenizer.encode(conversation.completion + END_OF_TEXT.decode()), True
         else:

@@ -17,6 +17,7 @@ ROLES = {
     **{role: role for role in ("system", "user", "assistant", "tool")},
     **{"human": "user", "gpt": "assistant"},  # of ShareGPT
 }
+PLAIN_TEXT = object()  # in the place of a row
 WANTED = 'a row needs the field "messages", or "prompt" and "completion", and none called "text"'
 
 
@@ -90,7 +91,7 @@ def read_conversation(where: str, row: Any, fields: tuple[str, ...], store: Stor
     Raises:
         UserError: it holds none, or one that can't be used.
     """
-    if row is None:
+    if row is PLAIN_TEXT:
         hint = "leave it out with `exclude`"
         raise UserError(f"{where} is plain text, among files with conversations", hint=hint)
     fields = fields or fields_of(row if isinstance(row, dict) else ())

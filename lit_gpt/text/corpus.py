@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from lit_gpt import storage
 from lit_gpt.errors import UserError
 from lit_gpt.text import bpe
+from lit_gpt.text.chat import PLAIN_SOURCE
 from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.files import Reader, TextFiles
 from lit_gpt.text.launch import texts_of_launch
@@ -35,10 +36,19 @@ class Corpus:
     info: CorpusInfo
     folder: Path  # in the cache
     reader: Reader  # of the text
+    flags: np.ndarray | None = None  # (N,) uint8 of conversations: see answers.split_flags
 
     def parts(self) -> Iterator[str | None]:
         """The text, read again, in parts that encode one by one; None ends a document."""
         return cut_safely(texts_for(self.reader, self.tokenizer), self.tokenizer.pattern)
+
+    @property
+    def as_text(self) -> Corpus:
+        """Conversations as plain text, to compare tokenizers on; any other text as it is."""
+        if self.flags is None:
+            return self
+        ids = self.tokenizer.encode_parts(list(self.parts()))
+        return replace(self, tokens=ids, flags=None)
 
     def remember(self, name: str, compute: Callable[[], Any]) -> Any:
         """The result of `compute`, plain JSON, kept beside the tokens for the next time."""
@@ -62,7 +72,9 @@ def split_at(num_tokens: int, train_fraction: float) -> int:
 def _open(folder: Path, reader: Reader, is_checked: bool = False) -> Corpus | None:
     """The cached corpus; None if there is none or it is damaged."""
     found = open_tokens(folder, is_checked)
-    return Corpus(*found, folder, reader) if found else None
+    if found is None:
+        return None
+    return Corpus(found.tokens, found.tokenizer, found.info, folder, reader, found.flags)
 
 
 def load_corpus(
@@ -91,7 +103,8 @@ def load_corpus(
         told = texts.find(asked)
         manifest = Manifest(cache, text.settings)
         reader = Reader(text, needs_fields, manifest, told and told[1], vocabulary.ends_files)
-        if reader.has_documents and lacks_end and needs_end:  # whether or not the cache has it
+        # Whether or not the cache has it.
+        if reader.has_documents and lacks_end and needs_end and not reader.is_chat:
             raise UserError(
                 "has documents, but the model's tokenizer has no end-of-text token for them",
                 field="path",
@@ -99,6 +112,8 @@ def load_corpus(
             )
         if told and (corpus := _open(cache / told[0], reader, is_checked=True)):
             return corpus
+        if reader.is_chat:
+            key += [reader.loss_on, PLAIN_SOURCE]
         folder = cache / _sha256([CACHE_VERSION, reader.fingerprint, *key])[:24]
         corpus = _open(folder, reader)
         if corpus is None:

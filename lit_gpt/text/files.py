@@ -10,14 +10,22 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lit_gpt.errors import UserError
 from lit_gpt.text import archives, encodings
+from lit_gpt.text.answers import LossOn
 from lit_gpt.text.compression import unpack
+from lit_gpt.text.conversations import (
+    PLAIN_TEXT,
+    WANTED,
+    Conversation,
+    has_conversation,
+    read_conversation,
+)
 from lit_gpt.text.documents import Format, format_of, read_rows
 from lit_gpt.text.fields import text_of
 from lit_gpt.text.finding import find_files, is_member_excluded
@@ -26,6 +34,7 @@ from lit_gpt.text.parquet_rows import read_parquet
 from lit_gpt.text.progress import progress
 from lit_gpt.text.windows import Store
 
+Part = TypeVar("Part")
 CHUNK = 1 << 17  # bytes read at a time; with more, freed memory stays with the process
 COUNTED = {  # while a text is read: fields of CorpusInfo, and how people read them
     "num_documents": "Documents",
@@ -54,6 +63,8 @@ class TextFiles:
         text_field: field or column that holds the documents, or a list of them.
         tsv_quotes: true if fields of .tsv files may be in double quotes.
         cache: folder for encoded text; default: the platform's cache folder.
+        loss_on: which tokens of conversations count: answers or all; default: answers, where rows
+            have `messages`, or `prompt` and `completion`, instead of a text.
     """
 
     path: str | list[str]
@@ -62,13 +73,15 @@ class TextFiles:
     text_field: str | list[str] | None = None
     tsv_quotes: bool = False
     cache: str | None = None
+    loss_on: LossOn | None = None
 
     @property
     def settings(self) -> list[Any]:
         """Plain data that decides which files are read, and how."""
         paths = self.path if isinstance(self.path, list) else [self.path]
         places = [os.path.abspath(os.path.expanduser(path)) for path in paths]
-        return [places, self.exclude, self.text_field, self.tsv_quotes]
+        settings = [places, self.exclude, self.text_field, self.tsv_quotes]
+        return settings if self.loss_on is None else [*settings, self.loss_on]
 
 
 class Reader:
@@ -213,9 +226,17 @@ class Reader:
         self.counts = dict.fromkeys(COUNTED, 0)
 
     def __iter__(self) -> Iterator[str | None]:
+        return self._checked(self._parts())
+
+    def conversations(self) -> Iterator[Conversation]:
+        """The rows of a text that `is_chat`."""
+        return self._checked(self._conversations())
+
+    def _checked(self, parts: Iterator[Part]) -> Iterator[Part]:
+        """All of the text, which must be what it was."""
         is_empty = True
         with self._pass():
-            for part in self._parts():
+            for part in parts:
                 is_empty = False
                 yield part
         if self._digest.hexdigest() != self.fingerprint:
@@ -240,6 +261,11 @@ class Reader:
 
     def _parts(self) -> Iterator[str | None]:
         """Text, with None after each document; two plain files never share a line."""
+        if self.is_chat:
+            for conversation in self._conversations():
+                yield conversation.text
+                yield None
+            return
         has_documents = self.has_documents
         self._begin()
         last = ""  # character of the plain text so far
@@ -263,11 +289,7 @@ class Reader:
                 yield None
 
     def _documents(self, path: Path, form: Format, chunks: Iterator[bytes]) -> Iterator[str | None]:
-        if form.kind == "parquet":
-            rows = self._read_parquet(path, form, chunks)
-        else:
-            rows = read_rows(path, form, self._read(path, form, chunks), self.counts)
-        for where, row, store in rows:
+        for where, row, store in self._rows(path, form, chunks):
             is_empty = True
             for piece in text_of(row, form.fields, where, store):
                 is_empty = False
@@ -275,6 +297,52 @@ class Reader:
             self.counts["empty_documents" if is_empty else "num_documents"] += 1
             if not is_empty:
                 yield None
+
+    def _rows(
+        self, path: Path, form: Format, chunks: Iterator[bytes]
+    ) -> Iterator[tuple[str, Any, Store]]:
+        if form.kind == "parquet":
+            return self._read_parquet(path, form, chunks)
+        return read_rows(path, form, self._read(path, form, chunks), self.counts)
+
+    @cached_property
+    def is_chat(self) -> bool:
+        """Whether the rows are conversations, as the first one says; looked up like documents."""
+        loss_on = self._text.loss_on
+        is_chat = False
+        if self.has_documents and (self._text.text_field is None or loss_on is not None):
+            found = self._chat_rows(self.excluded.copy())
+            rows = (row for row in found if row[1] is not PLAIN_TEXT)
+            is_chat = next((has_conversation(*row, loss_on) for row in rows), False)
+        if loss_on == "answers" and not is_chat:
+            problem = "there are no conversations in the text"
+            raise UserError(problem, field="loss_on", value=loss_on, hint=WANTED)
+        return is_chat
+
+    @property
+    def loss_on(self) -> LossOn:
+        """Which tokens of conversations count."""
+        return self._text.loss_on or "answers"
+
+    def _chat_rows(
+        self, excluded: Counter[str]
+    ) -> Iterator[tuple[str, Any, tuple[str, ...], Store]]:
+        """Where each row is, the row, the fields that hold its conversation, and its strings."""
+        is_named = self._text.text_field is not None
+        for path, form, chunks in self._sources(excluded):
+            if form.kind == "text":
+                yield str(path), PLAIN_TEXT, (), Store(path)
+                continue
+            form = form if is_named else replace(form, fields=())
+            for where, row, store in self._rows(path, form, chunks):
+                yield where, row, form.fields, store
+
+    def _conversations(self) -> Iterator[Conversation]:
+        assert self.is_chat
+        self._begin()
+        for where, row, fields, store in self._chat_rows(self.excluded.copy()):
+            self.counts["num_documents"] += 1
+            yield read_conversation(where, row, fields, store)
 
     def _read_parquet(
         self, path: Path, form: Format, chunks: Iterator[bytes]
@@ -376,6 +444,12 @@ class Reader:
                 yield b""
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def holds_conversations(text: TextFiles) -> bool:
+    """Whether its rows are conversations, without reading more than the first one."""
+    unread = Known("", True, {})
+    return Reader(text, needs_fields=False, known=unread).is_chat
 
 
 def no_fields(text_field: str | list[str], place: str) -> UserError:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.errors import UserError
+from lit_gpt.text.answers import is_start
 from lit_gpt.text.corpus import Corpus, load_corpus, split_at
 from lit_gpt.text.files import TextFiles, no_fields
 from lit_gpt.text.overlap import CHUNK, chunks
+from lit_gpt.text.packing import Packs
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
@@ -26,6 +28,8 @@ class Splits:
     val: np.ndarray  # (N,)
     corpus: Corpus
     val_corpus: Corpus
+    train_flags: np.ndarray | None = None  # (M,) of conversations: see answers.split_flags
+    val_flags: np.ndarray | None = None  # (N,)
 
     @property
     def is_one_text(self) -> bool:
@@ -41,6 +45,33 @@ class Splits:
     def tokenizer(self) -> Tokenizer:
         """The corpus's; it says whether the training split has the end of text."""
         return learnt_tokenizer(self.corpus, self.train)
+
+    def windows(self, context_length: int) -> dict[str, Any]:
+        """What the windows of "train" and "val" are read from: ids, or whole conversations.
+
+        Raises:
+            UserError: no answer of a split fits into a window.
+        """
+        found: dict[str, Any] = {}
+        for name, tokens, flags in (
+            ("train", self.train, self.train_flags),
+            ("val", self.val, self.val_flags),
+        ):
+            found[name] = tokens
+            if flags is not None:
+                found[name] = Packs(
+                    tokens, flags, context_length + 1, self.tokenizer.end_of_text or 0
+                )
+                if not len(found[name]):
+                    split = {"train": "training", "val": "validation"}[name]
+                    raise UserError(
+                        f"no conversation of the {split} split has an answer within the first "
+                        f"{context_length + 1:,} tokens",
+                        field="context_length",
+                        value=context_length,
+                        hint="use longer windows, or more conversations",
+                    )
+        return found
 
     def remember(self, name: str, compute: Callable[[], Any]) -> Any:
         """As `Corpus.remember`, for what depends on both splits."""
@@ -68,14 +99,21 @@ def validation_vocabulary(corpus: Corpus, vocabulary: Vocabulary) -> Vocabulary:
 
 
 def split_text(text: TextFiles, vocabulary: Vocabulary, train_fraction: float) -> Splits:
-    """The first part of a text trains, the rest validates.
+    """The first part of a text trains, the rest validates; no conversation is in both.
 
     Raises:
         UserError: as for `load_corpus`.
     """
     corpus = load_corpus(text, vocabulary, train_fraction)
     cut = split_at(len(corpus.tokens), train_fraction)
-    return Splits(corpus.tokens[:cut], corpus.tokens[cut:], corpus, corpus)
+    flags = corpus.flags
+    if flags is None:
+        return Splits(corpus.tokens[:cut], corpus.tokens[cut:], corpus, corpus)
+    starts = np.flatnonzero(is_start(flags))
+    # The one that the cut is in trains, unless it is the last.
+    cut = int(starts[min(np.searchsorted(starts, cut), len(starts) - 1)])
+    tokens = corpus.tokens
+    return Splits(tokens[:cut], tokens[cut:], corpus, corpus, flags[:cut], flags[cut:])
 
 
 def two_texts(text: TextFiles, val_path: str | list[str], vocabulary: Vocabulary) -> Splits:
@@ -106,4 +144,5 @@ def two_texts(text: TextFiles, val_path: str | list[str], vocabulary: Vocabulary
     has_documents = corpus.reader.has_documents or val_corpus.reader.has_documents
     if text.text_field is not None and not has_documents:
         raise no_fields(text.text_field, "`path` or `val_path`")
-    return Splits(corpus.tokens, val_corpus.tokens, corpus, val_corpus)
+    flags = (corpus.flags, val_corpus.flags)
+    return Splits(corpus.tokens, val_corpus.tokens, corpus, val_corpus, *flags)

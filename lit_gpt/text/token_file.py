@@ -1,6 +1,7 @@
 """The tokens of a text on disk: written piece by piece, continued after a kill, checked.
 
-A folder has `tokens.bin` and `meta.json`, which is written last; while the text is encoded, also
+A folder has `tokens.bin` and `meta.json`, which is written last; of conversations also `flags.bin`,
+with a byte for each token, which says whether it is one to learn. While the text is encoded, also
 `ids.bin` (ids of the full vocabulary) and `mark.json` (how much of it is safely on the disk).
 """
 
@@ -15,9 +16,9 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -25,6 +26,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from lit_gpt import storage
+from lit_gpt.text.answers import ID, encode_conversations, split_flags
+from lit_gpt.text.chat import ChatTemplate
 from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.encoding_pool import batches, encode_in_order
 from lit_gpt.text.files import COUNTED, Reader
@@ -39,6 +42,7 @@ IDS = "ids.bin"
 MARK = "mark.json"
 TOKENS = "tokens.bin"
 META = "meta.json"
+FLAGS = "flags.bin"
 CHECKSUMS = "checksums.json"
 
 
@@ -71,6 +75,7 @@ class TokenFile(NamedTuple):
     tokens: np.ndarray  # (N,) uint16 or uint32, memory-mapped
     tokenizer: Tokenizer
     info: CorpusInfo
+    flags: np.ndarray | None  # (N,) uint8 of conversations, memory-mapped: see answers.split_flags
 
 
 @dataclass
@@ -133,7 +138,7 @@ class _Ids:
                 with self.path.open("rb") as file:
                     for ids in _read_ids(file, mark.num_ids):
                         crc32 = zlib.crc32(ids.data, crc32)
-                        counts += np.bincount(ids, minlength=len(counts))
+                        counts += np.bincount(ids & np.uint32(ID), minlength=len(counts))
                         num_ids += len(ids)
                 if (num_ids, crc32) == (mark.num_ids, mark.crc32):
                     os.truncate(self.path, 4 * num_ids)
@@ -143,10 +148,10 @@ class _Ids:
         self._mark_path.unlink(missing_ok=True)
         return self.path.open("wb")
 
-    def add(self, texts: list[str | None], ids: np.ndarray) -> None:
+    def add(self, texts: list[Any], ids: np.ndarray) -> None:
         self._file.write(ids.data)
         self.mark.crc32 = zlib.crc32(ids.data, self.mark.crc32)
-        np.add.at(self.counts, ids, 1)
+        np.add.at(self.counts, ids & np.uint32(ID), 1)
         self.mark.num_ids += len(ids)
         self.mark.num_parts += len(texts)
         self.mark.num_characters += sum(len(text or "") for text in texts)
@@ -179,14 +184,20 @@ def encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None
     kept = _Ids(folder, full)
     cuts: Counter[str] = Counter()
     reader.task = "Encoding the text"
-    with closing(kept), closing(cut_safely(texts_for(reader, full), full.pattern, cuts)) as parts:
+    parts_of_text: Any = cut_safely(texts_for(reader, full), full.pattern, cuts)
+    encode_parts: Any = full.encode_parts
+    if reader.is_chat:
+        parts_of_text = reader.conversations()
+        template = ChatTemplate.of(full)
+        encode_parts = partial(encode_conversations, full, template, reader.loss_on)
+    with closing(kept), closing(parts_of_text) as parts:
         if begun := kept.mark.num_characters:
             print(f"{begun:,} characters are already encoded: continuing there", file=sys.stderr)
         again = islice(parts, kept.mark.num_parts)
         if sum(len(part or "") for part in again) != begun:
             kept.remove()
             return encode(folder, reader, full, compact)
-        with closing(encode_in_order(full.encode_parts, batches(parts))) as encoded:
+        with closing(encode_in_order(encode_parts, batches(parts))) as encoded:
             for texts, ids in encoded:
                 kept.add(texts, ids)
     tokenizer = full
@@ -194,14 +205,8 @@ def encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None
     if compact:
         tokenizer, new_ids = full.compact(np.flatnonzero(kept.counts))
     dtype = smallest_dtype(tokenizer)
-    new_ids = new_ids.astype(dtype)
-    checksum = 0
-    with kept.path.open("rb") as old, (folder / TOKENS).open("wb") as new:
-        for ids in _read_ids(old, kept.mark.num_ids):
-            content = new_ids[ids].data
-            checksum = zlib.crc32(content, checksum)
-            new.write(content)
-        storage.flush(new)
+    names = [TOKENS, FLAGS] if reader.is_chat else [TOKENS]
+    checksums = _write_new(kept, [folder / name for name in names], new_ids.astype(dtype))
     info = CorpusInfo(
         fingerprint=reader.fingerprint,
         num_characters=kept.mark.num_characters,
@@ -212,7 +217,24 @@ def encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None
     )
     kept.remove()
     meta = {"info": asdict(info), "dtype": dtype.name, "tokenizer": tokenizer.to_dict()}
-    storage.write_json(folder / META, meta | {"crc32": checksum})
+    keys = ("crc32", "flags_crc32")
+    storage.write_json(folder / META, meta | dict(zip(keys, checksums, strict=False)))
+
+
+def _write_new(kept: _Ids, paths: list[Path], new_ids: np.ndarray) -> list[int]:
+    """Writes the new ids, and the flags if there is a path for them; returns the CRC-32 of each."""
+    checksums = [0] * len(paths)
+    with ExitStack() as stack:
+        old = stack.enter_context(kept.path.open("rb"))
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        for ids in _read_ids(old, kept.mark.num_ids):
+            ids, flags = split_flags(ids)
+            for i, (file, values) in enumerate(zip(files, (new_ids[ids], flags), strict=False)):
+                checksums[i] = zlib.crc32(values.data, checksums[i])
+                file.write(values.data)
+        for file in files:
+            storage.flush(file)
+    return checksums
 
 
 def is_begun(folder: Path) -> bool:
@@ -240,9 +262,26 @@ def open_tokens(folder: Path, is_checked: bool = False) -> TokenFile | None:
             return None
         if not is_checked and not _is_whole(path, meta, tokenizer.vocab_size):
             return None
+        flags = _open_flags(folder / FLAGS, meta, info.num_tokens, is_checked)
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return TokenFile(tokens, tokenizer, info)
+    return TokenFile(tokens, tokenizer, info, flags)
+
+
+def _open_flags(path: Path, meta: dict[str, Any], size: int, is_checked: bool) -> np.ndarray | None:
+    """The flags of conversations; None of any other text. ValueError: they are damaged."""
+    if "flags_crc32" not in meta:
+        return None
+    is_whole = path.stat().st_size == size
+    if is_whole and not is_checked:
+        checksum = 0
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                checksum = zlib.crc32(block, checksum)
+        is_whole = checksum == meta["flags_crc32"]
+    if not is_whole:
+        raise ValueError(f"{path} is damaged")
+    return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
 
 
 def _is_whole(path: Path, meta: dict[str, Any], vocab_size: int) -> bool:

@@ -24,7 +24,8 @@ from lit_gpt.distributed.launch import counted, find_launch
 from lit_gpt.errors import UserError
 from lit_gpt.generation.language_model import named_checkpoint
 from lit_gpt.model import STYLES
-from lit_gpt.text.files import TextFiles
+from lit_gpt.text.files import TextFiles, holds_conversations
+from lit_gpt.text.finding import is_token_store
 from lit_gpt.text.splits import Splits
 from lit_gpt.training import slurm
 from lit_gpt.training.init_from import build_data
@@ -172,10 +173,14 @@ def choose_options(options: TrainOptions, seconds: float) -> Choice:
     check_accelerator(accelerator)
     device = device_of(accelerator)
     set_threads(config.threads)  # so that the trial computes as the run will
+    files = (h.path, h.exclude, h.encoding, h.text_field, h.tsv_quotes, h.cache, h.loss_on)
+    text = TextFiles(*files)
+    if not is_token_store(h.path) and holds_conversations(text):
+        problem = "chooses for plain text, and this text holds conversations"
+        raise UserError(problem, field="budget", hint="leave it out")
     print(f"Choosing options for {duration(seconds)} on this machine ...", flush=True)
 
     def measure() -> TextFacts:
-        text = TextFiles(h.path, h.exclude, h.encoding, h.text_field, h.tsv_quotes, h.cache)
         return measure_text(text, h.train_fraction, h.val_path, h.compact_vocab)
 
     def encode(tokenizer: str, shortest: int) -> Splits:

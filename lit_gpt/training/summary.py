@@ -27,8 +27,8 @@ from lit_gpt.text.ngrams import frequency_baselines
 from lit_gpt.text.overlap import SharedLines, copied_tokens, shared_lines
 from lit_gpt.text.packing import Packs
 from lit_gpt.training.adapters import trained_weights
-from lit_gpt.training.chat_card import chat_card
 from lit_gpt.training.changes import changed_devices, changed_options, plan_of, schedule_jump
+from lit_gpt.training.chat_card import chat_card
 
 if TYPE_CHECKING:
     from lit_gpt.training.options import TrainOptions
@@ -104,6 +104,7 @@ def text_card(data: TextDataModule) -> list[tuple[str, str]]:
         *validation_card(data),
         ("Total", f"{info.num_tokens:,} tokens"),
         ("Training", sizes),
+        *chat_card(data),
         *shared,
         ("Vocabulary", f"{data.vocab_size:,} tokens ({store or vocabulary})"),
         ("Bytes per token", f"{info.num_bytes / info.num_tokens:.2f}"),
@@ -219,13 +220,19 @@ def store_of(data: TextDataModule) -> str | None:
     return reader.tokenizer_option if isinstance(reader, NoFiles) else None
 
 
+def is_chat(data: TextDataModule) -> bool:
+    """Whether either split has conversations."""
+    return any(isinstance(tokens, Packs) for tokens in data.windows.values())
+
+
 def find_shared_lines(data: TextDataModule) -> SharedLines:
     """Which validation lines are in the training text too; computed once for each text.
 
-    None of a token store, all of which would have to be fetched.
+    None of a token store, all of which would have to be fetched, nor of conversations, whose
+    templates would be what they share.
     """
     splits = data.splits
-    if store_of(data):
+    if store_of(data) or is_chat(data):
         return SharedLines(0, 0, 0.0)
 
     def compute() -> tuple[Any, ...]:
@@ -280,7 +287,7 @@ def print_copies(written: list[list[int]], data: TextDataModule) -> None:
 
 
 def print_baselines(data: TextDataModule) -> None:
-    if store_of(data):
+    if store_of(data) or is_chat(data):  # which count all tokens
         return
     splits = data.splits
     lengths = data.tokenizer.token_lengths()
