@@ -25,6 +25,7 @@ from lit_gpt.huggingface.folder import (
     read_weights,
     weight_shapes,
 )
+from lit_gpt.huggingface.layouts import LAYOUTS
 from lit_gpt.huggingface.tokenizer import (
     from_hf,
     import_transformers,
@@ -44,7 +45,7 @@ def is_folder(source: str) -> bool:
     """Whether this is a folder written by transformers, not, say, a folder named `bytes`."""
     folder = Path(os.path.expanduser(source))
     names = ("config.json", "tokenizer.json")
-    return is_gguf(folder) or any((folder / name).is_file() for name in names)
+    return any((folder / name).is_file() for name in names)
 
 
 def unusable(folder: Path, problem: str) -> UserError:
