@@ -292,8 +292,8 @@ class LitGPT(pl.LightningModule):
         x, y, *weight = batch
         loss = next_token_loss(self.gpt, x, y)
         if weight:  # of batches with unequal numbers of targets: see TrainBatches
-            counted, mean = weight[0].float()
-            loss = loss * (counted / mean)
+            part, whole = weight[0].float()
+            loss = loss * (part / whole)
         parts = self.trainer.accumulate_grad_batches
         before = self.train_loss if batch_idx % parts else 0.0
         self.train_loss = before + loss.detach() / parts

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lit_gpt.training.train import Run
 
 LEFT_OUT = "not checked for shared lines and copied text; no frequency baselines"
+CHAT = ("--chat", "--interactive")
 MIN_COPY = 20  # tokens in a row that the training text has too, to count as copied
 
 
@@ -306,11 +307,15 @@ def print_commands(run: Run, best: str, last: str) -> None:
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         logs = str(trainer.loggers[0].save_dir)
         print(f"See the curves:  {shlex.join(['tensorboard', '--logdir', logs])}")
-    prompt = run.data.tokenizer.decode(line_starts(run.data, 1)[0]).strip("\n\ufffd")
     if is_sharded(best):
         print(f"Make one file:   {command_line('consolidate', best)}")
         best = str(whole_file(Path(best)))
-    print(f"Generate text:   {command_line('generate', '--ckpt_path', best, '--prompt', prompt)}")
+    if is_chat(run.data):
+        print(f"Chat with it:    {command_line('generate', '--ckpt_path', best, *CHAT)}")
+    else:
+        prompt = run.data.tokenizer.decode(line_starts(run.data, 1)[0]).strip("\n\ufffd")
+        words = ("--ckpt_path", best, "--prompt", prompt)
+        print(f"Generate text:   {command_line('generate', *words)}")
     config = run.config.path  # None: it could not be written
     argv = ["--config", shorten(config)] if config else run.options.argv
     argv = [*argv, "--ckpt_path", last, *more_training(run)]

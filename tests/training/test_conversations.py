@@ -1,0 +1,171 @@
+"""Runs on conversations: what they print, what their losses are, accumulation, exact resume."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lit_gpt.checkpoint import Checkpoint
+from lit_gpt.text.packing import Packs
+from tests.chats import turns, write_chats, write_rows
+
+T = 40
+CHAT = {"data.tokenizer": "bytes", "data.context_length": T, "data.batch_size": 2}
+
+
+@pytest.fixture
+def chats(tmp_path):
+    return {"data.path": write_chats(tmp_path / "x.jsonl")}
+
+
+class Losses(Callback):
+    """Of each step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, i) -> None:
+        if (i + 1) % trainer.accumulate_grad_batches == 0:
+            self.losses.append(pl_module.train_loss.item())
+
+
+def mean_nats(model: torch.nn.Module, packs: Packs) -> tuple[float, int]:
+    """Over the tokens that count, window by window."""
+    total, number = 0.0, 0
+    for i in range(len(packs)):
+        ids, is_counted = (torch.from_numpy(x[0]) for x in packs.windows(np.array([i])))
+        with torch.inference_mode():
+            log_probabilities = model(ids[None, :-1])[0].double().log_softmax(-1)
+        nats = -log_probabilities.gather(1, ids[1:, None])[:, 0]
+        total += nats[is_counted[1:]].sum().item()
+        number += int(is_counted[1:].sum())
+    return total / number, number
+
+
+def test_what_a_run_on_conversations_prints(train, chats):
+    result = train(**chats, **CHAT)
+    assert (result.status, result.err) == (0, "")
+    data = result.run.data
+    train_packs, packs = data.windows["train"], data.windows["val"]
+    assert "Documents: 60\n" in result.out
+    full = 100 * train_packs.num_tokens / len(train_packs) / (T + 1)
+    assert (
+        f"Training conversations: 54 in {len(train_packs)} windows, {full:.1f}% full, "
+        f"{train_packs.num_counted} tokens to learn; "
+        f"{train_packs.num_truncated} truncated to 41 tokens\n"
+    ) in result.out
+    assert train_packs.num_truncated > 0
+    assert "Validation conversations: 6 in " in result.out
+    assert "Validation conversations also in the training text: " in result.out
+    assert "Validation lines" not in result.out
+    assert "from frequencies alone" not in result.out
+    model, _ = Checkpoint.read(result.run.last.dirpath + "/last.ckpt").build()
+    loss, number = mean_nats(model, packs)
+    assert f"Final validation loss: {loss:.4f} nats/token over all {number} tokens" in result.out
+    sample = re.search(r"Sample: (.*)", result.out)
+    assert sample[1].startswith("User: / Count to ")
+    assert " / Assistant:" in sample[1]
+
+
+def test_conversations_in_both_splits_are_counted(train, tmp_path):
+    rows = [{"messages": turns(f"{i}", f"{i}")} for i in (*range(18), 5, 30)]
+    path = write_rows(tmp_path / "x.jsonl", rows)
+    result = train(**CHAT, **{"data.path": path, "trainer.max_steps": 1})
+    assert result.status == 0, result.err
+    line = "Validation conversations also in the training text: 1 of 2 (50.0%)"
+    assert line in result.out
+
+
+def test_all_tokens_count_where_asked(train, chats):
+    result = train(**chats, **CHAT, **{"data.loss_on": "all", "trainer.max_steps": 1})
+    assert result.status == 0, result.err
+    packs = result.run.data.windows["val"]
+    assert packs.num_counted == packs.num_tokens - packs.num_conversations
+
+
+def test_accumulated_batches_are_one_large_batch(train, chats):
+    """They have unequal numbers of answers: the mean of their means is another loss."""
+    found = []
+    for size, parts in ((6, 1), (2, 3), (1, 6)):
+        losses = Losses()
+        options = {"data.batch_size": size, "trainer.accumulate_grad_batches": parts}
+        options["model.dropout"] = 0.0
+        result = train(**chats, **{**CHAT, **options}, callbacks=[losses])
+        assert result.status == 0, result.err
+        found.append(losses.losses)
+    assert len(found[0]) == 6
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("order", ["random", "shuffled"])
+def test_exact_resume(train, chats, order):
+    options = {**chats, **CHAT, "data.order": order, "trainer.accumulate_grad_batches": 2}
+    whole = Losses()
+    assert train(**options, callbacks=[whole]).status == 0
+    first, second = Losses(), Losses()
+    assert train(**options, **{"trainer.max_steps": 3}, callbacks=[first]).status == 0
+    resumed = train(**options, ckpt_path="last", callbacks=[second])
+    assert (resumed.status, resumed.err) == (0, "")
+    assert first.losses + second.losses == whole.losses
+
+
+def test_validation_by_another_text(train, chats, tmp_path):
+    """Of conversations or of plain text."""
+    (tmp_path / "plain.txt").write_text("The cat sat on the mat.\n" * 10)
+    for name in ("plain.txt", "val.jsonl"):
+        path = tmp_path / name
+        if name == "val.jsonl":
+            write_rows(path, [{"messages": turns("Count to 3", "1 2 3")}])
+        result = train(**chats, **CHAT, **{"data.val_path": path, "trainer.max_steps": 2})
+        assert (result.status, result.err) == (0, "")
+        assert ("Validation conversations: 1 in 1 windows" in result.out) == (name != "plain.txt")
+        assert "Training conversations: 60 in " in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data.loss_on": "answer"}, "data.loss_on"),
+        ({"data.loss_on": "answers", "data.text_field": "id"}, "there are no conversations"),
+        ({"budget": "1m"}, "--budget: chooses for plain text, and this text holds conversations"),
+        ({"data.context_length": 8}, "--data.context_length 8: no conversation of the training"),
+    ],
+)
+def test_what_is_refused(train, tmp_path, options, message):
+    rows = [{"id": "a", "messages": turns("a", "b")}] * 20
+    path = write_rows(tmp_path / "x.jsonl", rows)
+    result = train(**{**CHAT, "data.path": path, **options})
+    assert result.status == 2
+    assert result.err.startswith("error: ")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_token_store_holds_no_conversations(tmp_path, capsys):
+    from lit_gpt.__main__ import main
+
+    path = write_chats(tmp_path / "x.jsonl")
+    assert main(["prepare", f"--data.path={path}", f"--out={tmp_path / 'store'}"]) == 2
+    err = capsys.readouterr().err
+    assert "--data.path: holds conversations, which a token store would cut" in err
+
+
+def test_the_evaluate_command_predicts_the_answers(train, chats, tmp_path, capfd):
+    import json
+
+    from lit_gpt.__main__ import main
+
+    result = train(**chats, **CHAT)
+    checkpoint = result.run.last.dirpath + "/last.ckpt"
+    other = write_rows(tmp_path / "y.jsonl", [{"messages": turns("Count to 3", "1 2 3")}] * 3)
+    options = [f"--data.path={other}", f"--data.cache={tmp_path / 'cache'}", "--json"]
+    assert main(["evaluate", f"--ckpt_path={checkpoint}", "--accelerator=cpu", *options]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["results"]["model"]["num_tokens"] == 18
+    assert list(found["results"]) == ["model"]
+    assert found["conversations"].startswith("3 in 3 windows")
