@@ -270,6 +270,7 @@ class Batch:
         else:
             self._start(completion)
 
+    @torch.inference_mode()
     def _start(self, completion: Completion) -> None:
         self.rows.add(completion.prompt)
         self.completions.append(completion)
@@ -307,7 +308,8 @@ class Batch:
         kept = [row for row, running in enumerate(self.completions) if is_wanted(running.index)]
         if len(kept) < len(self.completions):
             kept = fill_gaps(kept)
-            self.rows.keep(kept)
+            with torch.inference_mode():
+                self.rows.keep(kept)
             self.completions = [self.completions[row] for row in kept]
 
     def drop_failed(self) -> list[int]:

@@ -27,6 +27,13 @@ def fill_gaps(kept: list[int]) -> list[int]:
     return [place if place in staying else last.pop() for place in range(len(kept))]
 
 
+def as_slice(numbers: list[int]) -> slice | list[int]:
+    """The same numbers as a slice, if they are a range: PyTorch takes it many times faster."""
+    first = numbers[0]
+    is_range = numbers == list(range(first, first + len(numbers)))
+    return slice(first, first + len(numbers)) if is_range else numbers
+
+
 class Slots(KVCache):
     """A cache with a length for each row; a call of the model adds tokens to the selected ones.
 
@@ -56,9 +63,7 @@ class Slots(KVCache):
         self.counts = counts
         self.last = last
         self._end = max(starts) + num_new
-        first = rows[0]
-        is_range = rows == list(range(first, first + len(rows)))
-        self._index = slice(first, first + len(rows)) if is_range else rows
+        self._index = as_slice(rows)
         self.mask = None
         self._places: slice | Tensor = slice(starts[0], self._end)
         if min(starts) < max(starts) or (num_new > 1 and starts[0]):
@@ -97,8 +102,9 @@ class Slots(KVCache):
     def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Adds k and v (B, K, T, D) of the selected rows; returns theirs, (B, K, L, D)."""
         places = self._places
-        k = k.to(self.keys.dtype)  # they differ under autocast
-        v = v.to(self.keys.dtype)
+        if v.dtype != self.values.dtype:  # under autocast
+            k = k.to(self.keys.dtype)
+            v = v.to(self.keys.dtype)
         if isinstance(places, slice):
             self.keys[block, self._index, :, places] = k
             self.values[block, self._index, :, places] = v
@@ -157,7 +163,6 @@ class Rows:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @torch.inference_mode()
     def add(self, ids: Sequence[int]) -> None:
         """Adds a row: a prompt of at least one token, which may end inside a character."""
         row = len(self)
@@ -179,9 +184,8 @@ class Rows:
 
     def seen(self, rows: list[int]) -> Tensor:
         """The ids that the model sees of these rows, (N, T); short ones repeat one of theirs."""
-        return self.windows[rows, : max(self.lengths[row] for row in rows)]
+        return self.windows[as_slice(rows), : max(self.lengths[row] for row in rows)]
 
-    @torch.inference_mode()
     def logits(self) -> tuple[list[int], Tensor]:
         """Reads tokens; call it once per `append`.
 
@@ -199,11 +203,13 @@ class Rows:
         parts: list[Tensor] = []
         for rows, counts in (self._to_read(unread, bool(written)), (written, [1] * len(written))):
             if rows:
-                hidden_states = self._read(rows, counts)  # (B, C)
+                last = self._read(rows, counts)  # (B, C)
                 ends = [place for place, row in enumerate(rows) if starts[row] == self.lengths[row]]
-                parts.append(hidden_states[ends])  # (N, C)
-                ready += [rows[place] for place in ends]
-        return ready, self.model.head(torch.cat(parts)).float()  # (N, V)
+                if ends:
+                    parts.append(last[as_slice(ends)])  # (N, C)
+                    ready += [rows[place] for place in ends]
+        hidden_states = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return ready, self.model.head(hidden_states).float()  # (N, V)
 
     def _slide(self) -> None:
         context = self.model.config.context_length
@@ -236,17 +242,25 @@ class Rows:
     def _read(self, rows: list[int], counts: list[int]) -> Tensor:
         """Reads ids of rows, as many or from the same place; returns the last states (B, C)."""
         self.at_work += rows
-        starts = [self.cache.lengths[row] for row in rows]
         num_new = max(counts)
-        if num_new == 1:
-            ids = self.windows[rows, starts][:, None]  # (B, 1)
-        else:
-            ids = self.windows[rows, starts[0] : starts[0] + num_new]  # (B, T)
-        before = [start - 1 for start in starts]
-        last = self.windows[rows, before][:, None] if starts[0] else None  # (B, 1)
+        start = self.cache.lengths[rows[0]]
+        last = self._ids(rows, -1, 0) if start else None  # (B, 1)
         self.cache.select(rows, counts, last)
+        ids = self._ids(rows, 0, num_new)  # (B, T)
         hidden_states = self.model.hidden_states(ids, self.cache)  # (B, T, C)
+        if min(counts) == num_new:
+            return hidden_states[:, -1]
         return hidden_states[range(len(rows)), [count - 1 for count in counts]]
+
+    def _ids(self, rows: list[int], begin: int, end: int) -> Tensor:
+        """The ids from `begin` to `end`, counted from the first that is not in the cache, (B, T).
+
+        Of rows that start at different places, it is one.
+        """
+        starts = [self.cache.lengths[row] for row in rows]
+        if min(starts) == max(starts):
+            return self.windows[as_slice(rows), starts[0] + begin : starts[0] + end]
+        return self.windows[rows, [start + begin for start in starts]][:, None]
 
     def as_text(self, logits: Tensor, rows: list[int]) -> Tensor:
         """The logits of these rows, with -inf for tokens whose bytes can't continue the text."""
@@ -256,17 +270,17 @@ class Rows:
         mask = torch.from_numpy(np.stack(allowed)).to(logits.device)  # (N, V)
         return logits.masked_fill(~mask, -torch.inf)
 
-    @torch.inference_mode()
     def append(self, rows: list[int], ids: Tensor) -> None:
         """Adds the ids (N,) that were chosen for these rows."""
-        self.windows[rows, [self.lengths[row] for row in rows]] = ids
+        lengths = [self.lengths[row] for row in rows]
+        same = min(lengths) == max(lengths)
+        self.windows[as_slice(rows) if same else rows, lengths[0] if same else lengths] = ids
         for row, token in zip(rows, ids.tolist(), strict=True):
             self.lengths[row] += 1
             if self.tokenizer:
                 text = self.unfinished[row] + self.tokenizer.tokens[token]
                 self.unfinished[row] = unfinished_bytes(text) or b""
 
-    @torch.inference_mode()
     def keep(self, rows: list[int]) -> None:
         """Drops all other rows; those that are kept get this order."""
         self.cache.keep(rows)
