@@ -24,7 +24,7 @@ from lit_gpt.text.files import TextFiles
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 from tests.conftest import ROOT
-from tests.text.conftest import entries, text_of, write
+from tests.text.conftest import entries, text_of, texts_of, write
 
 LINE = "It's 12.5 °C, “fine”!\r\n农夫山泉 天然水，550ml*24瓶。\n\n  été 👩‍👩‍👧 <|endoftext|> word"
 SMALL = {  # pieces of which a small text has some
@@ -189,7 +189,7 @@ def test_only_what_is_whole_is_continued(
     with monkeypatch.context() as patch:
         done = stop_after(-1, AssertionError(), patch)
         corpus = load(tmp_path / "texts")
-    assert text_of(corpus) == "\n".join(["".join(numbered(20))] * 3)
+    assert texts_of(corpus) == ["".join(numbered(20))] * 3
     total = len(list(encoding_pool.batches(corpus.parts())))
     assert (done[0] < total) == is_used
 
