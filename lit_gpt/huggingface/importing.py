@@ -1,4 +1,4 @@
-"""Import of a local GPT-2 or Qwen3 folder, checked against transformers."""
+"""Import of a local folder of an architecture in layouts.py, checked against transformers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from lit_gpt.huggingface.folder import (
     read_weights,
     weight_shapes,
 )
+from lit_gpt.huggingface.gguf_import import is_gguf
 from lit_gpt.huggingface.layouts import LAYOUTS
 from lit_gpt.huggingface.tokenizer import (
+    added_spaces,
     from_hf,
     import_transformers,
     in_one_line,
@@ -42,10 +44,10 @@ PART = 1 << 20  # characters whose ids are compared at a time
 
 
 def is_folder(source: str) -> bool:
-    """Whether this is a folder written by transformers, not, say, a folder named `bytes`."""
+    """Whether transformers wrote this, or it is a GGUF file; not, say, a folder named `bytes`."""
     folder = Path(os.path.expanduser(source))
     names = ("config.json", "tokenizer.json")
-    return any((folder / name).is_file() for name in names)
+    return is_gguf(folder) or any((folder / name).is_file() for name in names)
 
 
 def unusable(folder: Path, problem: str) -> UserError:
@@ -203,8 +205,12 @@ def check_same_ids(folder: str | Path, corpus: Corpus) -> None:
     Raises:
         UserError: the folder's own tokenizer gives other ids.
     """
-    name = f"same_ids_{fingerprint_of(folder)}"
-    corpus.remember(name, lambda: check_ids(folder, corpus.tokens, corpus.parts()))
+
+    def check() -> bool:
+        text = corpus.as_text
+        return check_ids(folder, text.tokens, text.parts())
+
+    corpus.remember(f"same_ids_{fingerprint_of(folder)}", check)
 
 
 def fingerprint_of(folder: str | Path) -> str:
@@ -228,9 +234,13 @@ def check_ids(folder: str | Path, tokens: np.ndarray, texts: Iterable[str | None
     from tokenizers import Tokenizer as Theirs
 
     spec = read_spec(folder)
+    spaces = added_spaces(spec)
     model = {"type": "BPE", "ignore_merges": spec["model"].get("ignore_merges", False)}
     checked = {  # what `from_hf` has checked, and nothing else
         "version": spec.get("version", "1.0"),
+        "added_tokens": [
+            token for token in spec.get("added_tokens", []) if token["content"] in spaces
+        ],
         "pre_tokenizer": spec["pre_tokenizer"],
         "model": model | {name: spec["model"][name] for name in ("vocab", "merges")},
     }

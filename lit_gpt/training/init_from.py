@@ -1,8 +1,7 @@
-"""What a run may start from: a checkpoint of ours, or a local GPT-2 or Qwen3 folder."""
+"""What a run may start from: a checkpoint of ours, a local folder of transformers, or a GGUF."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lit_gpt.checkpoint import REST, Checkpoint, is_sharded, load_checkpoint
 from lit_gpt.data import TextDataModule
 from lit_gpt.errors import UserError
+from lit_gpt.huggingface.gguf_import import as_folder
 from lit_gpt.huggingface.importing import (
     CONTEXT,
     check_same_ids,
@@ -36,8 +36,9 @@ def build_data(
     data.ends_files = ends_files
     source = data.hparams.tokenizer
     if is_folder(source) or source.endswith(".json"):
-        data.given_tokenizer = from_hf(source)[0]
-        check_same_ids(source, data.corpus)
+        folder = as_folder(source)
+        data.given_tokenizer = from_hf(folder)[0]
+        check_same_ids(folder, data.corpus)
     elif is_sharded(source):  # of a run that is resumed
         data.given_tokenizer = Checkpoint.read(Path(source) / REST).tokenizer
     elif source.endswith(".ckpt"):
@@ -47,7 +48,7 @@ def build_data(
 
 def model_fields(source: str) -> dict[str, Any]:
     """The fields of GPTConfig that go with the weights; a folder says nothing of dropout."""
-    path = Path(os.path.expanduser(source))
+    path = as_folder(source)
     if is_sharded(path):  # of a run that is resumed
         return asdict(Checkpoint.read(path / REST).gpt_config)
     if path.is_dir():
@@ -57,7 +58,7 @@ def model_fields(source: str) -> dict[str, Any]:
             "no such checkpoint or folder",
             field="init_from",
             value=source,
-            hint="give a .ckpt file, or a folder with config.json, model.safetensors and "
+            hint="give a .ckpt or .gguf file, or a folder with config.json, model.safetensors and "
             "tokenizer.json",
         )
     return asdict(load_checkpoint(source)[0].config)
@@ -72,7 +73,7 @@ def load_weights(model: GPT, source: str) -> None:
     if model.embedding.weight.is_meta:  # of a sharded model, the first process has the weights
         return
     if is_folder(source):
-        given = load_folder(source, model.config.context_length)
+        given = load_folder(str(as_folder(source)), model.config.context_length)
     else:
         given = load_checkpoint(source)[0]
     try:
