@@ -36,6 +36,8 @@ def print_completions(
     request: Request,
     stop: tuple[str, ...] = (),
     interactive: bool = False,
+    chat: bool = False,
+    system: str | None = None,
     json: bool = False,
 ) -> None:
     r"""Write text with a trained model.
@@ -49,29 +51,37 @@ def print_completions(
         request: how the first sample is drawn.
         stop: stop sequence, may be repeated; \n: the end of the line.
         interactive: ask for prompts; /help lists the commands.
+        chat: take each prompt for a message, and answer it by the model's chat template.
+        system: what a chat model is told first; default: what its template says, if anything.
         json: print each completion as a line of JSON.
 
     Raises:
         UserError: no checkpoint, a prompt that can't be read, or a value out of range.
     """
     check_least(1, num_samples=num_samples)
+    if system is not None and not chat:
+        raise UserError("is for chats alone", field="system", hint="add `chat`")
     request = replace(request, stop=tuple(map(unescape, stop)))
     if interactive:
         if prompt or prompt_file or num_samples > 1 or json:
             hint = "leave out `prompt`, `prompt_file`, `num_samples` and `json`"
             problem = "reads prompts from the terminal and completes each one once"
             raise UserError(problem, field="interactive", hint=hint)
-        from lit_gpt.generation.interactive import Session  # which imports this module
-
-        Session(*load_checkpoint(find_checkpoint(ckpt_path, logs)), request).run()
+        model, tokenizer = load_checkpoint(find_checkpoint(ckpt_path, logs))
+        start_session(model, tokenizer, request, chat, system)
         return
+    if chat and not (prompt or prompt_file):
+        hint = "give one with `prompt`, or add `interactive`"
+        raise UserError("needs a message to answer", field="chat", hint=hint)
     prompts = read_prompts(prompt, prompt_file)
     replace(request, seed=request.seed + num_samples - 1)  # checks the last seed
     model, tokenizer = load_checkpoint(find_checkpoint(ckpt_path, logs))
-    requests = (
-        replace(request, prompt=text, seed=request.seed + sample)
+    asked = [
+        as_chat(request, model, tokenizer, text, system) if chat else replace(request, prompt=text)
         for text in prompts
-        for sample in range(num_samples)
+    ]
+    requests = (
+        replace(one, seed=one.seed + sample) for one in asked for sample in range(num_samples)
     )
     print_one = print_json if json else print_text
     has_headings = (len(prompts) > 1 or num_samples > 1) and not json
@@ -81,6 +91,31 @@ def print_completions(
             which = f"prompt {index + 1}, " if len(prompts) > 1 else ""
             print(f"--- {which}sample {sample + 1}, seed {one.seed}")
         print_one(one, pieces, tokenizer)
+
+
+def start_session(
+    model: GPT, tokenizer: Tokenizer, request: Request, chat: bool, system: str | None
+) -> None:
+    """Answers at the terminal."""
+    # These import this module.
+    from lit_gpt.generation.chat import ChatSession
+    from lit_gpt.generation.interactive import Session
+
+    if chat:
+        ChatSession(model, tokenizer, request, system=system).run()
+    else:
+        Session(model, tokenizer, request).run()
+
+
+def as_chat(
+    request: Request, model: GPT, tokenizer: Tokenizer, prompt: str, system: str | None
+) -> Request:
+    """The request for the answer to one message."""
+    from lit_gpt.generation.chat import chat_request, check_fits, conversation
+
+    request = chat_request(request, tokenizer, conversation(system, prompt))
+    check_fits(request, model)
+    return request
 
 
 def read_prompts(prompts: tuple[str, ...], file: str | None) -> list[str]:
@@ -132,9 +167,13 @@ def _pieces_of(
 
 
 def print_text(request: Request, pieces: Iterable[CompletionChunk], tokenizer: Tokenizer) -> None:
-    """Prints the prompt, its completion piece by piece, and the trace if there is one."""
+    """Prints the prompt, its completion piece by piece, and the trace if there is one.
+
+    Of a chat, only the answer is printed.
+    """
     starts_line = not request.prompt and tokenizer.learnt_end is None
-    print("\n" if starts_line else request.prompt, end="", flush=True)
+    if not request.ids:
+        print("\n" if starts_line else request.prompt, end="", flush=True)
     choices = []
     try:
         for piece in pieces:

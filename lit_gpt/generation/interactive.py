@@ -60,13 +60,16 @@ class Session:
     request: Request
     history: list[tuple[str, str]] = field(default_factory=list)
 
+    greeting = "Type some text to continue; /help lists the commands."
+    help = HELP
+
     def run(self) -> None:
         """Reads lines until /quit or the end of the input."""
         with suppress(ImportError):  # lets arrow keys edit the line and recall earlier ones
             import readline  # noqa: F401
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")  # `answer` reports invalid text
-        print("Type some text to continue; /help lists the commands.")
+        print(self.greeting)
         while True:
             try:
                 line = input("> ").rstrip("\r")
@@ -99,7 +102,7 @@ class Session:
 
     def execute(self, name: str, value: str) -> None:
         if name == "help":
-            print(HELP)
+            print(self.help)
         elif name == "options":
             print(self.options())
         elif name == "history":
@@ -137,8 +140,12 @@ class Session:
         return "\n".join(f"/{name} {values[name]}".rstrip() for name in OPTIONS)
 
     def answer(self, prompt: str) -> None:
-        """Prints the prompt and its completion; Ctrl-C ends it, and what is there is kept."""
-        request = replace(self.request, prompt=prompt)
+        """Prints the prompt and its completion."""
+        text = self.write(replace(self.request, prompt=prompt))
+        self.history.append((prompt, text))
+
+    def write(self, request: Request) -> str:
+        """Prints the completion; Ctrl-C ends it, and what is there is kept."""
         self.request = replace(self.request, seed=(request.seed + 1) % 2**63)
         pieces: list[CompletionChunk] = []
 
@@ -154,6 +161,6 @@ class Session:
             hint = "check the terminal's encoding"
             raise UserError("the prompt is not valid Unicode text", hint=hint) from error
         text = "".join(piece.text for piece in pieces)
-        self.history.append((prompt, text))
-        if request.stop and not text and pieces and pieces[-1].finish_reason == "stop":
+        if self.request.stop and not text and pieces and pieces[-1].finish_reason == "stop":
             print("(The answer starts with a stop sequence; /stop removes them all.)")
+        return text
