@@ -37,7 +37,6 @@ class Request:
         trace: show the likeliest tokens of each step.
         ids: the prompt as token ids, instead of `prompt`; of prompts that are scored, the model
             reads up to context_length + 1.
-        stop_ids: tokens that end the text, besides the end of a document; they are not part of it.
         logprobs: gives the log-probability of each token, and of so many of the likeliest.
         scores_prompt: gives those of the prompt's tokens first; then max_new_tokens may be 0.
 
@@ -52,7 +51,6 @@ class Request:
     stop: tuple[str, ...] = ()
     trace: bool = False
     ids: tuple[int, ...] = field(default=(), metadata=HIDDEN)
-    stop_ids: tuple[int, ...] = field(default=(), metadata=HIDDEN)
     logprobs: int | None = field(default=None, metadata=HIDDEN)
     scores_prompt: bool = field(default=False, metadata=HIDDEN)
 
@@ -119,7 +117,7 @@ class Completion:
         self.request = request
         self.tokenizer = tokenizer
         self.prompt = encode_prompt(tokenizer, request.prompt, request.ids)
-        self.end_ids = tokenizer.end_ids.union(request.stop_ids)
+        self.end_ids = tokenizer.end_ids
         self.written: list[int] = []
         self.generator = torch.Generator().manual_seed(request.seed)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -83,8 +83,9 @@ class Service:
         )
         texts = [p if isinstance(p, str) else self.tokenizer.decode(p) for p in body.prompt]
         echoes = [text if body.echo else "" for text in texts for _ in range(body.n)]
+        hidden = [self._num_hidden(prompt) for prompt in body.prompt for _ in range(body.n)]
         num_tokens = sum(map(len, prompts))
-        response = CompletionResponse(self.model, body, echoes, num_tokens, self.shown)
+        response = CompletionResponse(self.model, body, echoes, hidden, num_tokens, self.shown)
         return await self._respond(request, body, requests, response)
 
     async def chat(self, request: Request) -> Response:
@@ -99,7 +100,6 @@ class Service:
             max_new_tokens=limit,
             logprobs=body.num_logprobs,
             stop=(*body.stop, *self.template.stop),
-            stop_ids=tuple(self.tokenizer.end_ids),
         )
         response = ChatResponse(self.model, body, len(prompt), self.shown)
         return await self._respond(request, body, requests, response)
@@ -130,6 +130,12 @@ class Service:
             ids = encode_prompt(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
             prompts.append(self._checked(ids, "prompt", most))
         return prompts
+
+    def _num_hidden(self, prompt: str | list[int]) -> int:
+        """How many of a prompt's tokens the model needs to start, but its text does not have."""
+        if not isinstance(prompt, str):
+            return 0
+        return len(self.tokenizer.start_names if prompt else encode_prompt(self.tokenizer, ""))
 
     def _encode_chat(self, body: ChatBody) -> list[int]:
         """The ids of a conversation up to the answer.

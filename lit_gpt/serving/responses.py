@@ -95,9 +95,13 @@ class Response:
 
     def add(self, piece: CompletionChunk) -> None:
         self.texts[piece.index] += piece.text
-        self.logprobs[piece.index] += piece.logprobs
+        self.logprobs[piece.index] += self.shown_logprobs(piece)
         self.finish_reasons[piece.index] = piece.finish_reason
         self.num_tokens[piece.index] = piece.num_tokens
+
+    def shown_logprobs(self, piece: CompletionChunk) -> Sequence[Logprob]:
+        """Those of a piece that a client gets to see."""
+        return piece.logprobs
 
     @property
     def is_finished(self) -> bool:
@@ -141,6 +145,7 @@ class CompletionResponse(Response):
     Args:
         body: of the request.
         echoes: what the text of each choice starts with.
+        hidden: how many tokens of each prompt are not of its text, but start it.
         shown: how tokens are shown.
     """
 
@@ -153,12 +158,14 @@ class CompletionResponse(Response):
         model: str,
         body: CompletionBody,
         echoes: list[str],
+        hidden: list[int],
         prompt_tokens: int,
         shown: TokenTexts,
     ) -> None:
         super().__init__(model, len(echoes), prompt_tokens)
         self.body = body
         self.echoes = echoes
+        self.hidden = hidden
         self.shown = shown
         self.streamed = [LegacyLogprobs(shown) for _ in echoes]
 
@@ -174,11 +181,13 @@ class CompletionResponse(Response):
                     nothing = self.streamed[index].render([])
                     yield self.chunk(self._choice(index, echo, nothing, None))
 
+    def shown_logprobs(self, piece: CompletionChunk) -> Sequence[Logprob]:
+        return piece.logprobs[self.hidden[piece.index] if piece.num_tokens == 0 else 0 :]
+
     def parts(self, piece: CompletionChunk) -> Iterator[dict[str, Any]]:
-        is_prompt = self.body.scores_prompt and piece.num_tokens == 0
-        text = self.echoes[piece.index] + piece.text if is_prompt else piece.text
+        text = self.echoes[piece.index] if piece.num_tokens == 0 else piece.text
         if text or piece.finish_reason or piece.logprobs:
-            logprobs = self.streamed[piece.index].render(piece.logprobs)
+            logprobs = self.streamed[piece.index].render(self.shown_logprobs(piece))
             yield self.chunk(self._choice(piece.index, text, logprobs, piece.finish_reason))
 
     def _choice(

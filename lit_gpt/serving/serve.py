@@ -101,12 +101,12 @@ def find_key(given: SecretStr | None) -> str | None:
     Raises:
         UserError: it can't be sent.
     """
-    key = given.get_secret_value() if given else os.environ.get("LIT_GPT_API_KEY")
-    if given is None and not key:
+    if given is None and not os.environ.get("LIT_GPT_API_KEY"):
         return None
-    if not key or not re.fullmatch("[!-~]+", key):
-        hint = "for example of python -c 'import secrets; print(secrets.token_urlsafe())'"
-        raise UserError("must be ASCII without spaces", field="api_key", hint=f"take one, {hint}")
+    key = os.environ["LIT_GPT_API_KEY"] if given is None else given.get_secret_value()
+    if not re.fullmatch("[!-~]+", key):
+        hint = "python -c 'import secrets; print(secrets.token_urlsafe())' makes one"
+        raise UserError("must be ASCII without spaces", field="api_key", hint=hint)
     return key
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import httpx
 import openai
 import pytest
@@ -104,7 +102,8 @@ def test_the_key_is_printed_nowhere(checkpoint, tmp_path, capfd):
 def test_a_key_that_cannot_be_sent(key, capsys):
     assert main(["serve", f"--api_key={key}", "--port=0"]) == 2
     err = capsys.readouterr().err
-    assert re.fullmatch("error: --api_key: must be ASCII without spaces; take one, .*\n", err)
+    assert err.startswith("error: --api_key: must be ASCII without spaces; python -c 'import")
+    assert err.count("\n") == 1
     assert key.strip() == "" or key not in err
 
 

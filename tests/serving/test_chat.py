@@ -14,12 +14,14 @@ from lit_gpt.generation.completion import Request, complete
 from lit_gpt.generation.sampling import Sampling
 from lit_gpt.text.vocabularies import load_tokenizer
 from tests.generation.models import save_model, small_model
-from tests.serving.servers import CONTEXT, Server, serving
+from tests.serving.servers import Server, serving
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CONTEXT = 128
+MOST = 120
 HI = [{"role": "user", "content": "hi"}]
 
 
@@ -27,7 +29,7 @@ HI = [{"role": "user", "content": "hi"}]
 def chat_model(tmp_path_factory) -> Any:
     """A model with ChatML's special tokens: 256 and 257 (its end of turn), after the bytes."""
     tokenizer = load_tokenizer("bytes").with_special(
-        ["<|im_start|>", "<|im_end|>"], {"eos_token": "<|im_end|>"}, ["<|im_end|>"]
+        ["<|im_start|>", "<|im_end|>"], {"eos_token": "<|im_end|>"}, [], ["<|im_end|>"]
     )
     tokenizer.chat_template = CHATML
     path = tmp_path_factory.mktemp("chat") / "chat.ckpt"
@@ -37,7 +39,7 @@ def chat_model(tmp_path_factory) -> Any:
 @pytest.fixture(scope="module")
 def chat_server(chat_model, tmp_path_factory) -> Iterator[Server]:
     here = tmp_path_factory.mktemp("here")
-    with serving(f"--ckpt_path={chat_model}", "--max_tokens=100", folder=here) as server:
+    with serving(f"--ckpt_path={chat_model}", f"--max_tokens={MOST}", folder=here) as server:
         yield server
 
 
@@ -60,7 +62,7 @@ def answers(chat_model) -> Callable[..., tuple[str, str]]:
     model, tokenizer = load_checkpoint(chat_model)
 
     def write(ids: list[int], limit: int, sampling: Sampling, seed: int) -> tuple[str, str]:
-        request = Request("", limit, sampling, seed, ids=tuple(ids), stop_ids=(257,))
+        request = Request("", limit, sampling, seed, ids=tuple(ids))
         pieces = list(complete(model, tokenizer, [request]))
         return "".join(piece.text for piece in pieces), pieces[-1].finish_reason
 
@@ -87,7 +89,7 @@ def test_an_answer(chat, answers):
         temperature=0.9,
     )
     (choice,) = answer.choices
-    text, reason = answers(prompt[-CONTEXT:], 12, Sampling(0.9), 5)
+    text, reason = answers(prompt, 12, Sampling(0.9), 5)
     assert (choice.message.content, choice.finish_reason) == (text, reason)
     assert (choice.message.role, choice.message.refusal) == ("assistant", None)
     assert (answer.object, answer.model) == ("chat.completion", "chat")
@@ -195,9 +197,9 @@ def test_text_of_a_message_never_becomes_a_special_token(chat, answers):
         ({"messages": [{"role": "user", "content": [
             {"type": "image_url", "image_url": {"url": "data:,"}}]}]}, "messages",
          r"messages\[0\].content: Must be a text or a list of text parts"),
-        ({"messages": [{"role": "user", "content": "a" * 80}]}, "messages",
-         "has 10. tokens, at most 64 are allowed"),
-        ({"max_tokens": 101}, "max_tokens", "must be at most 100, not 101"),
+        ({"messages": [{"role": "user", "content": "a" * 150}]}, "messages",
+         "has 169 tokens, at most 128 are allowed"),
+        ({"max_tokens": 121}, "max_tokens", "must be at most 120, not 121"),
         ({"max_completion_tokens": 0}, "max_completion_tokens", "greater than or equal to 1"),
         ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", "older name of"),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs to be true"),

@@ -113,8 +113,8 @@ TASKS = {
         "metric_list": [{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}],
     },
     "mine_generate": {
-        "output_type": "generate_until",
-        "doc_to_text": "{{question}}",
+        "output_type": "generate_until",  # transformers can't continue an empty prompt
+        "doc_to_text": "{{question[:20] or 'b'}}",
         "doc_to_target": "{{text}}",
         "generation_kwargs": {"until": ["zz"], "max_gen_toks": 12, "do_sample": False},
         "metric_list": [{"metric": "exact_match"}],
@@ -148,7 +148,7 @@ def harness(folder: Path, out: Path, model: str, model_args: str, limit: int = 1
     """What lm-evaluation-harness prints and logs, run as people run it, without a network."""
     run(
         "lm_eval", "run", "--model", model, "--model_args", model_args, "--tasks", ",".join(TASKS),
-        "--include_path", str(folder), "--output_path", str(out), "--log_samples",
+        "--include_path", str(folder), "--output_path", str(out), "--log_samples", "--device=cpu",
         "--limit", str(limit), HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1",
         HF_HOME=str(folder / "home"), TOKENIZERS_PARALLELISM="false",
     )  # fmt: skip
@@ -175,7 +175,7 @@ def test_lm_evaluation_harness_gets_what_its_hf_model_gets(tmp_path):
     write_tasks(tmp_path)
     path = save_model(model, tokenizer, tmp_path / "mine.ckpt")
     local, local_samples = harness(
-        tmp_path, tmp_path / "hf", "hf", f"pretrained={folder},device=cpu,dtype=float32"
+        tmp_path, tmp_path / "hf", "hf", f"pretrained={folder},dtype=float32"
     )
     here = tmp_path / "here"
     here.mkdir()

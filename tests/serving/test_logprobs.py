@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from lit_gpt.checkpoint import load_checkpoint
-from lit_gpt.generation.completion import Request, complete
 from lit_gpt.generation.sampling import Sampling
-from tests.serving.servers import CONTEXT
+from lit_gpt.text.utf8 import unfinished_end
+from lit_gpt.text.vocabularies import load_tokenizer
+from tests.generation.models import save_model, small_model
+from tests.serving.servers import CONTEXT, serving
 
 CAT = list("猫 a".encode())  # the tokenizer's ids are bytes
 
@@ -33,7 +35,9 @@ def logarithms(checkpoint) -> Callable[[Sequence[int]], Tensor]:
 
 def ask(client: openai.OpenAI, **options: Any) -> openai.types.Completion:
     answer = client.completions.create(model="version_7/best", **options)
-    return openai.types.Completion.model_validate(answer.to_dict(), strict=True)
+    if not options.get("echo"):  # OpenAI's server has null for the first token, its types do not
+        openai.types.Completion.model_validate(answer.to_dict(), strict=True)
+    return answer
 
 
 @pytest.mark.parametrize("prompt", ["猫 a", CAT, [CAT]])
@@ -136,32 +140,47 @@ def test_prompts_of_ids_are_those_of_text(client, expected):
 def test_penalties_are_those_of_openai(client, checkpoint, frequency, presence):
     """The prompt's tokens don't count, and each that was generated counts every time."""
     model, tokenizer = load_checkpoint(checkpoint)
-    ids, written = list(b"aaa"), []
+    written: list[int] = []
     with torch.inference_mode():
         for _ in range(30):
-            logits = model(torch.tensor([ids + written]))[0, -1]
-            logits[~torch.from_numpy(tokenizer.may_follow(b""))] = -torch.inf
-            logits[128:] = -torch.inf  # keep to ASCII: what follows is then always allowed
+            logits = model(torch.tensor([[*b"aaa", *written]]))[0, -1]
             for token in set(written):
                 logits[token] -= frequency * written.count(token) + presence
+            begun = unfinished_end(bytes(written[-3:]))
+            logits[~torch.from_numpy(tokenizer.may_follow(begun))] = -torch.inf
             written.append(int(logits.argmax()))
-    options = {"frequency_penalty": frequency, "presence_penalty": presence}
-    text = ask(client, prompt="aaa", max_tokens=30, temperature=0, **options).choices[0].text
-    without = ask(client, prompt="aaa", max_tokens=30, temperature=0).choices[0].text
-    assert text != without
-    ascii_text = text.encode().split(b"\xef")[0].decode(errors="ignore")
-    length = next((i for i, c in enumerate(ascii_text) if ord(c) > 127), len(ascii_text))
-    assert length > 5
-    assert bytes(written).decode()[:length] == ascii_text[:length]
+    options = {"prompt": "aaa", "max_tokens": 30, "temperature": 0}
+    penalties = {"frequency_penalty": frequency, "presence_penalty": presence}
+    text = ask(client, **options, **penalties).choices[0].text
+    assert text == codecs.getincrementaldecoder("utf-8")().decode(bytes(written))
+    if max(frequency, presence) > 1:
+        assert text != ask(client, **options).choices[0].text
 
 
-def test_ids_that_end_the_text(checkpoint: Path):
-    model, tokenizer = load_checkpoint(checkpoint)
-    (long,) = [
-        "".join(piece.text for piece in complete(model, tokenizer, [Request("ab", 40, seed=2)]))
-    ]
-    end = next(i for i, c in enumerate(long) if i > 5 and c.isascii())
-    stop_ids = (ord(long[end]),)
-    pieces = list(complete(model, tokenizer, [Request("ab", 40, seed=2, stop_ids=stop_ids)]))
-    assert "".join(piece.text for piece in pieces) == long[: long.index(long[end])]
-    assert pieces[-1].finish_reason == "stop"
+def test_tokens_that_only_start_a_prompt_are_scored_with_it_but_not_shown(tmp_path):
+    """Such as Llama's <s>: the text does not have it, and its first token has a predecessor."""
+    tokenizer = load_tokenizer("bytes").with_special(["<s>"], {"bos_token": "<s>"}, ["<s>"], [])
+    model = small_model(tokenizer.vocab_size)
+    path = save_model(model, tokenizer, tmp_path / "start.ckpt")
+    here = tmp_path / "here"
+    here.mkdir()
+    with serving(f"--ckpt_path={path}", folder=here) as server:
+        options = {"model": "start", "echo": True, "max_tokens": 0, "logprobs": 0}
+        create = server.client().completions.create
+        text = create(prompt=["ab", ""], **options)
+        ids = create(prompt=[256, *b"ab"], **options).choices[0]
+    assert ids.text == "<s>ab"
+    assert ids.logprobs.tokens == ["<s>", "a", "b"]
+    assert ids.logprobs.text_offset == [0, 3, 4]
+    shown, empty = (choice.logprobs for choice in text.choices)
+    assert text.choices[0].text == "ab"
+    assert shown.tokens == ["a", "b"]
+    assert shown.text_offset == [0, 1]
+    assert shown.token_logprobs == ids.logprobs.token_logprobs[1:]
+    assert empty.tokens == []
+    assert text.usage.prompt_tokens == 4
+    with torch.inference_mode():
+        right = model(torch.tensor([[256, *b"ab"]]))[0].log_softmax(-1)
+    assert shown.token_logprobs == pytest.approx(
+        [float(right[0, 97]), float(right[1, 98])], abs=1e-5
+    )
