@@ -374,8 +374,9 @@ class TextDataModule(pl.LightningDataModule):
 
     def _batches_from(self, first: int) -> TrainBatches:
         sizes, ranks = self._sizes_and_ranks()
-        counts = (first, self.train_batches, self.trainer.accumulate_grad_batches)
-        return TrainBatches(self.windows["train"], self.order, *sizes, *ranks, *counts)
+        parts = self.trainer.accumulate_grad_batches
+        limit = self.train_batches
+        return TrainBatches(self.windows["train"], self.order, *sizes, *ranks, first, limit, parts)
 
     def train_dataloader(self) -> TrainBatches | EpochBatches:
         self._find_place()

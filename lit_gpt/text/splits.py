@@ -111,7 +111,7 @@ def split_text(text: TextFiles, vocabulary: Vocabulary, train_fraction: float) -
         return Splits(corpus.tokens[:cut], corpus.tokens[cut:], corpus, corpus)
     starts = np.flatnonzero(is_start(flags))
     # The one that the cut is in trains, unless it is the last.
-    cut = int(starts[min(np.searchsorted(starts, cut), len(starts) - 1)])
+    cut = int(starts[min(int(np.searchsorted(starts, cut)), len(starts) - 1)])
     tokens = corpus.tokens
     return Splits(tokens[:cut], tokens[cut:], corpus, corpus, flags[:cut], flags[cut:])
 

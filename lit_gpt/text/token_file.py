@@ -207,13 +207,16 @@ def encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None
     dtype = smallest_dtype(tokenizer)
     names = [TOKENS, FLAGS] if reader.is_chat else [TOKENS]
     checksums = _write_new(kept, [folder / name for name in names], new_ids.astype(dtype))
+    counts: dict[str, Any] = {**reader.counts}
+    if not reader.ends_files:
+        counts["file_ends"] = None
     info = CorpusInfo(
         fingerprint=reader.fingerprint,
         num_characters=kept.mark.num_characters,
         num_bytes=int(kept.counts @ full.token_lengths()),
         num_tokens=kept.mark.num_ids,
         cut_words=cuts["words"],
-        **reader.counts | ({} if reader.ends_files else {"file_ends": None}),
+        **counts,
     )
     kept.remove()
     meta = {"info": asdict(info), "dtype": dtype.name, "tokenizer": tokenizer.to_dict()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lit_gpt.checkpoint import Checkpoint
+from lit_gpt.data import read_windows
 from lit_gpt.text.packing import Packs
-from tests.chats import turns, write_chats, write_rows
+from tests.chats import CHATML, turns, write_chats, write_rows
 
 T = 40
 CHAT = {"data.tokenizer": "bytes", "data.context_length": T, "data.batch_size": 2}
@@ -65,6 +67,8 @@ def test_what_a_run_on_conversations_prints(train, chats):
     assert "from frequencies alone" not in result.out
     model, _ = Checkpoint.read(result.run.last.dirpath + "/last.ckpt").build()
     loss, number = mean_nats(model, packs)
+    assert "Chat with it:    lit-gpt generate --ckpt_path" in result.out
+    assert " --chat --interactive\n" in result.out
     assert f"Final validation loss: {loss:.4f} nats/token over all {number} tokens" in result.out
     sample = re.search(r"Sample: (.*)", result.out)
     assert sample[1].startswith("User: / Count to ")
@@ -156,8 +160,6 @@ def test_a_token_store_holds_no_conversations(tmp_path, capsys):
 
 
 def test_the_evaluate_command_predicts_the_answers(train, chats, tmp_path, capfd):
-    import json
-
     from lit_gpt.__main__ import main
 
     result = train(**chats, **CHAT)
@@ -169,3 +171,61 @@ def test_the_evaluate_command_predicts_the_answers(train, chats, tmp_path, capfd
     assert found["results"]["model"]["num_tokens"] == 18
     assert list(found["results"]) == ["model"]
     assert found["conversations"].startswith("3 in 3 windows")
+
+
+def test_two_devices_have_the_losses_of_one(train, start, chats, tmp_path):
+    """Each has another number of answers in each batch."""
+    found = []
+    options = {**chats, **CHAT, "model.dropout": 0.0, "trainer.accumulate_grad_batches": 2}
+    options |= {"trainer.limit_val_batches": 1.0, "samples.num_tokens": 0}
+    for devices in (1, 2):
+        folder = tmp_path / f"on {devices}"
+        options |= {"trainer.default_root_dir": folder, "data.batch_size": 4 // devices}
+        if devices == 1:
+            assert train(**options).status == 0
+        else:
+            more = {"trainer.devices": 2, "trainer.strategy": "ddp"}
+            status, _, err = start(**options, **more).end()
+            assert status == 0, err
+        found.append(json.loads((folder / "version_0" / "history.json").read_text("utf-8")))
+    one, two = found
+    for name in ("train/loss", "train/eval_loss", "val/loss", "val/bits_per_byte"):
+        values = [[value for _, value in history["curves"][name]] for history in found]
+        assert len(values[0]) > 3
+        assert values[1] == pytest.approx(values[0], rel=1e-4)
+    assert two["final"]["loss"] == pytest.approx(one["final"]["loss"], rel=1e-4)
+    assert two["final"]["num_tokens"] == one["final"]["num_tokens"]
+
+
+def test_a_chat_model_is_tuned_by_its_own_template(train, chats, tmp_path):
+    pytest.importorskip("transformers")
+    from lit_gpt.__main__ import main
+    from tests.huggingface.folders import make_model, make_tokenizer
+
+    folder = tmp_path / "model"
+    make_model("qwen3").save_pretrained(folder)
+    tokenizer = make_tokenizer("qwen3")
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
+    result = train(
+        **chats,
+        **{"model.init_from": folder, "data.context_length": T, "trainer.max_steps": 2},
+        defaults={**places_of(tmp_path), "trainer.accelerator": "cpu"},
+    )
+    assert (result.status, result.err) == (0, "")
+    data = result.run.data
+    (row,) = data.windows["val"].windows(np.array([0]))[0]
+    ours = data.tokenizer
+    start, end = (ours.special[name] for name in ("<|im_start|>", "<|im_end|>"))
+    user = [start, *ours.encode("user\nCount to ").tolist()]
+    assert row[: len(user)].tolist() == user
+    _, y = read_windows(data.windows["val"], np.array([0]), T)
+    assert end in y
+    assert start not in y
+    checkpoint = result.run.last.dirpath + "/last.ckpt"
+    out = f"--out={tmp_path / 'exported'}"
+    assert main(["export", f"--ckpt_path={checkpoint}", out]) == 0
+
+
+def places_of(tmp_path):
+    return {"data.cache": tmp_path / "cache", "trainer.default_root_dir": tmp_path / "logs"}
