@@ -163,8 +163,8 @@ class GPTConfig:
         for name, values in CHOICES.items():
             check_choice(values, **{name: getattr(self, name)})
         sizes = ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads")
-        names = (*sizes, "num_kv_heads", "head_size", "hidden_size")
-        names += ("sliding_window", "rope_original_context")
+        others = ("num_kv_heads", "head_size", "hidden_size", "sliding_window")
+        names = (*sizes, *others, "rope_original_context")
         check_least(1, **{name: getattr(self, name) for name in names})
         check_least(0, bigram_rows=self.bigram_rows)
         if not 0 <= self.dropout < 1:

@@ -176,7 +176,7 @@ class LitGPT(pl.LightningModule):
             (Chen et al. 2016): takes less memory, and up to a third more time; same numbers.
         skip_bad_steps: how many updates with a non-finite loss or gradient are skipped before the
             run stops; 0: it stops at the first.
-        init_from: checkpoint, or local folder of a GPT-2 or Qwen3, whose weights a new run of the
+        init_from: checkpoint, Hugging Face folder or GGUF file, whose weights a new run of the
             training command starts from; it sets the fields of GPTConfig and data.tokenizer.
         lora_rank: of the adapters that are trained instead of the weights of init_from (LoRA, Hu et
             al. 2021): thin matrices beside those of the blocks, as small as the rank; 0: none.

@@ -96,12 +96,13 @@ def gpt_config(theirs: dict[str, Any]) -> dict[str, Any]:
     if kind not in list(LAYOUTS):  # as a list, because it may be unhashable
         raise unsupported("model_type", kind, ", ".join(LAYOUTS))
     layout = LAYOUTS[kind]
-    rope = theirs.get("rope_parameters") or {}
-    theirs = theirs | rope
+    theirs = theirs | (theirs.get("rope_parameters") or {})
     for name, value in layout.required.items():
         if (given := theirs.get(name, value)) != value:
             raise unsupported(name, given, value)
-    ours = {field: positive_int(theirs, name) for field, name in layout.sizes.items()}
+    ours: dict[str, Any] = {
+        field: positive_int(theirs, name) for field, name in layout.sizes.items()
+    }
     ours |= {name: layout.choices[name][-1] for name in CHOSEN if name in layout.choices}
     ours["tie_embeddings"] = theirs["tie_word_embeddings"]
     ours["norm_eps"] = float(theirs[layout.eps])

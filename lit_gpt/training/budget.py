@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import jsonargparse
@@ -23,7 +24,7 @@ from lit_gpt.data import TextDataModule
 from lit_gpt.distributed.launch import counted, find_launch
 from lit_gpt.errors import UserError
 from lit_gpt.generation.language_model import named_checkpoint
-from lit_gpt.model import STYLES
+from lit_gpt.model import GPTConfig
 from lit_gpt.text.files import TextFiles, holds_conversations
 from lit_gpt.text.finding import is_token_store
 from lit_gpt.text.splits import Splits
@@ -43,7 +44,8 @@ TWO_VALUES: dict[str, tuple[Any, Any]] = {
     "schedule": ("constant", "linear"),
 }
 OURS = re.compile(r"bytes|cl100k_base|bpe:\d+")  # tokenizers that are chosen
-FIELDS = (*STYLES["classic"], "style", "num_kv_heads", "head_size", "hidden_size", "rotary_base")
+SIZES = ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads", "dropout")
+FIELDS = [field.name for field in fields(GPTConfig) if field.name not in SIZES]
 REFUSED = {  # options of the Trainer: the value that works, and why no other does
     "max_epochs": (None, "chooses the number of steps"),
     "max_time": (None, "limits the time itself"),

@@ -169,6 +169,14 @@ def test_a_trial_has_the_precision_that_the_trainer_makes_of_it(given, used, pla
     assert trial_of(argv, monkeypatch)[0].precision == used
 
 
+def test_a_trial_has_the_choices_of_the_model_that_are_given(places, monkeypatch):
+    given = {"sliding_window": 9, "qkv_bias": True, "norm_eps": 0.01, "activation": "gelu"}
+    options = {f"model.{name}": value for name, value in given.items()}
+    trial, _ = trial_of(places | QUIET | options, monkeypatch)
+    config = trial.probe(256, 32, 2, 64, 4).config
+    assert {name: getattr(config, name) for name in given} == given
+
+
 def test_a_budget_in_a_file_of_options_works_too(budget_run, tmp_path):
     file = tmp_path / "given.yaml"
     file.write_text("budget: 40s\n")
