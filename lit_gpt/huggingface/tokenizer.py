@@ -226,6 +226,11 @@ def _ordinary_ids(spec: dict[str, Any]) -> dict[bytes, int]:
     bytes_of = {char: byte for byte, char in bytes_to_unicode().items()}
     if model.get("type", "BPE") != "BPE":
         raise Unsupported(f"it is a {model['type']}, not a byte-pair encoding")
+    if model.get("byte_fallback"):
+        raise Unsupported(
+            "it is SentencePiece's byte-pair encoding, as of Llama 2, TinyLlama and Mistral 7B, "
+            "which joins characters, not bytes, and puts a space before each text"
+        )
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise Unsupported(f"it has {option} {model[option]!r}")

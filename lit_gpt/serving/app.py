@@ -120,14 +120,17 @@ class Service:
         """The ids of all prompts.
 
         Raises:
-            ApiError: a prompt is too long, or has an id that the model lacks.
+            ApiError: a prompt is too long, or has an id or a byte that the model lacks.
         """
         most = self.max_prompt_tokens
         if body.scores_prompt:  # the last token of a scored prompt is predicted, but not read
             most = min(most, self.context_length) + 1
         prompts = []
         for prompt in body.prompt:
-            ids = encode_prompt(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
+            try:
+                ids = encode_prompt(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
+            except UserError as error:
+                raise invalid("prompt", str(error)) from error
             prompts.append(self._checked(ids, "prompt", most))
         return prompts
 
@@ -141,13 +144,13 @@ class Service:
         """The ids of a conversation up to the answer.
 
         Raises:
-            ApiError: the template refuses it, or it is too long.
+            ApiError: the template refuses it, or it is too long, or has a byte that the model lacks.
         """
         try:
             text = self.template.render(body.conversation(), add_generation_prompt=True)
+            ids = self.tokenizer.encode_chat(text).tolist()
         except UserError as error:
             raise invalid("messages", str(error)) from error
-        ids = self.tokenizer.encode_chat(text).tolist()
         return self._checked(ids, "messages", self.max_prompt_tokens)
 
     def _checked(self, ids: list[int], param: str, most: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 import regex
@@ -12,9 +13,11 @@ import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Theirs
-from tokenizers import pre_tokenizers
-from transformers import AutoTokenizer
+from tokenizers import models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from lit_gpt.__main__ import main
+from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.generation.completion import Completion, Request, encode_prompt
 from lit_gpt.huggingface.export import write_folder
@@ -109,8 +112,10 @@ def test_numbers_are_the_same_characters_there():
     assert all(unicodedata.category(char) == "Cn" for char in ours ^ theirs)
 
 
-def test_a_missing_byte_is_named_with_its_place(family, tmp_path):
-    _, tokenizer, _, _ = family("smollm2")
+def test_a_missing_byte_is_named_with_its_place(family):
+    """Where transformers loses the character."""
+    _, tokenizer, _, theirs = family("smollm2")
+    assert theirs.decode(theirs.encode("ab\x04").ids) == "ab"
     assert {byte for byte in range(256) if bytes([byte]) not in tokenizer.ranks} == set(MISSING)
     with pytest.raises(UserError) as error:
         tokenizer.encode(f"{TEXT}control\x1dcharacter")
@@ -249,11 +254,34 @@ def test_what_is_not_the_same_is_refused(tmp_path, name, change, message):
     assert "\n" not in str(error.value)
 
 
+def test_sentencepiece_s_kind_is_refused_with_the_reason(tmp_path):
+    """As of Llama 2, TinyLlama and Mistral 7B."""
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{i:02X}>": 3 + i for i in range(256)}
+    vocab |= {"▁": 259, "t": 260, "h": 261, "▁t": 262}
+    tokenizer = Theirs(models.BPE(vocab, [("▁", "t")], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    message = "it is SentencePiece's byte-pair encoding, as of Llama 2, TinyLlama and Mistral 7B"
+    with pytest.raises(UserError, match=message):
+        from_hf(tmp_path)
+
+
 def test_a_broken_template_is_refused(tmp_path):
     folder = save_family("qwen2", tmp_path)
     (folder / "chat_template.jinja").write_text("{% for x in messages %}")
     with pytest.raises(UserError, match="its chat template has an error"):
         from_hf(folder)
+
+
+def make_family_model(folder: Path) -> Path:
+    """A SmolLM2 of random weights, with its kind of tokenizer."""
+    save_family("smollm2", folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 24}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    LlamaForCausalLM(LlamaConfig(vocab_size=340, **sizes, **heads)).save_pretrained(folder)
+    return folder
 
 
 # Back into a folder
@@ -333,3 +361,36 @@ def test_an_answer_ends_with_any_of_the_end_tokens(family, end):
     assert completion.add(tokenizer.special["<|im_start|>"]).finish_reason is None
     piece = completion.add(tokenizer.special[end])
     assert (piece.finish_reason, piece.text) == ("stop", "")
+
+
+def test_training_text_with_a_missing_byte_is_one_line(train, places, tmp_path):
+    folder = make_family_model(tmp_path / "model")
+    options = {"model.init_from": folder, "data.context_length": 16, "trainer.max_steps": 1}
+    (tmp_path / "bad.txt").write_text(TEXT + "control\x04character" + TEXT, encoding="utf-8")
+    result = train(defaults=places | options | {"data.path": tmp_path / "bad.txt"})
+    assert result.status == 2
+    last = result.err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "no token for byte 0x04" in last
+    assert "control\\x04character" in last
+
+
+def test_a_chat_model_is_tuned_and_chats_and_goes_back(train, places, tmp_path, capsys):
+    folder = make_family_model(tmp_path / "model")
+    options = {"model.init_from": folder, "data.context_length": 64, "trainer.max_steps": 2}
+    text = tmp_path / "good.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    assert train(defaults=places | options | {"data.path": text}).status == 0
+    path = next((tmp_path / "logs").rglob("last.ckpt"))
+    tokenizer = load_checkpoint(path)[1]
+    assert tokenizer == from_hf(folder)[0]
+    words = ["--chat", "--prompt=Hi", "--json", "--max_new_tokens=4"]
+    assert main(["generate", f"--ckpt_path={path}", *words]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["prompt"] == "Hi"
+    assert main(["generate", f"--ckpt_path={path}", "--prompt=a\x04b"]) == 2
+    assert "no token for byte 0x04" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert main(["export", f"--ckpt_path={path}", f"--out={out}"]) == 0
+    auto = AutoTokenizer.from_pretrained(out)
+    theirs = auto.apply_chat_template(CHAT, return_dict=False)
+    assert theirs == chat_ids(tokenizer, CHAT, False).tolist()
