@@ -144,7 +144,7 @@ class Service:
         """The ids of a conversation up to the answer.
 
         Raises:
-            ApiError: the template refuses it, or it is too long, or has a byte that the model lacks.
+            ApiError: the template refuses it, it is too long, or has a byte without a token.
         """
         try:
             text = self.template.render(body.conversation(), add_generation_prompt=True)
