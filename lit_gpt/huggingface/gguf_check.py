@@ -17,7 +17,7 @@ from lit_gpt.generation.sampling import Sampling, generate
 from lit_gpt.huggingface.architectures import layout_of
 from lit_gpt.huggingface.config import hf_config
 from lit_gpt.huggingface.export_check import check_logits, common_text, differs, spread_windows
-from lit_gpt.huggingface.gguf_file import GGUFType, end_ids
+from lit_gpt.huggingface.gguf_file import GGUFType, end_ids, import_gguf
 from lit_gpt.huggingface.llama_cpp import LlamaCpp
 from lit_gpt.huggingface.tokenizer import import_transformers, in_one_line
 from lit_gpt.model import GPT
@@ -50,7 +50,7 @@ def check_gguf(
         UserError: something differs.
     """
     windows = spread_windows(corpus.tokens, train_fraction, model.config.context_length)
-    lines = [f"Size: {path.stat().st_size:,} bytes", check_weights(path, model, windows, kind)]
+    lines = [size_of(path, kind), check_weights(path, model, windows, kind)]
     try:
         llama = LlamaCpp(path, model.config.context_length)
     except ImportError:
@@ -65,6 +65,17 @@ def check_gguf(
     finally:
         llama.close()
     return lines
+
+
+def size_of(path: Path, kind: GGUFType) -> str:
+    """A line about the file's size, and which matrices are larger than asked for."""
+    kinds = [tensor.tensor_type.name for tensor in import_gguf().GGUFReader(path).tensors]
+    line = f"Size: {path.stat().st_size:,} bytes"
+    if kind != "q8_0" or "F16" not in kinds:
+        return line
+    larger = kinds.count("F16")
+    total = larger + kinds.count("Q8_0")
+    return f"{line}; {larger} of {total} matrices are f16, as their rows are no multiple of 32"
 
 
 def check_weights(path: Path, model: GPT, windows: Tensor, kind: GGUFType) -> str:

@@ -341,6 +341,8 @@ def test_smaller_types_say_how_much_text_is_the_same(checkpoint, tmp_path, capsy
     status, out, _ = run_export(capsys, **options, type="q8_0")
     assert status == 0
     assert re.search(r"after 5 prompts, \d+ of \d+ tokens as in f32 before the first other", out)
+    # The embedding, and seven in each of two blocks, have rows of 16 or 48.
+    assert "bytes; 15 of 15 matrices are f16, as their rows are no multiple of 32\n" in out
 
 
 def other_weight(as_gguf: Any) -> Any:
