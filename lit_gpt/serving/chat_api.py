@@ -23,6 +23,7 @@ class ChatMessage(Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str
+    type: Any = only("text")  # which lm-evaluation-harness has sent
     tool_calls: Any = only([])
 
     @field_validator("content", mode="before")

@@ -81,8 +81,8 @@ def test_an_answer(chat, answers):
         messages=[
             {"role": "developer", "content": "Be brief."},
             {"role": "user", "content": [{"type": "text", "text": t} for t in ("猫?", "b")]},
-            {"role": "assistant", "content": "x"},
-            {"role": "user", "content": "y"},
+            {"role": "assistant", "content": "x", "tool_calls": []},
+            {"role": "user", "content": "y", "type": "text"},
         ],
         max_completion_tokens=12,
         seed=5,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -110,7 +111,7 @@ TASKS = {
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
         "doc_to_target": "{{text}}",
-        "metric_list": [{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}],
+        "metric_list": [{"metric": "bits_per_byte"}],
     },
     "mine_generate": {
         "output_type": "generate_until",  # transformers can't continue an empty prompt
@@ -144,12 +145,12 @@ def write_tasks(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(json.dumps(task), encoding="utf-8")
 
 
-def harness(folder: Path, out: Path, model: str, model_args: str, limit: int = 10) -> Any:
+def harness(folder: Path, out: Path, model: str, model_args: str, batch_size: int = 1) -> Any:
     """What lm-evaluation-harness prints and logs, run as people run it, without a network."""
     run(
         "lm_eval", "run", "--model", model, "--model_args", model_args, "--tasks", ",".join(TASKS),
         "--include_path", str(folder), "--output_path", str(out), "--log_samples", "--device=cpu",
-        "--limit", str(limit), HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1",
+        f"--batch_size={batch_size}", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1",
         HF_HOME=str(folder / "home"), TOKENIZERS_PARALLELISM="false",
     )  # fmt: skip
     results = json.loads(next(out.rglob("results_*.json")).read_text())["results"]
@@ -169,6 +170,7 @@ def test_lm_evaluation_harness_gets_what_its_hf_model_gets(tmp_path):
     pytest.importorskip("lm_eval")
     tokenizer = load_tokenizer("bytes").with_end_of_text()
     model = small_model(tokenizer.vocab_size, CONTEXT)
+    model.head.weight.data[128:256] = 0  # transformers would write parts of characters
     folder = tmp_path / "export"
     folder.mkdir()
     write_folder(folder, model, tokenizer)
@@ -182,11 +184,9 @@ def test_lm_evaluation_harness_gets_what_its_hf_model_gets(tmp_path):
     with serving(f"--ckpt_path={path}", folder=here) as server:
         for batch_size in (1, 4):
             args = f"model=mine,base_url={server.url}/v1/completions,tokenizer={folder},"
-            args += f"tokenizer_backend=huggingface,max_length={CONTEXT + 2},"
-            args += f"batch_size={batch_size}"
-            served, samples = harness(
-                tmp_path, tmp_path / f"api{batch_size}", "local-completions", args
-            )
+            args += f"tokenizer_backend=huggingface,max_length={CONTEXT + 2}"
+            out = tmp_path / f"api{batch_size}"
+            served, samples = harness(tmp_path, out, "local-completions", args, batch_size)
             compare(local, served)
             for name in TASKS:
                 for ours, theirs in zip(samples[name], local_samples[name], strict=True):
@@ -202,7 +202,7 @@ def compare(right: Any, found: Any) -> None:
         assert len(right) == len(found)
         for pair in zip(right, found, strict=True):
             compare(*pair)
-    elif isinstance(right, float):
-        assert found == pytest.approx(right, abs=1e-3, rel=1e-3)
+    elif isinstance(right, float) or re.fullmatch(r"-?\d+\.\d+", str(right)):
+        assert float(found) == pytest.approx(float(right), abs=1e-3, rel=1e-5)
     else:
         assert found == right
