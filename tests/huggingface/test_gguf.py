@@ -20,6 +20,7 @@ from lit_gpt.huggingface import gguf_check, gguf_file
 from lit_gpt.huggingface.config import hf_config
 from lit_gpt.huggingface.gguf_file import end_ids, pre_tokenizer, write_gguf
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.text import patterns
 from lit_gpt.text.patterns import CL100K, GPT2, QWEN2
 from lit_gpt.text.tokenizer import SINGLE_BYTES, Tokenizer
 from lit_gpt.text.vocabularies import load_tokenizer
@@ -194,7 +195,7 @@ def llama_cpp():
     return pytest.importorskip("llama_cpp")
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "llama, scaled", "qwen2"])
+@pytest.mark.parametrize("kind", [*KINDS, "llama, scaled", "llama, linear", "qwen2"])
 def test_llama_cpp_computes_the_same(kind, tmp_path, llama_cpp):
     scaled = {
         "rope_scaling": "llama3",
@@ -203,6 +204,7 @@ def test_llama_cpp_computes_the_same(kind, tmp_path, llama_cpp):
     }
     more = {
         "llama, scaled": LLAMA | scaled,
+        "llama, linear": LLAMA | {"rope_scaling": "linear", "rope_factor": 3.0},
         "qwen2": LLAMA | {"qkv_bias": True, "norm_eps": 1e-6},
     }
     model, tokenizer, _ = write(tmp_path / "m.gguf", (KINDS | more)[kind])
@@ -234,14 +236,20 @@ PIECES = [
     "x\u00a0y\u3000z ١٢٣٤ ½Ⅷ 1234567",
     "😀👍🏽 e\u0301 ǅ ʰ \ud7ff\ue000\0\x7f",
     "a" * 300 + " " * 50 + "." * 40,
+    "ends \n  ",
 ]
 
 
-@pytest.mark.parametrize("name", ["bytes", "cl100k_base", "o200k_base"])
+@pytest.mark.parametrize(
+    "name", ["bytes", "cl100k_base", "o200k_base", "GPT2", "R50K", "QWEN2", "LLAMA3", "SMOLLM"]
+)
 def test_llama_cpp_gives_the_same_ids(name, tmp_path, llama_cpp):
-    tokenizer = load_tokenizer(name)
+    is_pattern = name.isupper()
+    tokenizer = load_tokenizer("cl100k_base" if is_pattern else name)
     if name != "bytes":
         tokenizer = tokenizer.compact(tokenizer.encode("".join(PIECES)))[0]
+    if is_pattern:
+        tokenizer = Tokenizer("x", getattr(patterns, name), tokenizer.tokens)
     tokenizer = tokenizer.with_end_of_text()
     write_gguf(
         tmp_path / "m.gguf", make_model(tokenizer.vocab_size, **MODERN), tokenizer, "", "f32"
@@ -263,6 +271,11 @@ def test_llama_cpp_gives_the_same_ids(name, tmp_path, llama_cpp):
         ({"activation": "gelu"}, "whatever the file says, not gelu, so it would silently"),
         ({"style": "fast"}, "what the one before it says"),
         ({"norm": "rms"}, "GPT-2 needs norm layer instead of rms"),
+        ({"position": "rotary"}, "a GPT-NeoX can't be written as GGUF, only gpt2, llama"),
+        (
+            MODERN | {"qk_norm": False, "sliding_window": 8},
+            "llama.cpp's Mistral has no sliding window (here of 8 tokens)",
+        ),
     ],
 )
 def test_what_llama_cpp_runs_differently_is_refused(choices, message, tmp_path, capsys):
