@@ -25,6 +25,7 @@ KINDS = {
     "store": ("token_store.token_store", "a token store: requests, first batch, order on 4 ranks"),
     "devices": ("devices.devices", "losses on 2 and 4 processes against one process (5 min)"),
     "sharded": ("sharded.sharded", "activation checkpointing's memory; Muon over shards (2 min)"),
+    "lora": ("lora.lora", "adapters beside full tuning and beside peft: time, memory (1 min)"),
     "plan": ("plan.plan", "the time and memory that plan.py predicts against train.py's"),
     "gpu": ("gpu.gpu", "GPT-2 124M's shape on an NVIDIA card: steps, loss, shares"),
 }

@@ -150,5 +150,5 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         digest.update(f"{name} {weight.dtype} {[*weight.shape]}\n".encode())
-        digest.update(weight.detach().flatten().view(torch.uint8).numpy())
+        digest.update(weight.detach().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

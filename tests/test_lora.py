@@ -409,7 +409,10 @@ def test_the_memory_of_other_devices_is_what_a_step_takes(
     found = saved_bytes(gpt, precision)
     log_probabilities = 4 * B * T * V
     whole = sum(a.nbytes for a in adapters)  # of each layer as one matrix, for the backward pass
-    assert memory.activations == pytest.approx(found - log_probabilities - whole, rel=0.06)
+    # On the CPU, masks have the type of what they mask; elsewhere a byte.
+    inputs = 64 + 64 + 64 + 176
+    masks = (DTYPES[precision].itemsize - 1) * 3 * B * T * inputs if dropout else 0
+    assert memory.activations == pytest.approx(found - log_probabilities - whole - masks, rel=0.05)
     built = build_optimizer(gpt, 1e-3, 0.0, (0.9, 0.95), kind=optimizer)
     next_token_loss(gpt, *batch()).backward()
     built.step()
@@ -427,8 +430,5 @@ def test_the_plan_for_other_devices_knows_what_is_frozen(lora, places, capfd):
     adapters = 2 * (4 * (3 * 16 + 32) + 4 * 32 + 4 * (2 * 16 + 96) + 4 * 64)
     assert numbers["trained_parameters"] == adapters
     assert f"({adapters:,} of them trained)" in out
-    vocabulary = (numbers["parameters"] - adapters - 2 * (32 + 16 + 2 * 8) - 16) - 2 * (
-        16 * 32 + 16 * 16 + 3 * 16 * 48
-    )
-    frozen = vocabulary + 2 * (16 * 32 + 16 * 16 + 3 * 16 * 48)
+    frozen = numbers["parameters"] - adapters - 2 * (2 * 16 + 2 * 8) - 16  # without norms
     assert numbers["flops_per_token"] == 4 * frozen + 6 * adapters + 12 * 2 * 16 * 16

@@ -236,9 +236,9 @@ def export(
     check_format(target, format, type)
     check_is_free(target, is_gguf)
     checkpoint = Checkpoint.read(find_checkpoint(ckpt_path, logs))
+    model, tokenizer = checkpoint.build(merge=not adapter)
     if adapter:
         check_can_be_adapter(checkpoint, is_gguf)
-    model, tokenizer = checkpoint.build(merge=not adapter)
     label = layout_of(model.config).label
     if is_gguf:
         check_can_be_gguf(model.config, tokenizer)

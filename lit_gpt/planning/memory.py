@@ -101,13 +101,20 @@ def _count_weights(config_fields: tuple[tuple[str, Any], ...], lora: LoraConfig 
 def _adapter_bytes(
     config_fields: tuple[tuple[str, Any], ...], lora: LoraConfig, product: int
 ) -> int:
-    """Bytes per token that the adapters of a block keep: products with A, and dropout's masks."""
+    """Bytes per token that the adapters of a block keep: products with A; of dropout its masks.
+
+    What dropout leaves takes the place of its input, unless another operation keeps that too.
+    """
+    c: Any = GPTConfig(**dict(config_fields) | {"num_blocks": 1})
     with torch.device("meta"):
-        gpt = GPT(GPTConfig(**dict(config_fields) | {"num_blocks": 1}))
-    layers = [*adapted_layers(gpt, lora.layers)]
+        layers = [*adapted_layers(GPT(c), lora.layers)]
     ranks = sum(lora.rank * len(widths) for _, _, widths in layers)
-    inputs = sum(getattr(owner, name).in_features for owner, name, _ in layers)
-    return product * ranks + (inputs if lora.dropout else 0)
+    if not lora.dropout:
+        return product * ranks
+    masks = sum(getattr(owner, name).in_features for owner, name, _ in layers)
+    twice = c.num_heads * c.head_size if lora.layers != "feed_forward" else 0  # by attention
+    twice += c.hidden_size if lora.layers != "attention" and c.activation == "relu" else 0
+    return product * (ranks + twice) + masks
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt.budget.durations import duration
-from lit_gpt.callbacks.checkpoints import file_bytes, free_bytes
+from lit_gpt.callbacks.checkpoints import base_bytes, file_bytes, free_bytes
 from lit_gpt.callbacks.nonfinite import NonFiniteGuard
 from lit_gpt.callbacks.progress import Throughput
 from lit_gpt.callbacks.stopping import keep_signal_handlers
@@ -191,7 +191,7 @@ def print_disk(run: Run) -> None:
     folders = {splits.corpus.folder, splits.val_corpus.folder}
     cache = sum(path.stat().st_size for folder in folders for path in folder.iterdir())
     print(
-        f"Disk space: {count * size / 1e6:,.1f} MB for {count} checkpoints (one more while it is "
+        f"Disk space: {(count * size + base_bytes(run.model)) / 1e6:,.1f} MB for {count} checkpoints (one more while it is "
         f"written), {cache / 1e6:,.1f} MB for the cached corpus; "
         f"{free_bytes(folder) / 1e6:,.0f} MB are free"
     )
