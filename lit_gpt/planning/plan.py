@@ -186,12 +186,12 @@ def print_disk(run: Run) -> None:
     root = config.trainer.default_root_dir or "."
     folder = Path(root, run_of_last(config.ckpt_path, root) or "version_N", "checkpoints")
     count = 2 + run.step_checkpoints.most_files(run.trainer.max_steps)
-    size = file_bytes(run.model, run.data)
+    total = count * file_bytes(run.model, run.data) + base_bytes(run.model)
     splits = run.data.splits
     folders = {splits.corpus.folder, splits.val_corpus.folder}
     cache = sum(path.stat().st_size for folder in folders for path in folder.iterdir())
     print(
-        f"Disk space: {(count * size + base_bytes(run.model)) / 1e6:,.1f} MB for {count} checkpoints (one more while it is "
+        f"Disk space: {total / 1e6:,.1f} MB for {count} checkpoints (one more while it is "
         f"written), {cache / 1e6:,.1f} MB for the cached corpus; "
         f"{free_bytes(folder) / 1e6:,.0f} MB are free"
     )
