@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.chat import ChatTemplate
+from lit_gpt.text.chat import MARK, ChatTemplate
 from lit_gpt.text.conversations import Conversation
 from lit_gpt.text.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -93,6 +93,7 @@ def parts_of(
             yield tokenizer.encode_chat(template.render(conversation.messages)), True
             return
         text, answers = find_answers(conversation, template)
+        check_answers(conversation, text, answers)
     except UserError as error:
         error.problem = f"{conversation.where}: {error.problem}"
         raise
@@ -116,15 +117,48 @@ def find_answers(conversation: Conversation, template: ChatTemplate) -> tuple[st
     for i in conversation.answers:
         before = template.render(messages[:i], add_generation_prompt=True)
         until = template.render(messages[: i + 1])
-        if not (text.startswith(until) and until.startswith(before) and until != before):
+        end = answer_end(text, before, until, messages[i]["content"].strip())
+        if end is None:
             raise UserError(
                 "the model's chat template renders the beginning of a conversation otherwise once "
                 f"more follows, so where the answer in message {i + 1:,} is can't be told",
                 hint="mark answers by {% generation %} in the template, keep one answer in each "
                 "conversation, or use `loss_on` all",
             )
-        spans.append((len(before), len(until)))
+        spans.append((len(before), end))
     return text, spans
+
+
+def check_answers(conversation: Conversation, text: str, answers: list[Span]) -> None:
+    """Refuses a template that leaves out what is to be learnt, as one for other kinds of content.
+
+    It may leave out the thoughts before it.
+    """
+    found = "".join(text[start:end] for start, end in answers).replace(MARK, "")
+    for i in conversation.answers:
+        if conversation.messages[i]["content"].split()[-1] not in found:
+            problem = f"the model's chat template leaves out the answer in message {i + 1:,}"
+            raise UserError(problem, hint="use another template, or another model")
+
+
+def answer_end(text: str, before: str, until: str, content: str) -> int | None:
+    """Where an answer ends in the text of a conversation; None: it can't be told.
+
+    Args:
+        before: the text that asks for it.
+        until: the text of the conversation up to its turn.
+        content: the answer.
+    """
+    if not (text.startswith(before) and until.startswith(before) and until != before):
+        return None
+    if text.startswith(until):
+        return len(until)
+    # As by Qwen3's, which begins the last answer of a conversation, and no other, with thoughts.
+    begin, found, end = until[len(before) :].rpartition(content)
+    for answer in (begin + content + end, content + end):
+        if found and text.startswith(answer, len(before)):
+            return len(before) + len(answer)
+    return None
 
 
 def marked_answers(conversation: Conversation, template: ChatTemplate) -> tuple[str, list[Span]]:

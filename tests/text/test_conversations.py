@@ -288,7 +288,6 @@ def test_answers_of_a_text_without_any(read, tmp_path):
 
 
 def test_a_template_that_hides_its_answers_is_refused(read, tmp_path):
-    """As Qwen3's, which drops what was thought before once more follows."""
     hides = "{% for m in messages %}{{ '!' if loop.last }}{{ m['content'] }}{% endfor %}"
     path = write_rows(tmp_path / "x.jsonl", [{"messages": turns("a", "b", "c", "d")}])
     with pytest.raises(UserError) as caught:
@@ -298,9 +297,25 @@ def test_a_template_that_hides_its_answers_is_refused(read, tmp_path):
     refuses = "{% if messages|length > 1 %}{{ raise_exception('Only one!') }}{% endif %}"
     with pytest.raises(UserError, match=r"line 1: the model's chat template refuses.* Only one!"):
         read(path, chat_tokenizer(refuses))
+    leaves_out = "{% for m in messages %}{{ m['role'] }} {% endfor %}"
+    with pytest.raises(UserError, match="line 1: the model's chat template leaves out the answer"):
+        read(path, chat_tokenizer(leaves_out))
     marks_none = "{% generation %}{% endgeneration %}x"
     with pytest.raises(UserError, match="line 1: the model's chat template marks no answer"):
         read(path, chat_tokenizer(marks_none))
+
+
+def test_thoughts_before_the_last_answer_alone(read, tmp_path):
+    """As by Qwen3's template, where the beginning of a conversation reads otherwise by itself."""
+    thinks = CHATML.replace(
+        "{{ m['content'] }}",
+        "{% if loop.last and m['role'] == 'assistant' %}<think>\n</think>\n{% endif %}"
+        "{{ m['content'] }}",
+    )
+    path = write_rows(tmp_path / "x.jsonl", [{"messages": turns("a", "b", "c", "d")}])
+    ((text, answers),) = shown(read(path, chat_tokenizer(thinks)))
+    assert answers == "b<|im_end|>\n<think>\n</think>\nd<|im_end|>\n"
+    assert text.count("<think>") == 1
 
 
 def test_the_flags_are_cached_continued_and_checked(read, tmp_path, monkeypatch):

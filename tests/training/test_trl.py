@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,14 +15,16 @@ from lit_gpt.huggingface.architectures import gpt_weights
 from lit_gpt.huggingface.config import gpt_config
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.module import next_token_loss
-from lit_gpt.text.answers import is_start
+from lit_gpt.text.answers import find_answers, is_start
+from lit_gpt.text.chat import ChatTemplate
+from lit_gpt.text.conversations import Conversation
 from lit_gpt.text.corpus import load_corpus
 from lit_gpt.text.files import TextFiles
 from lit_gpt.text.packing import Packs
 from lit_gpt.text.vocabularies import Vocabulary
 from tests.chats import CHATML, GENERATION, chat_tokenizer, their_tokenizer, turns, write_rows
 
-pytest.importorskip("trl")
+trl = pytest.importorskip("trl")
 pytest.importorskip("datasets")
 
 T = 160
@@ -38,6 +41,26 @@ KINDS = {
     "texts": (CHATML, TEXTS, {"completion_only_loss": True}),
     "all": (CHATML, [{"messages": x} for x in CHATS], {}),
 }
+
+
+ENDS = {  # how answers begin and end by the templates of models that people have
+    "qwen2_5": (["", "<|im_end|>\n"], ["", "<|im_end|>\n"]),
+    "qwen3": (["", "<|im_end|>\n"], ["<think>\n\n</think>\n\n", "<|im_end|>\n"]),
+    "llama3_2": (["", "<|eot_id|>"], ["", "<|eot_id|>"]),
+    "gemma3": (["", "<end_of_turn>\n"], ["", "<end_of_turn>\n"]),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_answers_by_the_templates_that_trl_brings(name):
+    folder = Path(trl.__file__).parent / "chat_templates"
+    if not (folder / f"{name}.jinja").exists():
+        pytest.skip("another version of TRL")
+    template = ChatTemplate((folder / f"{name}.jinja").read_text(), {"bos_token": "<s>"})
+    conversation = Conversation("", tuple(turns("Hi", "Hello", "Who?", "Me")))
+    text, spans = find_answers(conversation, template)
+    answers = [answer.join(ends) for answer, ends in zip(("Hello", "Me"), ENDS[name], strict=True)]
+    assert [text[start:end] for start, end in spans] == answers
 
 
 def their_trainer(folder, template, rows, options):
