@@ -33,7 +33,7 @@ ARCHITECTURES = {  # of transformers' model_type: GGUF's
     "qwen3": "qwen3",
 }
 PRE_TOKENIZERS = {  # what llama.cpp calls each way to split text
-    patterns.CL100K: "llama-bpe",  # but for white space that ends a text: see a test
+    patterns.CL100K: "llama-bpe",  # differs only in white space at the end
     patterns.LLAMA3: "llama-bpe",
     patterns.O200K: "gpt-4o",
     patterns.GPT2: "gpt-2",
