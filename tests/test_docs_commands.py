@@ -65,6 +65,9 @@ SHORTENED = {  # what is appended, by how they begin; a later option wins
 }
 FIRST = {  # what they need
     "lit-gpt train --ckpt_path last": f"lit-gpt train {STEPS} && ",  # the run it continues
+    "lit-gpt export --format gguf": f"lit-gpt train --model.style=modern {STEPS} && ",
+    "lit-gpt train --model.init_from model.gguf": f"lit-gpt train --model.style=modern {STEPS} && "
+    "lit-gpt export --format gguf --out model.gguf && ",
     "lit-gpt train --data.path store": "lit-gpt prepare --data.path my.txt --out store && ",
 }
 SERVERS = {"lit-gpt serve": "Serving ", "tensorboard": "http://"}  # what they say when they are up
