@@ -225,7 +225,9 @@ class Checkpoint:
                 raise ValueError(f"{config.vocab_size} rows, {tokenizer.vocab_size} tokens")
             if config.least_weights() > sum(weight.numel() for weight in weights.values()):
                 raise ValueError(f"a configuration larger than its {len(weights)} weights")
-            if 4 * config.context_length * config.d_model > MAX_TABLE:
+            is_rotary = config.position == "rotary"  # with a cosine and a sine of each channel
+            width = 2 * config.rotary_size if is_rotary else config.d_model
+            if 4 * config.context_length * width > MAX_TABLE:
                 raise ValueError(f"a context of {config.context_length} tokens")
             model = GPT(config)
             if lora := self.lora:

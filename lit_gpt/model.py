@@ -171,6 +171,9 @@ class GPTConfig:
             raise UserError("must be in [0, 1)", field="dropout", value=self.dropout)
         if not 1 < self.rotary_base < math.inf:
             raise UserError("must be above 1", field="rotary_base", value=self.rotary_base)
+        if not isinstance(self.sliding_window, int | None):
+            problem = "must be a whole number"
+            raise UserError(problem, field="sliding_window", value=self.sliding_window)
         if not 0 < self.norm_eps < 1:
             raise UserError("must be in (0, 1)", field="norm_eps", value=self.norm_eps)
         if not 0 < self.rotary_fraction <= 1:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.huggingface.layouts import GPT2, GPT_NEOX, LAYOUTS, QWEN2, Layout
+from lit_gpt.huggingface.layouts import GPT2, GPT_NEOX, LAYOUTS, LLAMA, QWEN2, Layout
 from lit_gpt.model import GPT, GPTConfig
 
 TOLERANCE = 1e-4  # between logits; where they exceed 1, times the largest
@@ -30,6 +30,8 @@ def layout_of(config: GPTConfig) -> Layout:
             choices["num_kv_heads"] = (config.num_heads,)
         if "head_size" not in layout.sizes:
             choices["head_size"] = (config.d_model / config.num_heads,)
+        if layout is LLAMA and config.d_model % config.num_heads:  # Mistral takes any
+            choices["d_model"] = (f"divisible by {config.num_heads}",)
         needs = [
             f"{name} {' or '.join(map(str, allowed))} instead of {getattr(config, name)}"
             for name, allowed in choices.items()

@@ -149,7 +149,7 @@ QWEN2 = replace(
     choices=LLAMA.choices | NO_BIAS | {"qkv_bias": (True,)},
     sizes={ours: theirs for ours, theirs in LLAMA.sizes.items() if ours != "head_size"},
 )
-MISTRAL = replace(  # without a window it is a Llama
+MISTRAL = replace(  # without a window it is a Llama, unless that refuses its size
     LLAMA,
     label="Mistral",
     model_type="mistral",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 
 # Repeating a text up to 4 times is nearly as good as new text, and beyond 16 times adds hardly
@@ -78,10 +79,11 @@ def suggest_model(
     candidates: list[tuple[float, int, dict[str, int]]] = [(distance, now, {})]
     for sizes in SHAPES:
         shape = dict(zip(("d_model", "num_blocks", "num_heads"), sizes, strict=True))
-        if shape["num_heads"] % (fixed["num_kv_heads"] or 1):
-            continue
         changes: dict[str, Any] = fixed | shape
-        size = count_parameters(replace(config, **changes))
+        try:
+            size = count_parameters(replace(config, **changes))
+        except UserError:  # key/value heads, or a rotary fraction, that don't suit these heads
+            continue
         candidates.append((abs(math.log(size / target)), size, shape))
         if size > target:
             break

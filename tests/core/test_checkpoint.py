@@ -11,6 +11,7 @@ import struct
 import subprocess
 import zipfile
 from collections import OrderedDict
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,9 @@ from lit_gpt.checkpoint import (
     read_checkpoint,
 )
 from lit_gpt.errors import UserError
-from lit_gpt.model import GPT
+from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.text.tokenizer import Tokenizer
+from lit_gpt.text.vocabularies import load_tokenizer
 from tests.conftest import limited_memory, write_text
 from tests.small_run import fit
 
@@ -264,6 +266,17 @@ def test_a_configuration_larger_than_its_weights_takes_no_memory(checkpoint, tmp
         with limited_memory(100_000_000), pytest.raises(UserError, match=words) as refusal:
             load_checkpoint(tmp_path / "large.ckpt")
         assert len(str(refusal.value)) < 500
+
+
+def test_a_rotary_table_is_as_wide_as_its_heads(tmp_path):
+    """So that a long context of a wide model loads: here 34 MB, not 4 bytes of d_model each."""
+    sizes = {"context_length": 1 << 20, "d_model": 256, "num_blocks": 1, "num_heads": 1}
+    gpt = GPT(GPTConfig(257, **sizes, style="modern", head_size=4, hidden_size=8))
+    weights = {f"gpt.{name}": weight for name, weight in gpt.state_dict().items()}
+    tokenizer = load_tokenizer("bytes").with_end_of_text()
+    content = {"gpt": asdict(gpt.config), "tokenizer": tokenizer.to_dict(), "state_dict": weights}
+    torch.save(content, tmp_path / "long.ckpt")
+    assert load_checkpoint(tmp_path / "long.ckpt")[0].rotary.shape == (2, 1 << 20, 4)
 
 
 def test_parts_that_do_not_fit_together_are_refused(checkpoint, tmp_path):

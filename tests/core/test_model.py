@@ -677,6 +677,7 @@ def test_classic_style_learns_exactly_as_the_classic_loop():
             {"rotary_fraction": 0.01, "position": "rotary"},
             "rotary_fraction 0.01: rotates 0 of 20 channels, not an even number",
         ),
+        ({"sliding_window": 2.5}, "sliding_window 2.5: must be a whole number"),
         ({"sliding_window": 0}, "sliding_window 0: must be at least 1"),
         ({"rope_factor": 0.5}, "rope_factor 0.5: must be at least 1"),
         ({"rope_scaling": "yarn"}, "rope_scaling 'yarn': must be one of None, linear, llama3"),

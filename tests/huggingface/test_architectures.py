@@ -71,6 +71,7 @@ FIT = {
         ROTARY | {"sliding_window": 5},
         ROTARY | {"sliding_window": 5, "num_kv_heads": 2, "head_size": 10, "norm_eps": 1e-5},
         ROTARY | {"sliding_window": 4096},
+        ROTARY | {"d_model": 26, "head_size": 6},  # which Llama refuses
     ],
     "gpt_neox": [
         NEOX,
@@ -236,6 +237,10 @@ def test_an_imported_model_computes_the_same(name, bare):
         (ROTARY | {"rotary_fraction": 0.34}, "Llama needs rotary_fraction 1.0 instead of 0.34"),
         (ROTARY | {"parallel_residual": True}, "Llama needs parallel_residual False instead of"),
         (ROTARY | {"sliding_window": 5, "qkv_bias": True}, "needs sliding_window None instead of"),
+        (
+            ROTARY | {"d_model": 26, "head_size": 6, "mlp_bias": True},
+            "Llama needs d_model divisible by 4 instead of 26",
+        ),
         (NEOX | {"head_size": 8}, "GPT-NeoX needs head_size 6.0 instead of 8"),
         (NEOX | {"num_kv_heads": 1}, "GPT-NeoX needs num_kv_heads 4 instead of 1"),
         (NEOX | {"qk_norm": True}, "GPT-NeoX needs qk_norm False instead of True"),

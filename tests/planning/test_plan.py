@@ -165,6 +165,13 @@ def test_a_suggested_model_fits_better_and_is_allowed(tokens, style, num_kv_head
     assert found.reason.endswith(f"{short(after)} parameters instead of {short(before)}")
 
 
+def test_shapes_that_a_choice_rules_out_are_not_suggested():
+    """Of heads of 12 channels 3 would rotate, of 20 five."""
+    choices = {"position": "rotary", "rotary_fraction": 0.25}
+    found = suggest_model(50_000, GPTConfig(1246, 128, 256, 8, 8, **choices), {})
+    assert found.options == ("--model.d_model=16", "--model.num_blocks=1", "--model.num_heads=1")
+
+
 def test_lines_in_both_splits_are_warned_of(make_plan, tmp_path):
     path = tmp_path / "twice.txt"
     path.write_text("a line that comes back\n" * 300, encoding="utf-8")
