@@ -19,9 +19,9 @@ def test_a_byte_that_the_model_lacks_is_the_client_s_error(tmp_path):
     with serving(f"--ckpt_path={path}", folder=here) as server:
         client = server.client()
         for create in (
-            lambda text: client.completions.create(model="m", prompt=text, max_tokens=2),
+            lambda text: client.completions.create(model="lacking", prompt=text, max_tokens=2),
             lambda text: client.chat.completions.create(
-                model="m", messages=[{"role": "user", "content": text}], max_tokens=2
+                model="lacking", messages=[{"role": "user", "content": text}], max_tokens=2
             ),
         ):
             assert create("ab").usage.completion_tokens == 2
