@@ -45,6 +45,7 @@ NO_END = (
     "TRL, lm-evaluation-harness and CTranslate2 stop; models trained by this release have one"
 )
 SAMPLING = ("temperature", "top_p", "min_p", "repetition_penalty")  # which transformers has too
+NO_END_OF_GGUF = "Missing: the model has no end-of-text token: llama.cpp writes until its limit"
 TRAINING = {"style": "--model.style", "tokenizer": "--data.tokenizer"}  # options of that command
 NAME_ANOTHER = "use `path` to name any text to compare the export on"
 
@@ -264,7 +265,7 @@ def export(
             )
     print(*findings, sep="\n")
     if tokenizer.end_of_text is None:
-        print(NO_END)
+        print(NO_END_OF_GGUF if is_gguf else NO_END)
     if adapter:
         print(f"Exported as a LoRA adapter of a {label}: {target}")
         words = ["export", "--ckpt_path", str(checkpoint.base_path), "--out", f"{target}-base"]
