@@ -133,7 +133,9 @@ class Reader:
             stamps = self.stamps  # finds the files
             known = manifest.known(stamps) if manifest is not None else None
         if known is not None:
-            self.fingerprint, self.has_documents, _ = known
+            self.fingerprint, self.has_documents, _, is_chat = known
+            if is_chat is not None:
+                self.is_chat = is_chat
             self.excluded.update(known.excluded)
         if text.text_field is not None and needs_fields and not self.has_documents:
             raise no_fields(text.text_field, self._place())
@@ -179,7 +181,7 @@ class Reader:
     @property
     def known(self) -> Known:
         """What another process need not read the text for."""
-        return Known(self.fingerprint, self.has_documents, dict(self.excluded))
+        return Known(self.fingerprint, self.has_documents, dict(self.excluded), self.is_chat)
 
     def _remember(self) -> None:
         """Keeps what was found in the files as they were when they were last read."""

@@ -32,11 +32,13 @@ class Known(NamedTuple):
         fingerprint: see `Reader`.
         has_documents: see `Reader`.
         excluded: files in archives that were left out, by glob.
+        is_chat: see `Reader`; None of what earlier releases found.
     """
 
     fingerprint: str
     has_documents: bool
     excluded: dict[str, int]
+    is_chat: bool | None = None
 
 
 class Stamps:
