@@ -99,13 +99,13 @@ def test_each_answer_sees_the_turns_before_it(generate, checkpoints):
     other = expected(path, second, 1338)
     more = expected(path, [*second, *other.encode()], 1339)
     assert said[:3] == [f"{answer}\n", f"{other}\n", f"{more}\n"]
-    assert "> ".join(["", *said[3:6]]) == f"> > one\n{answer}\n> two\n{other}{more}\n> "
-    assert said[6] == f"{expected(path, first, 1340)}\n"
-    assert said[8] == f"{expected(path, [BEGIN, *turn(SYSTEM, 'S'), *first[1:]], 1341)}\n"
+    assert said[3:6] == ["", f"one\n{answer}\n", f"two\n{other}{more}\n"]  # of /history
+    assert said[7] == f"{expected(path, first, 1340)}\n"
+    assert said[9] == f"{expected(path, [BEGIN, *turn(SYSTEM, 'S'), *first[1:]], 1341)}\n"
 
 
 def test_the_oldest_turn_gives_way(generate):
-    message = "x" * 30  # the context has 96 tokens
+    message = "x" * 40  # the context has 96 tokens
     said = generate("template", "--interactive", stdin=f"{message}\n{message}\n{'y' * 95}")
     _, first, second, third, _ = said.split("> ")
     assert "no longer fits" not in first
