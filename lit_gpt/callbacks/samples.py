@@ -24,8 +24,7 @@ class Samples(Callback):
     """Continues a few fixed prompts at each evaluation and logs the text.
 
     Args:
-        prompts: texts to continue; None: the beginnings of three lines of the validation text, or
-            what precedes the answers of three of its conversations.
+        prompts: texts to continue; None: the beginnings of three lines of the validation text.
         num_tokens: length of each continuation; 0: no samples.
     """
 

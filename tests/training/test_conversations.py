@@ -67,8 +67,9 @@ def test_what_a_run_on_conversations_prints(train, chats):
     assert "from frequencies alone" not in result.out
     model, _ = Checkpoint.read(result.run.last.dirpath + "/last.ckpt").build()
     loss, number = mean_nats(model, packs)
-    assert "Chat with it:    lit-gpt generate --ckpt_path" in result.out
-    assert " --chat --interactive\n" in result.out
+    assert re.search(
+        r"Chat with it: .*generate.* --ckpt_path .*ckpt --chat --interactive\n", result.out
+    )
     assert f"Final validation loss: {loss:.4f} nats/token over all {number} tokens" in result.out
     sample = re.search(r"Sample: (.*)", result.out)
     assert sample[1].startswith("User: / Count to ")
@@ -214,12 +215,13 @@ def test_a_chat_model_is_tuned_by_its_own_template(train, chats, tmp_path):
     )
     assert (result.status, result.err) == (0, "")
     data = result.run.data
-    (row,) = data.windows["val"].windows(np.array([0]))[0]
+    last = np.array([len(data.windows["val"]) - 1])  # the first ones are truncated
+    (row,) = data.windows["val"].windows(last)[0]
     ours = data.tokenizer
     start, end = (ours.special[name] for name in ("<|im_start|>", "<|im_end|>"))
     user = [start, *ours.encode("user\nCount to ").tolist()]
     assert row[: len(user)].tolist() == user
-    _, y = read_windows(data.windows["val"], np.array([0]), T)
+    _, y = read_windows(data.windows["val"], last, T)
     assert end in y
     assert start not in y
     checkpoint = result.run.last.dirpath + "/last.ckpt"
