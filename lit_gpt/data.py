@@ -191,11 +191,10 @@ class TextDataModule(pl.LightningDataModule):
             .csv and .tsv files where `text_field` is given: an end-of-text token follows each.
             All others are plain text.
         tokenizer: the name of any tiktoken encoding; `bytes` for raw UTF-8 bytes; bpe:4096 for
-            4096 tokens (the 256 bytes and end of text among them) trained on the training split;
-            `chars` for the bytes and the characters of that split; a .tiktoken file (its text is
-            split as by cl100k_base); a SentencePiece .model file; or, in the training command, a
-            tokenizer.json file, a .ckpt file or a local Hugging Face folder for its model's own
-            tokenizer.
+            4096 tokens (the 256 bytes among them) trained on the training split; `chars` for the
+            bytes and the characters of that split; a .tiktoken file (its text is split as by
+            cl100k_base); a SentencePiece .model file; or, in the training command, a tokenizer.json
+            file, a .ckpt file or a local Hugging Face folder for its model's own tokenizer.
         compact_vocab: whether to leave tokens that the corpus never uses out of the vocabulary;
             does not apply to bpe:N and chars, nor to a model's own tokenizer.
         encoding: encoding of the files, as a Python codec name.

@@ -65,7 +65,9 @@ def test_it_holds_only_plain_data_under_the_keys_of_the_schema(checkpoint):
     assert set(content) >= RESUME_KEYS.keys()
     assert all(isinstance(content[key], kind) for key, kind in RESUME_KEYS.items())
     assert content["gpt"]["style"] == "modern"
-    assert set(content["tokenizer"]) == {"name", "pattern", "vocabulary"}
+    assert set(content["tokenizer"]) == {
+        *("name", "pattern", "vocabulary", "end_of_text", "end_is_used")
+    }
 
 
 def test_what_it_says_of_its_run(checkpoint):
