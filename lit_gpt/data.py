@@ -218,7 +218,7 @@ class TextDataModule(pl.LightningDataModule):
 
     Attributes:
         given_tokenizer: a model's own tokenizer instead of `tokenizer`'s; set it before first use.
-        ends_files: false for a run that an earlier release began; see `Vocabulary`.
+        ends_files: false to have no end of text, as in earlier releases; see `Vocabulary`.
         train_batches: how many batches come round again and again in training; None: no limit. The
             training command sets it to `limit_train_batches` or `overfit_batches`.
         overfit: whether the evaluation of the training split uses these very batches.
