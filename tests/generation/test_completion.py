@@ -141,23 +141,6 @@ def test_an_end_of_text_is_only_drawn_where_the_model_has_learnt_it(sampling):
     assert (piece.text, piece.finish_reason) == ("", "stop")
     pieces = list(complete(model, tokenizer.with_end_used(False), request))
     assert (len(pieces), pieces[-1].finish_reason) == (20, "length")
-    unlearnt = tokenizer.with_end_of_text().with_end_used(False)
-    assert encode_prompt(unlearnt, "") == [10]
-
-
-@pytest.mark.parametrize("sampling", [Sampling(0), Sampling(1)])
-def test_an_end_of_text_is_only_drawn_where_the_model_has_learnt_it(sampling):
-    """Its row was never trained otherwise, and may have any logit: here, the highest."""
-    model = small_model(257)
-    model.head.register_forward_hook(
-        lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([256]), 1e3)
-    )
-    tokenizer = load_tokenizer("bytes").with_end_of_text()
-    request = [Request("the", 20, sampling)]
-    (piece,) = complete(model, tokenizer, request)
-    assert (piece.text, piece.finish_reason) == ("", "stop")
-    pieces = list(complete(model, tokenizer.with_end_used(False), request))
-    assert (len(pieces), pieces[-1].finish_reason) == (20, "length")
 
 
 def test_a_trace_has_the_models_probabilities_and_those_drawn_with():
