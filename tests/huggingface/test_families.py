@@ -375,7 +375,7 @@ def test_training_text_with_a_missing_byte_is_one_line(train, places, tmp_path):
     assert "control\\x04character" in last
 
 
-def test_a_chat_model_is_tuned_and_chats_and_goes_back(train, places, tmp_path, capsys):
+def test_a_chat_model_is_tuned_and_chats_and_goes_back(train, places, tmp_path, capfd):
     folder = make_family_model(tmp_path / "model")
     options = {"model.init_from": folder, "data.context_length": 64, "trainer.max_steps": 2}
     text = tmp_path / "good.txt"
@@ -386,9 +386,9 @@ def test_a_chat_model_is_tuned_and_chats_and_goes_back(train, places, tmp_path, 
     assert tokenizer == from_hf(folder)[0]
     words = ["--chat", "--prompt=Hi", "--json", "--max_new_tokens=4"]
     assert main(["generate", f"--ckpt_path={path}", *words]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["prompt"] == "Hi"
+    assert json.loads(capfd.readouterr().out.splitlines()[-1])["prompt"] == "Hi"
     assert main(["generate", f"--ckpt_path={path}", "--prompt=a\x04b"]) == 2
-    assert "no token for byte 0x04" in capsys.readouterr().err
+    assert "no token for byte 0x04" in capfd.readouterr().err
     out = tmp_path / "out"
     assert main(["export", f"--ckpt_path={path}", f"--out={out}"]) == 0
     auto = AutoTokenizer.from_pretrained(out)
