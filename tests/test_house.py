@@ -139,4 +139,4 @@ def test_the_core_is_read_in_an_evening():
         (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
         for name in [*files.split(), "training/train"]
     ]
-    assert sum(len(text.splitlines()) for text in texts) <= 2600
+    assert sum(len(text.splitlines()) for text in texts) <= 2800
