@@ -26,7 +26,7 @@ TEXTS = {path: path.read_text(encoding="utf-8") for path in [*PAGES, *FRONT]}
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OTHERS = {  # commands of other packages
     *(".", "curl", "jupyter", "lint-imports", "mkdocs", "mypy", "pip", "pytest", "python", "ruff"),
-    "tensorboard",
+    *("tensorboard", "unzip"),
 }
 LINKED = {"data.seed", "model.seed", "model.context_length", "model.vocab_size"}  # no options
 COMPUTED = ("the ", "as many", "d_model", "4 d_model")  # defaults that depend on something else

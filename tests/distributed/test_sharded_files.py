@@ -110,6 +110,7 @@ def test_a_damaged_or_hostile_folder_is_one_line(damage, tmp_path, monkeypatch, 
 
 def test_the_room_for_folders_counts_the_files_in_them(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "file_bytes", lambda *_: 10_000)
+    monkeypatch.setattr(checkpoints, "base_bytes", lambda _: 0)
     monkeypatch.setattr(checkpoints, "free_bytes", lambda _: 0)
     (tmp_path / "last.ckpt").mkdir()
     part = tmp_path / "last.ckpt" / "__0_0.distcp"

@@ -36,8 +36,8 @@ def quarantine(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    for name in ("kernels", "peft"):
-        assert name not in os.sys.modules
+    for name in ("kernels", "peft"):  # which other tests import
+        monkeypatch.delitem(os.sys.modules, name, raising=False)
     real = builtins.__import__
 
     def watched(name, *args, **kwargs):
@@ -292,7 +292,8 @@ def test_the_rest_of_tokenizer_json_is_not_used(folders, tmp_path):
     spec |= {"decoder": replace, "post_processor": replace, "padding": 7, "truncation": "x"}
     spec["added_tokens"].append(spec["added_tokens"][0] | {"id": 10**6, "content": "x" * (1 << 20)})
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
-    assert from_hf(tmp_path)[0] == from_hf(folders / "gpt2")[0]
+    found, plain = from_hf(tmp_path)[0], from_hf(folders / "gpt2")[0]
+    assert (found.pattern, found.ranks) == (plain.pattern, plain.ranks)
     spec["normalizer"] = replace
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
     with pytest.raises(UserError, match=r"normalizes text \(Replace\)"):

@@ -21,7 +21,7 @@ from lit_gpt.__main__ import STARTING
 from tests.conftest import ROOT, SMALL, command_line
 
 COLUMNS = 120
-OVERFITS = {"model.learning_rate": 0.02, "trainer.max_steps": 90, "trainer.val_check_interval": 10}
+OVERFITS = {"model.learning_rate": 0.02, "trainer.max_steps": 180, "trainer.val_check_interval": 20}
 
 
 def drain(master: int, chunks: list[bytes]) -> None:

@@ -325,7 +325,7 @@ CHANGES = {  # each option changes the run
     "model.bigram_rows": 50,
     "model.qkv_bias": False,
     "model.norm_eps": 0.1,
-    "model.sliding_window": 5,
+    "model.sliding_window": 1,
     "data.batch_size": 3,
     "data.context_length": 8,
     "data.order": "shuffled",
