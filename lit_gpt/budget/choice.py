@@ -151,7 +151,7 @@ def plan_of(budget: Budget, candidate: Candidate, times: Times) -> Plan | None:
     left = TARGET * budget.seconds - budget.spent - others
     steps = int(left / step) if times.step < LONGEST_STEP * budget.seconds else 0
     wanted = budget.given.get("max_steps")
-    useful = wanted or math.ceil(recipe.MOST_EPOCHS / candidate.epochs(1))
+    useful = wanted or max(1, math.floor(recipe.MOST_EPOCHS / candidate.epochs(1)))
     if steps < (wanted or min(LEAST_STEPS, useful)):
         return None
     steps = min(steps, useful)

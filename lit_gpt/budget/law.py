@@ -55,7 +55,7 @@ class Law:
         return self.floor * factor * counts
 
 
-FITTED = Law(0.493, 0.0235, 0.1505, 0.4542, 0.3656, 1.8791, -0.3805, 1.0296, 0.0165)
+FITTED = Law(0.4651, 0.0222, 0.1856, 0.4704, 0.3266, 1.9323, -0.3947, 1.0303, 0.0327)
 
 
 def expected(candidate: Candidate, steps: int, law: Law = FITTED) -> float:

@@ -18,7 +18,7 @@ from lit_gpt.command import seconds_since_start
 from lit_gpt.text.splits import Splits
 
 TRIES = 3  # candidates that are timed at most, each the best once the one before was timed
-CHECK = 1000  # times the seconds of a step: the budget from which threads are measured again
+CHECK = 200  # times the seconds of a step: the budget from which threads are measured again
 SHORTEST = 16  # tokens of a window, with which the text is encoded
 
 

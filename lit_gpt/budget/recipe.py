@@ -39,12 +39,12 @@ def is_by_heart(epochs: float, weights_per_token: float) -> bool:
 
 
 def dropout(epochs: float, weights_per_token: float) -> float:
-    """Only for at least one whole pass more than is ever planned, when the steps are given.
+    """Only for more passes than are ever planned, when the steps are given.
 
     On tinyshakespeare, read 3.8 times with a weight decay of 1.0, a dropout of 0.1 changes 2.088
     bits per byte to 2.108.
     """
-    return 0.1 if epochs // 1 > MOST_EPOCHS and is_by_heart(epochs, weights_per_token) else 0.0
+    return 0.1 if epochs > MOST_EPOCHS and is_by_heart(epochs, weights_per_token) else 0.0
 
 
 def weight_decay(epochs: float, weights_per_token: float) -> float:

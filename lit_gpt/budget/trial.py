@@ -127,7 +127,7 @@ class Trial:
         share, least, most = WHOLE
         whole = min(most, max(least, share * budget))
         start = time.perf_counter()
-        self.set_threads(self.probe(*PROBES[1]))
+        self.set_threads(self.probe(*PROBES[2]))  # about as large as what a minute allows
         found: list[tuple[Candidate, float]] = []
         for probe in PROBES:
             candidate = self.probe(*probe)
