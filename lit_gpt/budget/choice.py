@@ -296,8 +296,8 @@ def model_reason(given: Mapping[str, Any], plans: list[Plan], best: Plan) -> str
 
 def repetition_reason(best: Plan) -> str:
     """Why dropout and weight decay are what they are."""
-    if best.epochs <= recipe.NEW:
-        return f"the text is read at most {recipe.NEW:g} times"
+    if best.epochs <= 1:
+        return "the text is read once"
     is_large = recipe.is_by_heart(best.epochs, best.candidate.weights_per_token)
     return f"the model is {'large enough' if is_large else 'too small'} to learn the text by heart"
 

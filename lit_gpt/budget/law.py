@@ -20,7 +20,7 @@ REPEATS = 15.4  # passes after which a repeated text is worth 1 - 1/e of new one
 FEWER = 0.9  # of the steps: the search for their best number takes such strides
 # Tokens per step at which half of all are wasted, in a run of so many; it grows with their root.
 CRITICAL = (1500, 256_000)
-DECAYED = 0.1  # of what weights beyond recipe.LARGE add, where the recipe decays weights more
+DECAYED = 0.1  # of what weights beyond recipe.LARGE add, if the recipe's stronger decay holds them
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Law:
         return self.floor * factor * counts
 
 
-FITTED = Law(0.4651, 0.0222, 0.1856, 0.4704, 0.3266, 1.9323, -0.3947, 1.0303, 0.0327)
+FITTED = Law(0.5117, 0.0202, 0.1302, 0.4952, 0.4262, 1.8519, -0.3822, 1.0276, 0.0306)
 
 
 def expected(candidate: Candidate, steps: int, law: Law = FITTED) -> float:
@@ -71,19 +71,21 @@ def expected(candidate: Candidate, steps: int, law: Law = FITTED) -> float:
 
 def useful_steps(candidate: Candidate, most: int) -> int:
     """The steps, at most `most`, after which the model would only learn the text by heart."""
-    steps = most
-    while (fewer := math.ceil(FEWER * steps)) < steps:
-        if expected(candidate, fewer) >= expected(candidate, steps):
-            break
+    best = steps = most
+    least = expected(candidate, most)
+    while candidate.epochs(steps) > 1 and (fewer := math.ceil(FEWER * steps)) < steps:
         steps = fewer
-    return steps
+        if (bits := expected(candidate, steps)) <= least:
+            best, least = steps, bits
+    return best
 
 
 def overfitting(candidate: Candidate, epochs: float) -> float:
     """Grows with the passes after the first, and with the weights for each token of the text."""
     weights = candidate.weights_per_token
-    held = DECAYED * max(0.0, math.sqrt(weights) - math.sqrt(recipe.LARGE))
-    return math.log(max(1.0, epochs)) * (math.sqrt(min(weights, recipe.LARGE)) + held)
+    beyond = max(0.0, math.sqrt(weights) - math.sqrt(recipe.LARGE))
+    share = DECAYED if recipe.is_by_heart(epochs, weights) else 1.0
+    return math.log(max(1.0, epochs)) * (math.sqrt(min(weights, recipe.LARGE)) + share * beyond)
 
 
 def useful_tokens(seen: float, different: int, step_tokens: int) -> float:
