@@ -88,4 +88,4 @@ def print_cluster(cluster: Cluster) -> None:
     print_memory(cluster)
     print_verdict(cluster)
     print_costs(cluster)
-    print("Nothing of this is measured; its sources: docs/scaling.md#planning")
+    print("None of this is measured; its sources: docs/scaling.md#planning")

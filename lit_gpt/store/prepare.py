@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from lit_gpt.command import call, command_line, option
+from lit_gpt.distributed.launch import find_launch
 from lit_gpt.errors import UserError, check_least
 from lit_gpt.store.objects import Objects
 from lit_gpt.store.plan import make_plan, sizes_of
@@ -45,7 +46,7 @@ def prepare(
     *,
     data: StoreText,
     out: str,
-    task: str = "0/1",
+    task: str | None = None,
     shard_tokens: int = 1 << 23,
     block_tokens: int = 1 << 20,
 ) -> None:
@@ -54,7 +55,8 @@ def prepare(
     Args:
         data: the text.
         out: folder or address of the store: DIR, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.
-        task: this process's part of the work, as 3/64: the fourth of 64 tasks, in any order.
+        task: this process's part of the work, as 3/64: the fourth of 64 tasks, in any order. By
+            default, the processes that torchrun or srun started divide it.
         shard_tokens: tokens per shard.
         block_tokens: tokens that training fetches and mixes as a whole.
 
@@ -62,7 +64,7 @@ def prepare(
         UserError: a text, tokenizer or place that can't be used.
     """
     check_least(1, shard_tokens=shard_tokens, block_tokens=block_tokens)
-    number, tasks = parse_task(task)
+    number, tasks = parse_task(task) if task else launched_task()
     objects = Objects(out, field="out")
     files = data.files
     sizes = sizes_of(files)
@@ -78,6 +80,12 @@ def prepare(
         print(f"Total: {info.num_tokens:,} tokens\nShards: {shards}")
         print(f"Vocabulary: {index.tokenizer.vocab_size:,} tokens ({data.tokenizer})")
         print(f"Train on it:  {command_line('train', '--data.path', out)}")
+
+
+def launched_task() -> tuple[int, int]:
+    """This process's number, and how many a launcher started."""
+    launch = find_launch()
+    return (launch.rank, launch.world_size) if launch else (0, 1)
 
 
 def parse_task(task: str) -> tuple[int, int]:

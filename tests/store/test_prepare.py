@@ -114,6 +114,23 @@ def test_a_vocabulary_made_from_the_text_is_the_same_in_all_tasks(
     assert tokenizer.decode_bytes(tokens_of(tmp_path / "s")) == text
 
 
+def test_processes_of_a_launcher_divide_the_work(texts, prepare, tmp_path, monkeypatch):
+    """As those of `torchrun --nproc_per_node=2` and of srun: neither encodes everything."""
+    assert prepare(texts, tmp_path / "one")[0] == 0
+    torchrun = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}
+    srun = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_ID": "0"}
+    for name, rank, started in (("t", "RANK", torchrun), ("s", "SLURM_PROCID", srun)):
+        with monkeypatch.context() as environment:
+            for number in ("1", "0"):
+                for key, value in {**started, rank: number}.items():
+                    environment.setenv(key, value)
+                assert not (tmp_path / name / "index.json").exists()
+                assert prepare(texts, tmp_path / name)[0] == 0
+        shards = read_index(tmp_path / name)["shards"]
+        assert {shard["name"][:13] for shard in shards} == {"shards/000000", "shards/000001"}
+        assert np.array_equal(tokens_of(tmp_path / name), tokens_of(tmp_path / "one"))
+
+
 def test_a_vocabulary_does_not_see_the_last_tenth(prepare, tmp_path):
     (tmp_path / "text.txt").write_text("ab" * 900 + "é" * 100)  # the last 200 of 2,000 bytes
     prepare(tmp_path / "text.txt", tmp_path / "s", "--data.tokenizer=chars")
