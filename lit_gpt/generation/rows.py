@@ -215,6 +215,7 @@ class Rows:
         context = self.model.config.context_length
         for row, length in enumerate(self.lengths):
             if length > context:
+                self.at_work = [row]  # should there be no room for the copy
                 kept = max(1, context // 2)
                 self._set_window(row, self.windows[row, length - kept : length].clone())
 

@@ -197,7 +197,9 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         running, waiting = self.batcher.counts()
-        return JSONResponse({"status": "ok", "running": running, "waiting": waiting})
+        is_alive = self.batcher.is_alive()
+        content = {"status": "ok" if is_alive else "stopped", "running": running}
+        return JSONResponse(content | {"waiting": waiting}, 200 if is_alive else 503)
 
     async def show_page(self, request: Request) -> Response:
         policy = "frame-ancestors 'none'"  # has no effect in a <meta> element

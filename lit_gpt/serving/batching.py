@@ -10,7 +10,7 @@ import asyncio
 import threading
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -112,6 +112,7 @@ class Batcher(threading.Thread):
         self, model: GPT, tokenizer: Tokenizer, max_concurrent: int, max_batch_size: int
     ) -> None:
         super().__init__(name="completion")
+        self.model = model
         self.tokenizer = tokenizer
         self.max_concurrent = max_concurrent
         self.max_batch_size = max_batch_size
@@ -173,17 +174,20 @@ class Batcher(threading.Thread):
             new = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
             joining = dict(zip(self._indices, new, strict=False))
             self._running |= joining
+        if self._survives(self._drop_others):
+            for index, row in joining.items():
+                try:
+                    self._batch.add(index, row.job.requests[row.index])
+                except Exception as error:  # the thread lives on, for the others
+                    fail([row], described(error))
+
+    def _drop_others(self) -> None:
+        """Drops the rows that no longer run."""
         self._batch.keep(self._running.__contains__)
-        for index, row in joining.items():
-            try:
-                self._batch.add(index, row.job.requests[row.index])
-            except Exception as error:  # the thread lives on, for the others
-                fail([row], described(error))
 
     def _step(self) -> None:
         """Adds about one token to each row."""
         parts: list[tuple[Job, CompletionChunk | Failure]] = []
-        failed: list[Row] = []
         problem = ""
         try:
             for piece in self._batch.step():
@@ -192,6 +196,27 @@ class Batcher(threading.Thread):
                 parts.append((row.job, replace(piece, index=row.index)))
         except Exception as error:  # such as out of memory; the other rows continue
             problem = described(error)
-            failed = [self._running[index] for index in self._batch.drop_failed()]
         deliver(parts)
-        fail(failed, problem)
+        if problem:  # only here, as the error held the memory of the step
+            self._survives(lambda: self._drop_failed(problem))
+
+    def _drop_failed(self, problem: str) -> None:
+        """Drops the rows that the last step, which failed, worked on."""
+        failed = self._batch.drop_failed()
+        fail([self._running[index] for index in failed], problem)
+
+    def _survives(self, change: Callable[[], None]) -> bool:
+        """Changes the batch; if that fails, all of its rows do, and the next ones get a new batch.
+
+        Returns:
+            Whether it is the same batch.
+        """
+        try:
+            change()
+        except Exception as error:
+            problem = described(error)
+        else:
+            return True
+        fail(self._running.values(), problem)
+        self._batch = Batch(self.model, self.tokenizer)
+        return False

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
 from lit_gpt.generation.completion import Batch, Request, complete
+from lit_gpt.generation.rows import Rows
 from lit_gpt.generation.sampling import Sampling
 from lit_gpt.model import GPT
+from lit_gpt.serving import batching
+from lit_gpt.serving.app import Service, application
 from lit_gpt.serving.batching import Batcher, Busy, Failure, Job
 from lit_gpt.text.vocabularies import load_tokenizer
 from tests.generation.models import small_model
@@ -138,6 +143,95 @@ def test_a_prompt_that_fails_leaves_those_that_run_alone(capfd):
     assert "no room" in capfd.readouterr().err
 
 
+def test_the_memory_of_a_failed_step_is_free_when_its_rows_are_dropped(monkeypatch, capfd):
+    """To drop rows takes memory, too, which the failed step may have taken."""
+    model = small_model(context_length=64)
+    expected = alone(model, Request("ab", 40))
+    keep = Rows.keep
+    read: list[weakref.ref[torch.Tensor]] = []
+
+    def no_room(_: object, args: Any) -> None:
+        if args[0].size(1) == 5:
+            read.append(weakref.ref(args[0]))
+            raise torch.OutOfMemoryError("no room")
+
+    def keep_if_free(rows: Rows, kept: list[int]) -> None:
+        assert not read or read[0]() is None
+        keep(rows, kept)
+
+    async def ask(batcher: Batcher) -> None:
+        good = batcher.submit([Request("ab", 40)])
+        text = (await anext(good.pieces())).text
+        with pytest.raises(Failure, match=r"the model failed \(OutOfMemoryError\)"):
+            await text_of(batcher.submit([Request("abcde", 40)]))
+        assert text + await text_of(good) == expected
+
+    monkeypatch.setattr(Rows, "keep", keep_if_free)
+    model.embedding.register_forward_pre_hook(no_room)
+    with running(model) as batcher:
+        serve(ask, batcher)
+    assert len(read) == 1
+    assert "no room" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("prompt", ["abc", "abcde"])
+def test_if_rows_can_not_be_dropped_all_fail_and_the_next_are_answered(monkeypatch, capfd, prompt):
+    """One whose client hangs up, or one that fails itself: there is no room to read five tokens."""
+    model = small_model(context_length=64)
+    keep = Rows.keep
+    errors = [torch.OutOfMemoryError("no room to move rows")]
+
+    def no_room(_: object, args: Any) -> None:
+        if args[0].size(1) == 5:
+            raise torch.OutOfMemoryError("no room to read")
+
+    def keep_later(rows: Rows, kept: list[int]) -> None:
+        if errors:
+            raise errors.pop()
+        keep(rows, kept)
+
+    async def ask(batcher: Batcher) -> str:
+        other = batcher.submit([long_request()])
+        await first_piece(other)
+        monkeypatch.setattr(Rows, "keep", keep_later)
+        leaving = batcher.submit([Request(prompt, 100_000)])
+        if prompt == "abc":
+            await first_piece(leaving)
+            leaving.cancel()
+        for job in {other} if prompt == "abc" else {leaving, other}:
+            with pytest.raises(Failure, match=r"the model failed \(OutOfMemoryError\)"):
+                await text_of(job)
+        assert batcher.counts() == (0, 0)
+        return await text_of(batcher.submit([Request("a", 9)]))
+
+    model.embedding.register_forward_pre_hook(no_room)
+    with running(model) as batcher:
+        assert serve(ask, batcher) == alone(model, Request("a", 9))
+    assert not errors
+    assert "no room to move rows" in capfd.readouterr().err
+
+
+def test_a_window_that_can_not_slide_fails_alone(monkeypatch):
+    model = small_model(context_length=16)
+
+    def no_room(_: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    batch = Batch(model, TOKENIZER)
+    batch.add(0, Request("a" * 16, 9))
+    batch.add(1, Request("b", 9))
+    pieces = list(batch.step())
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "clone", no_room)
+        with pytest.raises(torch.OutOfMemoryError):
+            list(batch.step())
+    assert batch.drop_failed() == [0]
+    while batch:
+        pieces += batch.step()
+    text = "".join(piece.text for piece in pieces if piece.index == 1)
+    assert text == alone(model, Request("b", 9))
+
+
 def test_a_prompt_that_cannot_be_encoded_fails_alone(capfd):
     model = small_model()
 
@@ -161,11 +255,18 @@ def test_nobody_waits_for_a_thread_that_an_error_ended(monkeypatch):
         job = batcher.submit([long_request()])
         await first_piece(job)
         monkeypatch.setattr(Batch, "keep", broken)
+        monkeypatch.setattr(batching, "Batch", broken)
         with pytest.raises(Failure):
             await text_of(job)
         batcher.join()
         with pytest.raises(Busy):
             batcher.submit([Request("a", 1)])
+        app = application(Service(batcher, "m", 0, "", 9, 9, 16), hosts=None)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            health = await client.get("/health")
+        assert health.status_code == 503
+        assert health.json() == {"status": "stopped", "running": 0, "waiting": 0}
 
     with running(small_model()) as batcher:
         serve(ask, batcher)
