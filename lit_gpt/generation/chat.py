@@ -24,9 +24,17 @@ def chat_request(
         begun: the beginning of the answer.
 
     Raises:
-        UserError: messages that the template refuses.
+        UserError: messages that the template refuses, or that are not text.
     """
     template = ChatTemplate.of(tokenizer)
+    for message in messages:
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:
+            hint = "check the terminal's encoding"
+            if message["role"] == "system":
+                raise UserError("is not valid Unicode text", field="system", hint=hint) from error
+            raise UserError("the message is not valid Unicode text", hint=hint) from error
     ids = tokenizer.encode_chat(template.render(messages, add_generation_prompt=True) + begun)
     stop = (*request.stop, *template.stop)
     return replace(request, prompt=messages[-1]["content"], ids=tuple(ids.tolist()), stop=stop)
@@ -91,13 +99,8 @@ class ChatSession(Session):
         """The request, without the oldest turns if they leave no room for the answer.
 
         Raises:
-            UserError: the message alone is too long, or is not text.
+            UserError: the message alone is too long, or it or the system message is not text.
         """
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            hint = "check the terminal's encoding"
-            raise UserError("the message is not valid Unicode text", hint=hint) from error
         while True:
             request = chat_request(self.request, self.tokenizer, self.messages(prompt), begun)
             most = self.model.config.context_length - request.max_new_tokens

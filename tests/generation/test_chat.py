@@ -104,6 +104,15 @@ def test_each_answer_sees_the_turns_before_it(generate, checkpoints):
     assert said[9] == f"{expected(path, [BEGIN, *turn(SYSTEM, 'S'), *first[1:]], 1341)}\n"
 
 
+def test_what_is_not_text_is_one_line_of_a_session(generate):
+    lines = ["/system \udcff", "Hi", "/system S", "\udcff", "Hi"]
+    _, *said = generate("template", "--interactive", stdin="\n".join(lines)).split("> ")
+    hint = "is not valid Unicode text; check the terminal's encoding\n"
+    assert said[1] == f"error: /system: {hint}"
+    assert said[3] == f"error: the message {hint}"
+    assert "error" not in said[4]
+
+
 def test_the_oldest_turn_gives_way(generate):
     message = "x" * 40  # the context has 96 tokens
     said = generate("template", "--interactive", stdin=f"{message}\n{message}\n{'y' * 95}")
@@ -120,6 +129,10 @@ def test_the_oldest_turn_gives_way(generate):
     [
         ([], "--chat: needs a message to answer; give one with --prompt, or add --interactive"),
         (["--prompt=" + "x" * 90], "the conversation has 96 tokens, the model's context 96"),
+        (
+            ["--prompt=a", "--system=\udcff"],
+            "--system: is not valid Unicode text; check the terminal's encoding",
+        ),
         (["--system=no chat", "--prompt=a"], "--system: is for chats alone; add --chat"),
     ],
 )
