@@ -245,8 +245,11 @@ def option(field: str) -> str:
 
 def resource_error(error: BaseException) -> UserError | None:
     """What a disk or a device ran out of, and what to do; None for any other error."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" for {error.filename}" if error.filename else ""
+    in_rust = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors words it
+    number = error.errno if isinstance(error, OSError) else int(in_rust[1]) if in_rust else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        filename = getattr(error, "filename", None)
+        where = f" for {filename}" if filename else ""
         hint = "free some, or use other folders"
         return UserError(f"no space left on the disk{where}", hint=hint)
     # As torch (on CUDA, MPS and the CPU) and numpy word it.

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_gpt.command import resource_error
 from lit_gpt.errors import UserError
 from lit_gpt.huggingface.architectures import layout_of
 from lit_gpt.huggingface.config import hf_config
@@ -29,7 +30,7 @@ from lit_gpt.huggingface.gguf_file import (
 from lit_gpt.huggingface.layouts import LAYOUTS, Layout
 from lit_gpt.huggingface.split_pattern import in_one_line, onig_pattern
 from lit_gpt.model import GPTConfig, rotary_rates
-from lit_gpt.storage import cache_folder, temporary_folder
+from lit_gpt.storage import cache_folder, remove_abandoned, temporary_folder
 from lit_gpt.text import patterns
 
 SUFFIX = ".gguf"
@@ -66,7 +67,8 @@ def as_folder(source: str | Path) -> Path:
     """The folder itself, or for a GGUF file one in the cache, made when it is first asked for.
 
     Raises:
-        UserError: the file can't be read, or holds a model that ours can't be.
+        UserError: the file can't be read, or holds a model that ours can't be; or there is no room
+            for it.
     """
     path = Path(os.path.expanduser(source))
     if not is_gguf(path):
@@ -80,16 +82,21 @@ def as_folder(source: str | Path) -> Path:
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(root)
         with temporary_folder(root) as work:
             made = work / folder.name
             made.mkdir()
             write_folder(made, open_gguf(path))
-            if not folder.is_dir():
+            try:
                 made.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
     except Unsupported as error:
         raise unusable(path, str(error)) from error
     except Exception as error:  # a stranger's file can raise anything
-        raise unusable(path, f"can't be read ({in_one_line(error)})") from error
+        problem = f"can't be read ({in_one_line(error)})"
+        raise resource_error(error) or unusable(path, problem) from error
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -187,3 +188,48 @@ def test_damaged_files_are_one_line(content, tmp_path):
     with pytest.raises(UserError, match="can't be read") as refused:
         as_folder(tmp_path / "m.gguf")
     assert "\n" not in str(refused.value)
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    tokenizer = bpe()
+    model = make_model(tokenizer.vocab_size, **QWEN3)
+    write_gguf(tmp_path / "m.gguf", model, tokenizer, "", "f32")
+    return tmp_path / "m.gguf"
+
+
+def test_another_process_may_convert_the_file_at_the_same_time(file, monkeypatch):
+    """The first one's folder stays."""
+    rename = Path.rename
+
+    def overtaken(made: Path, folder: Path) -> Path:
+        shutil.copytree(made, folder)
+        return rename(made, folder)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    folder = as_folder(file)
+    assert load_folder(str(folder), 64)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_what_a_killed_process_left_is_removed(file, tmp_path):
+    root = as_folder(file).parent
+    (root / "unfinished-x").mkdir()
+    for name in ("lock", "model.safetensors"):
+        (root / "unfinished-x" / name).touch()
+    os.utime(root / "unfinished-x", (0, 0))
+    other = Path(shutil.copy(file, tmp_path / "other.gguf"))
+    assert {as_folder(file), as_folder(other)} == {*root.iterdir()}
+
+
+def test_a_shortage_is_not_the_file_s_fault(file, monkeypatch, small_disk):
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_import, "weights_of", no_memory)
+        with pytest.raises(UserError, match="out of memory"):
+            as_folder(file)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small_disk(40)))
+    with pytest.raises(UserError, match="no space left on the disk"):
+        as_folder(file)

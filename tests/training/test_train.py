@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from lit_gpt.command import run
 from lit_gpt.text.ngrams import frequency_baselines
@@ -450,6 +451,10 @@ def test_a_disk_that_is_full_while_the_text_is_encoded_is_one_line(train, small_
         ),
         (MemoryError(), "out of memory; lower"),
         (OSError(28, "No space left on device", "x.txt"), "no space left on the disk for x.txt"),
+        (
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+            "no space left on the disk; free",
+        ),
     ],
 )
 def test_shortages_are_one_line(error, message, capsys):
