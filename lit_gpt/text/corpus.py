@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.text import bpe
 from lit_gpt.text.chat import PLAIN_SOURCE
 from lit_gpt.text.cutting import cut_safely
+from lit_gpt.text.encoding_pool import batches, encode_in_order
 from lit_gpt.text.files import Reader, TextFiles
 from lit_gpt.text.launch import texts_of_launch
 from lit_gpt.text.manifest import Manifest
@@ -47,8 +48,9 @@ class Corpus:
         """Conversations as plain text, to compare tokenizers on; any other text as it is."""
         if self.flags is None:
             return self
-        ids = self.tokenizer.encode_parts(list(self.parts()))
-        return replace(self, tokens=ids, flags=None)
+        with closing(encode_in_order(self.tokenizer.encode_parts, batches(self.parts()))) as pairs:
+            ids = [ids for _, ids in pairs]
+        return replace(self, tokens=np.concatenate(ids), flags=None)
 
     def remember(self, name: str, compute: Callable[[], Any]) -> Any:
         """The result of `compute`, plain JSON, kept beside the tokens for the next time."""

@@ -379,3 +379,23 @@ def test_vocabularies_are_made_of_conversations(tokenizer, read, tmp_path):
     if tokenizer != "cl100k_base":
         made = {b"As" if tokenizer == "bpe:270" else "猫".encode()}
         assert made & set(corpus.tokenizer.tokens)
+
+
+def test_they_are_encoded_as_text_a_batch_at_a_time(read, tmp_path, monkeypatch):
+    """Not all at once, which would take the memory of the whole text."""
+    rows = [{"messages": turns("Count", f"{i} " * 20_000)} for i in range(30)]
+    corpus = read(write_rows(tmp_path / "x.jsonl", rows), chat_tokenizer())
+    encode_parts = Tokenizer.encode_parts
+    sizes = []
+
+    def encode(tokenizer: Tokenizer, texts: list[str | None]) -> np.ndarray:
+        sizes.append(sum(len(text or "") for text in texts))
+        return encode_parts(tokenizer, texts)
+
+    monkeypatch.setattr(Tokenizer, "encode_parts", encode)
+    found = corpus.as_text
+    assert len(sizes) > 2
+    assert max(sizes) < 2 * encoding_pool.BATCH
+    assert found.flags is None
+    expected = encode_parts(corpus.tokenizer, list(corpus.parts()))
+    assert np.array_equal(found.tokens, expected)
