@@ -131,7 +131,7 @@ def new_output(out: Path, is_file: bool) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(out.parent) as work:
-            made = work / out.name
+            made = work / f"export{out.suffix}"  # not `out.name`, which may be that of a file here
             if not is_file:
                 made.mkdir()
             yield made

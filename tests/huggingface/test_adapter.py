@@ -244,7 +244,7 @@ def test_a_run_on_a_folder_is_exported_for_that_folder(kind, tmp_path, capsys, m
     monkeypatch.setattr("sys.argv", ["train.py"])
     assert main(["train", *command_line(small | keep | options)]) == 0
     run = tmp_path / "logs" / "version_0"
-    out = tmp_path / "adapter"
+    out = tmp_path / "base"  # also the name of a folder that export works with
     capsys.readouterr()
     words = [f"--ckpt_path={run}", f"--out={out}"]
     assert main(["export", *words, "--adapter"]) == 0

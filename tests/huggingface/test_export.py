@@ -41,6 +41,10 @@ LINES = [f"The {animal} sat on {n} mats. 猫坐在垫子上，不是吗？\n" fo
          for n in range(1990, 2050)]  # fmt: skip
 PROMPT = "The cat"
 KINDS = ("qwen3", "gpt2")
+FILES = {
+    *("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("generation_config.json", "README.md"),
+}
 
 
 def printed(*argv: object) -> str:
@@ -139,10 +143,7 @@ def test_the_last_line_can_be_run(exports, capsys):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_folder_is_complete(kind, exports, base):
     folder, _ = exports[kind]
-    assert {path.name for path in folder.iterdir()} == {
-        *("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"),
-        *("generation_config.json", "README.md"),
-    }
+    assert {path.name for path in folder.iterdir()} == FILES
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     assert not list(base.glob(".*"))  # nothing half-made is left
     generation = json.loads((folder / "generation_config.json").read_text())
@@ -496,6 +497,16 @@ def test_an_empty_folder_is_accepted(text, tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     assert run_export(capsys, ckpt_path=path, out=tmp_path / "folder")[0] == 0
     assert (tmp_path / "folder" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["tokens", "lock"])
+def test_a_folder_may_have_the_name_of_a_file_that_export_works_with(name, text, tmp_path, capsys):
+    """Its tokens, which are the user's text, are not in the folder."""
+    path = write_checkpoint(tmp_path, compact(text), text)
+    status, _, err = run_export(capsys, ckpt_path=path, out=tmp_path / name)
+    assert (status, err) == (0, "")
+    assert {path.name for path in (tmp_path / name).iterdir()} == FILES
+    assert load_folder(str(tmp_path / name), 16)
 
 
 def test_a_model_of_neither_architecture_is_refused(text, tmp_path, capsys):
