@@ -399,9 +399,17 @@ class LitGPT(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: Contents) -> None:  # type: ignore[override]
-        """Adds what makes one file enough: the whole GPTConfig, the tokenizer, the corpus."""
+        """Adds what makes one file enough: the whole GPTConfig, the tokenizer, the corpus.
+
+        Raises:
+            UserError: adapters alone would be saved, and nowhere the model that they adapt.
+        """
         checkpoint["gpt"] = asdict(self.gpt.config)
         if self.lora:
+            if not self.base and self.global_rank == 0:  # which keeps it
+                problem = "adapts a model that only the training command loads and keeps"
+                hint = "use that command to train adapters"
+                raise UserError(problem, field="lora_rank", value=self.lora.rank, hint=hint)
             weights = checkpoint["state_dict"].items()
             checkpoint["state_dict"] = {name: w for name, w in weights if is_adapter(name)}
             checkpoint["lora"] = asdict(self.lora) | {"base": self.base}

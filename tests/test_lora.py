@@ -352,6 +352,24 @@ def test_learning_rates_are_tried_on_adapters(train, lora):
     assert "Learning rates tried: " in result.out
 
 
+def test_a_plain_trainer_saves_no_adapters(text_file, tmp_path):
+    """It neither loads nor keeps the model that they adapt."""
+    data = lit_gpt.TextDataModule(str(text_file), context_length=16, cache=str(tmp_path / "cache"))
+    sizes = {"vocab_size": data.vocab_size, "context_length": 16, "d_model": 16, "num_blocks": 1}
+    model = lit_gpt.LitGPT(init_from="model.ckpt", lora_rank=2, **sizes)
+    trainer = pl.Trainer(
+        max_steps=1,
+        limit_val_batches=0,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(lit_gpt.UserError, match="only the training command loads and keeps"):
+        trainer.fit(model, datamodule=data)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_processes_train_them_together(lora, text_file, tmp_path):
     """DDP and fsdp2 give the losses of one process, and fsdp2 resumes its own and others' files."""
     options = lora | {"model.lora_dropout": 0.0, "checkpoints.every_n_steps": 3}

@@ -146,6 +146,7 @@ def build_run(
         if profile:
             arguments["profiler"] = profile.actions
     else:
+        model.base = "scratch"  # what is saved there is never loaded by another process
         arguments = run_folder.scratch_arguments(objects.trainer, scratch) | {
             "callbacks": [*callbacks]
         }
