@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,10 +102,19 @@ def write_adapter(folder: Path, model: GPT, config: LoraConfig, base: str | None
 
 
 def base_folder(checkpoint: Checkpoint) -> str | None:
-    """The Hugging Face folder that the adapters were trained on; None: it was a checkpoint."""
+    """The Hugging Face folder that the adapters were trained on, as peft finds it from anywhere.
+
+    Returns:
+        None if they were trained on something else: a checkpoint, a GGUF file, or a folder with an
+        adapter, of which transformers would load the adapter and the model in its config.
+    """
     source = checkpoint.hyperparameters.get("init_from")
-    is_folder = isinstance(source, str) and (Path(source).expanduser() / "config.json").is_file()
-    return source if is_folder else None
+    if not isinstance(source, str):
+        return None
+    folder = Path(os.path.expanduser(source))
+    if not (folder / "config.json").is_file() or (folder / CONFIG).exists():
+        return None
+    return str(folder.resolve())
 
 
 def write_checked_adapter(

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from lit_gpt.__main__ import main
-from lit_gpt.checkpoint import load_checkpoint
+from lit_gpt.checkpoint import Checkpoint, load_checkpoint
 from lit_gpt.errors import UserError
-from lit_gpt.huggingface.adapter_export import write_adapter
+from lit_gpt.huggingface.adapter_export import base_folder, write_adapter
 from lit_gpt.huggingface.architectures import hf_weights
 from lit_gpt.huggingface.config import hf_config
 from lit_gpt.huggingface.importing import folder_fields, load_folder, load_hf_model
@@ -240,7 +240,8 @@ def test_a_run_on_a_folder_is_exported_for_that_folder(kind, tmp_path, capsys, m
     keep |= {"trainer.default_root_dir": tmp_path / "logs", "trainer.enable_progress_bar": False}
     sizes = ("model.d_model", "model.num_blocks", "model.num_heads")
     small = {name: value for name, value in SMALL.items() if name not in sizes}
-    options = {"model.init_from": source, "model.lora_rank": 2, "model.learning_rate": 0.02}
+    monkeypatch.chdir(tmp_path)
+    options = {"model.init_from": "source", "model.lora_rank": 2, "model.learning_rate": 0.02}
     monkeypatch.setattr("sys.argv", ["train.py"])
     assert main(["train", *command_line(small | keep | options)]) == 0
     run = tmp_path / "logs" / "version_0"
@@ -256,6 +257,7 @@ def test_a_run_on_a_folder_is_exported_for_that_folder(kind, tmp_path, capsys, m
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+    monkeypatch.chdir(run)  # it is found from anywhere
     theirs = peft.AutoPeftModelForCausalLM.from_pretrained(out).eval()
     gpt, _ = load_checkpoint(run / "checkpoints" / "best.ckpt")
     rows = torch.from_numpy(from_hf(source)[1])
@@ -267,6 +269,21 @@ def test_a_run_on_a_folder_is_exported_for_that_folder(kind, tmp_path, capsys, m
     assert main(["export", f"--ckpt_path={run}", f"--out={tmp_path / 'whole'}"]) == 0
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").eval()
     assert close(ours, whole(ids).logits)
+
+
+def test_the_folder_of_the_model_is_named_if_peft_would_load_that_model(tmp_path, monkeypatch):
+    def found(source: str) -> str | None:
+        return base_folder(
+            Checkpoint(tmp_path / "x.ckpt", {"hyper_parameters": {"init_from": source}})
+        )
+
+    (tmp_path / "config.json").touch()
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert found(f"~/{tmp_path.name}") == str(tmp_path)
+    assert found(str(tmp_path / "config.json")) is None
+    assert found("\0") is None
+    (tmp_path / "adapter_config.json").touch()
+    assert found(str(tmp_path)) is None
 
 
 def test_without_adapters_there_is_none_to_export(trained, tmp_path, capsys):
