@@ -118,7 +118,7 @@ class Checkpoint:
         """
         path = self.base_path
         if not path.is_file():
-            problem = f"{self.path} has LoRA adapters alone, and the model they adapt is gone"
+            problem = f"{self.path} contains only LoRA adapters, and their base model is missing"
             hint = f"put {path.name} back beside it, from the folder of its run"
             raise UserError(problem, hint=hint)
         weights = Checkpoint.read(path).weights

@@ -180,7 +180,7 @@ class LitGPT(pl.LightningModule):
             training command starts from; it sets the fields of GPTConfig and data.tokenizer.
         lora_rank: of the adapters that are trained instead of the weights of init_from (LoRA, Hu et
             al. 2021): thin matrices beside those of the blocks, as small as the rank; 0: none.
-        lora_alpha: adapters count alpha / rank times.
+        lora_alpha: scales the adapters' output by alpha / rank.
         lora_dropout: in [0, 1), of the adapters' input, in training.
         lora_layers: which layers of the blocks have adapters: attention, feed_forward or all.
         gpt: the fields of GPTConfig.
@@ -258,7 +258,7 @@ class LitGPT(pl.LightningModule):
             raise UserError(problem, field="horizons", value=[list(pair) for pair in h.horizons])
         self.lora = LoraConfig.of(h)
         if self.lora and h.init_from is None:
-            problem = "adapts a model that was trained before, and none is named"
+            problem = "needs a trained model to adapt"
             hint = "name its checkpoint or folder with `init_from`"
             raise UserError(problem, field="lora_rank", value=h.lora_rank, hint=hint)
 

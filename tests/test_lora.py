@@ -264,7 +264,7 @@ def test_a_checkpoint_without_its_model_is_one_line(train, lora, tmp_path, capfd
         (line,) = capfd.readouterr().err.splitlines()[-1:]
         return line
 
-    gone = f"error: {alone} has LoRA adapters alone, and the model they adapt is gone; put "
+    gone = f"error: {alone} contains only LoRA adapters, and their base model is missing; put "
     assert refused() == f"{gone}{base.name} back beside it, from the folder of its run"
     shutil.copy(lora["model.init_from"], tmp_path / base.name)
     assert load_checkpoint(alone)  # any checkpoint of the same weights will do
@@ -293,7 +293,7 @@ def test_what_can_not_be_is_one_line(train, lora, capfd):
     without = dict(lora)
     del without["model.init_from"]
     for options, message in (
-        (without, "--model.lora_rank 4: adapts a model that was trained before, and none is named; "
+        (without, "--model.lora_rank 4: needs a trained model to adapt; "
          "name its checkpoint or folder with --model.init_from"),
         (lora | {"model.lora_rank": -1}, "--model.lora_rank -1: must be at least 1"),
         (lora | {"model.lora_rank": 17},

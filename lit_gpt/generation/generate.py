@@ -51,7 +51,7 @@ def print_completions(
         request: how the first sample is drawn.
         stop: stop sequence, may be repeated; \n: the end of the line.
         interactive: ask for prompts; /help lists the commands.
-        chat: take each prompt for a message, and answer it by the model's chat template.
+        chat: treat each prompt as a chat message and answer it with the model's chat template.
         system: what a chat model is told first; default: what its template says, if anything.
         json: print each completion as a line of JSON.
 
@@ -60,7 +60,7 @@ def print_completions(
     """
     check_least(1, num_samples=num_samples)
     if system is not None and not chat:
-        raise UserError("is for chats alone", field="system", hint="add `chat`")
+        raise UserError("only applies to chats", field="system", hint="add `chat`")
     request = replace(request, stop=tuple(map(unescape, stop)))
     if interactive:
         if prompt or prompt_file or num_samples > 1 or json:

@@ -105,11 +105,11 @@ def check_ends(llama: LlamaCpp, tokenizer: Tokenizer) -> None:
     expected = set(end_ids(tokenizer))
     missing = expected - llama.end_ids
     added = llama.end_ids - expected - set(tokenizer.special.values())  # no text has these
-    for problem, ids in {"does not end": missing, "ends": added}.items():
+    for verb, ids in {"does not treat": missing, "treats": added}.items():
         if ids:
+            token = tokenizer.decode([min(ids)])
             raise UserError(
-                f"llama.cpp {problem} at the token {tokenizer.decode([min(ids)])!r}, unlike the "
-                "model",
+                f"llama.cpp {verb} the token {token!r} as end of generation, unlike the model",
                 hint="use a vocabulary without this token, or export for transformers",
             )
 

@@ -114,7 +114,7 @@ def check_is_meant(host: str, allow_anyone: bool) -> None:
     """Refuses to let other machines use the server without a key, unless that is meant."""
     if not allow_anyone:
         problem = "lets everyone who can reach this machine use the model"
-        hint = "give `api_key` or set LIT_GPT_API_KEY; if that is meant, add `allow_anyone`"
+        hint = "give `api_key` or set LIT_GPT_API_KEY; if that is intended, add `allow_anyone`"
         raise UserError(problem, field="host", value=host, hint=hint)
     print(f"Warning: anyone can use this server (host {host}, no key)", file=sys.stderr)
 

@@ -133,7 +133,7 @@ def test_the_oldest_turn_gives_way(generate):
             ["--prompt=a", "--system=\udcff"],
             "--system: is not valid Unicode text; check the terminal's encoding",
         ),
-        (["--system=no chat", "--prompt=a"], "--system: is for chats alone; add --chat"),
+        (["--system=no chat", "--prompt=a"], "--system: only applies to chats; add --chat"),
     ],
 )
 def test_what_can_t_be_answered_is_refused(generate, argv, message):

@@ -392,7 +392,7 @@ def other_end(add: Any) -> Any:
         ("as_gguf", other_weight, "the exported model's logits differ by up to", False),
         ("add_config", wrong_base, "the exported model's greedy text differs from token", True),
         ("add_tokenizer", without_merge, "llama.cpp splits the text differently, near", True),
-        ("add_tokenizer", other_end, "llama.cpp ends at the token", True),
+        ("add_tokenizer", other_end, "llama.cpp treats the token", True),
     ],
 )
 def test_each_comparison_can_fail(
@@ -424,7 +424,7 @@ def test_llama_cpp_may_not_end_at_an_ordinary_token(is_special, tmp_path, capsys
         assert status == 0
     else:
         assert (status, err.count("\n")) == (2, 1)
-        assert "llama.cpp ends at the token '</s>', unlike the model" in err
+        assert "llama.cpp treats the token '</s>' as end of generation, unlike the model" in err
 
 
 def test_other_text_of_llama_cpp_is_refused(checkpoint, tmp_path, capsys, monkeypatch, llama_cpp):

@@ -113,7 +113,7 @@ def test_other_machines_need_a_key_unless_it_is_meant(checkpoint, host, capsys, 
     assert main(["serve", f"--ckpt_path={checkpoint}", f"--host={host}", "--port=0"]) == 2
     assert capsys.readouterr().err == (
         f"error: --host {host!r}: lets everyone who can reach this machine use the model; "
-        "give --api_key or set LIT_GPT_API_KEY; if that is meant, add --allow_anyone\n"
+        "give --api_key or set LIT_GPT_API_KEY; if that is intended, add --allow_anyone\n"
     )
 
 
