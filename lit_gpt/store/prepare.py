@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 
 from lit_gpt.command import call, command_line, option
-from lit_gpt.distributed.launch import find_launch
 from lit_gpt.errors import UserError, check_least
 from lit_gpt.store.objects import Objects
 from lit_gpt.store.plan import make_plan, sizes_of
@@ -83,9 +83,13 @@ def prepare(
 
 
 def launched_task() -> tuple[int, int]:
-    """This process's number, and how many a launcher started."""
-    launch = find_launch()
-    return (launch.rank, launch.world_size) if launch else (0, 1)
+    """This process's number, and how many torchrun or srun started; see distributed/launch.py."""
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        return int(env["RANK"]), int(env["WORLD_SIZE"])
+    if "SLURM_STEP_ID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"])
+    return 0, 1
 
 
 def parse_task(task: str) -> tuple[int, int]:
