@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lit_gpt.budget import recipe
 from lit_gpt.budget.candidates import Candidate
 from lit_gpt.budget.text_facts import TokenizerFacts
 
@@ -20,7 +19,8 @@ REPEATS = 15.4  # passes after which a repeated text is worth 1 - 1/e of new one
 FEWER = 0.9  # of the steps: the search for their best number takes such strides
 # Tokens per step at which half of all are wasted, in a run of so many; it grows with their root.
 CRITICAL = (1500, 256_000)
-DECAYED = 0.1  # of what weights beyond recipe.LARGE add, if the recipe's stronger decay holds them
+LARGE = 4.0  # weights, tables included, for each token of the training text
+BEYOND = 0.1  # of what the first LARGE weights for each token add to overfitting, further ones add
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Law:
         return self.floor * factor * counts
 
 
-FITTED = Law(0.5117, 0.0202, 0.1302, 0.4952, 0.4262, 1.8519, -0.3822, 1.0276, 0.0306)
+FITTED = Law(0.4644, 0.0201, 0.1877, 0.4872, 0.3246, 1.9336, -0.3918, 1.0312, 0.0338)
 
 
 def expected(candidate: Candidate, steps: int, law: Law = FITTED) -> float:
@@ -83,9 +83,8 @@ def useful_steps(candidate: Candidate, most: int) -> int:
 def overfitting(candidate: Candidate, epochs: float) -> float:
     """Grows with the passes after the first, and with the weights for each token of the text."""
     weights = candidate.weights_per_token
-    beyond = max(0.0, math.sqrt(weights) - math.sqrt(recipe.LARGE))
-    share = DECAYED if recipe.is_by_heart(epochs, weights) else 1.0
-    return math.log(max(1.0, epochs)) * (math.sqrt(min(weights, recipe.LARGE)) + share * beyond)
+    beyond = max(0.0, math.sqrt(weights) - math.sqrt(LARGE))
+    return math.log(max(1.0, epochs)) * (math.sqrt(min(weights, LARGE)) + BEYOND * beyond)
 
 
 def useful_tokens(seen: float, different: int, step_tokens: int) -> float:
