@@ -79,8 +79,8 @@ def parts_of(
     """The ids of a conversation in non-empty parts, and whether each counts."""
     is_all = loss_on == "all"
     if not conversation.messages:
-        begin = [tokenizer.special[name] for name in tokenizer.start_names]
-        prompt = np.array([*begin, *tokenizer.encode(conversation.prompt)], np.uint32)
+        start = [tokenizer.special[name] for name in tokenizer.start_names]
+        prompt = np.array([*start, *tokenizer.encode(conversation.prompt)], np.uint32)
         if len(prompt):
             yield prompt, is_all
         end = tokenizer.special.get(tokenizer.special_roles.get("eos_token", ""))

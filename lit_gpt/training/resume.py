@@ -181,10 +181,6 @@ def check_fit(checkpoint: Checkpoint, max_steps: int, model: LitGPT, data: TextD
     data_fields = ["encoding", "text_field"]
     if data.hparams.val_path is None:
         data_fields = ["train_fraction", *data_fields]
-    counted = (checkpoint.data_hyperparameters.get("loss_on"), data.hparams.loss_on)
-    is_chat = data.splits.train_flags is not None
-    if is_chat and len({which or "answers" for which in counted}) == 2:
-        data_fields.append("loss_on")
     same_tokens = checkpoint.has_tokenizer(data.tokenizer)
     if not same_tokens:
         data_fields = ["tokenizer", "compact_vocab", *data_fields]

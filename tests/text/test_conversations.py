@@ -332,7 +332,7 @@ def test_an_earlier_answer_may_name_special_tokens(read, tmp_path):
 
 
 def test_a_prompt_without_roles_begins_as_a_prompt_does(read, tmp_path):
-    """With the tokens that a tokenizer puts before a prompt, even an empty one: Llama 3's does."""
+    """With the tokens that a tokenizer puts before a prompt, as Llama 3's does; also an empty one."""
     tokenizer = chat_tokenizer(CHATML)
     tokenizer.start_names = ["<|im_start|>"]
     start = tokenizer.special["<|im_start|>"]

@@ -92,16 +92,6 @@ def test_all_tokens_count_where_asked(train, chats):
     assert packs.num_counted == packs.num_tokens - packs.num_conversations
 
 
-def test_a_run_resumes_with_the_tokens_that_counted(train, chats):
-    assert train(**chats, **CHAT, **{"trainer.max_steps": 1}).status == 0
-    options = {"data.loss_on": "all", "trainer.max_steps": 2, "ckpt_path": "last"}
-    result = train(**chats, **CHAT, **options)
-    assert result.status == 2
-    assert "loss_on was None and is now all" in result.err
-    result = train(**chats, **CHAT, **options | {"data.loss_on": "answers"})
-    assert result.status == 0, result.err
-
-
 def test_accumulated_batches_are_one_large_batch(train, chats):
     """They have unequal numbers of answers: the mean of their means is another loss."""
     found = []
