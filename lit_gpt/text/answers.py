@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.chat import MARK, ChatTemplate, mark_special
+from lit_gpt.text.chat import MARK, ChatTemplate
 from lit_gpt.text.conversations import Conversation
 from lit_gpt.text.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -79,10 +79,8 @@ def parts_of(
     """The ids of a conversation in non-empty parts, and whether each counts."""
     is_all = loss_on == "all"
     if not conversation.messages:
-        start = [tokenizer.special[name] for name in tokenizer.start_names]
-        prompt = np.array([*start, *tokenizer.encode(conversation.prompt)], np.uint32)
-        if len(prompt):
-            yield prompt, is_all
+        if conversation.prompt:
+            yield tokenizer.encode(conversation.prompt), is_all
         end = tokenizer.special.get(tokenizer.special_roles.get("eos_token", ""))
         if end is None:  # then a blank line ends a document
             yield tokenizer.encode(conversation.completion + END_OF_TEXT.decode()), True
@@ -119,12 +117,11 @@ def find_answers(conversation: Conversation, template: ChatTemplate) -> tuple[st
     for i in conversation.answers:
         before = template.render(messages[:i], add_generation_prompt=True)
         until = template.render(messages[: i + 1])
-        content = mark_special(messages[i]["content"].strip(), template.special)
-        end = answer_end(text, before, until, content)
+        end = answer_end(text, before, until, messages[i]["content"].strip())
         if end is None:
             raise UserError(
-                "the model's chat template renders earlier turns differently once more follow, so "
-                f"the answer in message {i + 1:,} can't be located",
+                "the model's chat template renders the beginning of a conversation otherwise once "
+                f"more follows, so where the answer in message {i + 1:,} is can't be told",
                 hint="mark answers by {% generation %} in the template, keep one answer in each "
                 "conversation, or use `loss_on` all",
             )
@@ -145,7 +142,7 @@ def check_answers(conversation: Conversation, text: str, answers: list[Span]) ->
 
 
 def answer_end(text: str, before: str, until: str, content: str) -> int | None:
-    """Where an answer ends in the text of a conversation; None: it can't be located.
+    """Where an answer ends in the text of a conversation; None: it can't be told.
 
     Args:
         before: the text that asks for it.

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from lit_gpt.text.tokenizer import Tokenizer
 
-FAULTS = (LookupError, TypeError, ValueError, ArithmeticError, RecursionError)  # of a template
 LONGEST = 200_000  # characters of a template
 MARK = "\ufdd0"  # a noncharacter; in a special token's name, it says that this is plain text
 # For models without a template. Each answer ends with the end-of-text token; a tokenizer without
@@ -90,7 +89,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self.variables,
             )
-        except (jinja2.TemplateError, *FAULTS) as error:
+        except (jinja2.TemplateError, LookupError, TypeError, ValueError, ArithmeticError) as error:
             why = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"the model's chat template refuses this: {why}") from error
 
@@ -130,11 +129,10 @@ def _checked(message: Mapping[str, Any], special: frozenset[str]) -> dict[str, s
     role, content = message.get("role"), message.get("content")
     if not (isinstance(role, str) and isinstance(content, str)):
         raise UserError("each message must have a role and a content, both texts")
-    return {"role": mark_special(role, special), "content": mark_special(content, special)}
+    return {"role": _marked(role, special), "content": _marked(content, special)}
 
 
-def mark_special(text: str, special: frozenset[str]) -> str:
-    """A text in which no name of a special token stands for the token."""
+def _marked(text: str, special: frozenset[str]) -> str:
     text = text.replace(MARK, "")
     for name in special:
         if len(name) > 1:

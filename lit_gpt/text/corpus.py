@@ -27,7 +27,7 @@ from lit_gpt.text.token_file import CorpusInfo, encode, open_tokens, texts_for
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
-CACHE_VERSION = 5  # part of every cache's key: raise it when what is stored changes
+CACHE_VERSION = 4  # part of every cache's key: raise it when what is stored changes
 
 
 @dataclass(frozen=True)

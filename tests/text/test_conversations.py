@@ -318,41 +318,6 @@ def test_thoughts_before_the_last_answer_alone(read, tmp_path):
     assert text.count("<think>") == 1
 
 
-def test_an_earlier_answer_may_name_special_tokens(read, tmp_path):
-    """As thoughts do; Qwen3's template leaves those out of all answers but the last."""
-    thinks = CHATML.replace(
-        "{{ m['content'] }}",
-        "{% if loop.last and m['role'] == 'assistant' %}<think>\n</think>\n{% endif %}"
-        "{{ m['content'] }}",
-    )
-    messages = turns("a", "say <|im_end|> b", "c", "d")
-    path = write_rows(tmp_path / "x.jsonl", [{"messages": messages}])
-    ((_, answers),) = shown(read(path, chat_tokenizer(thinks)))
-    assert answers.startswith("say <|im_end|> b<|im_end|>\n")
-
-
-def test_a_prompt_without_roles_begins_as_a_prompt_does(read, tmp_path):
-    """With the tokens that a tokenizer puts before a prompt, as Llama 3's does; also an empty one."""
-    tokenizer = chat_tokenizer(CHATML)
-    tokenizer.start_names = ["<|im_start|>"]
-    start = tokenizer.special["<|im_start|>"]
-    for prompt in ("2 + 2 =", ""):
-        row = {"prompt": prompt, "completion": " 4"}
-        corpus = read(write_rows(tmp_path / f"{len(prompt)}.jsonl", [row]), tokenizer)
-        end = tokenizer.special[tokenizer.special_roles["eos_token"]]
-        given, learned = ([*tokenizer.encode(text)] for text in (prompt, " 4"))
-        assert corpus.tokens.tolist() == [start, *given, *learned, end]
-        assert is_answer(corpus.flags).tolist() == [False] * (1 + len(given)) + [True] * (
-            len(learned) + 1
-        )
-
-
-def test_a_template_that_never_ends_is_refused():
-    template = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"
-    with pytest.raises(UserError, match="refuses this"):
-        ChatTemplate(template).render(turns("a"))
-
-
 def test_the_flags_are_cached_continued_and_checked(read, tmp_path, monkeypatch):
     rows = [{"messages": turns(f"What is {i}?", f"A number: {i}.")} for i in range(50)]
     path = write_rows(tmp_path / "x.jsonl", rows)
