@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,20 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+QWEN3 = (  # as Qwen3's, without tools: earlier answers lose their thoughts
+    "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}"
+    "{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
+    "{%- for m in messages %}{%- set content = m.content %}{%- set thoughts = '' %}"
+    "{%- if m.role == 'assistant' and '</think>' in content %}"
+    "{%- set thoughts = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
+    "{{- '<|im_start|>' + m.role + '\n' }}"
+    "{%- if m.role == 'assistant' and loop.index0 > ns.last and (loop.last or thoughts) %}"
+    "{{- '<think>\n' + thoughts + '\n</think>\n\n' }}{%- endif %}"
+    "{{- content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+THOUGHTS = ["<think>", "</think>"]
 GENERATION = (  # says where answers are, as transformers' return_assistant_tokens_mask wants it
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
     "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{{ '\n' }}{% else %}"
@@ -39,10 +54,10 @@ def write_chats(path: Path, number: int = 60) -> Path:
     return write_rows(path, rows)
 
 
-def chat_tokenizer(template: str | None = CHATML) -> Tokenizer:
-    """A token for each byte, and those of ChatML."""
+def chat_tokenizer(template: str | None = CHATML, more: Sequence[str] = ()) -> Tokenizer:
+    """A token for each byte, those of ChatML, and more special ones."""
     plain = Tokenizer("bytes", r"[\s\S]", SINGLE_BYTES)
-    names = ["<|im_start|>", "<|im_end|>"]
+    names = ["<|im_start|>", "<|im_end|>", *more]
     tokenizer = plain.with_special(names, {"eos_token": "<|im_end|>"}, [], ["<|im_end|>"])
     tokenizer.chat_template = template
     return tokenizer.with_end_of_text()

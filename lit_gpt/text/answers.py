@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.chat import MARK, ChatTemplate
+from lit_gpt.text.chat import MARK, ChatTemplate, marked
 from lit_gpt.text.conversations import Conversation
 from lit_gpt.text.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -117,7 +117,8 @@ def find_answers(conversation: Conversation, template: ChatTemplate) -> tuple[st
     for i in conversation.answers:
         before = template.render(messages[:i], add_generation_prompt=True)
         until = template.render(messages[: i + 1])
-        end = answer_end(text, before, until, messages[i]["content"].strip())
+        last = marked(messages[i]["content"].split()[-1], template.special)
+        end = answer_end(text, before, until, last)
         if end is None:
             raise UserError(
                 "the model's chat template renders the beginning of a conversation otherwise once "
@@ -141,23 +142,27 @@ def check_answers(conversation: Conversation, text: str, answers: list[Span]) ->
             raise UserError(problem, hint="use another template, or another model")
 
 
-def answer_end(text: str, before: str, until: str, content: str) -> int | None:
+def answer_end(text: str, before: str, until: str, last: str) -> int | None:
     """Where an answer ends in the text of a conversation; None: it can't be told.
 
     Args:
         before: the text that asks for it.
         until: the text of the conversation up to its turn.
-        content: the answer.
+        last: the last word of the answer.
     """
-    if not (text.startswith(before) and until.startswith(before) and until != before):
+    if not (last and text.startswith(before) and until.startswith(before) and until != before):
         return None
     if text.startswith(until):
         return len(until)
     # As by Qwen3's, which begins the last answer of a conversation, and no other, with thoughts.
-    begin, found, end = until[len(before) :].rpartition(content)
-    for answer in (begin + content + end, content + end):
-        if found and text.startswith(answer, len(before)):
-            return len(before) + len(answer)
+    answer = until[len(before) :]
+    _, found, end = answer.rpartition(last)
+    stop = len(until)
+    while found and (place := text.rfind(last + end, len(before), stop)) >= 0:
+        stop = place + len(last + end)
+        if answer.endswith(text[len(before) : stop]):
+            return stop
+        stop -= 1
     return None
 
 

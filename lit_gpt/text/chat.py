@@ -129,10 +129,10 @@ def _checked(message: Mapping[str, Any], special: frozenset[str]) -> dict[str, s
     role, content = message.get("role"), message.get("content")
     if not (isinstance(role, str) and isinstance(content, str)):
         raise UserError("each message must have a role and a content, both texts")
-    return {"role": _marked(role, special), "content": _marked(content, special)}
+    return {"role": marked(role, special), "content": marked(content, special)}
 
 
-def _marked(text: str, special: frozenset[str]) -> str:
+def marked(text: str, special: frozenset[str]) -> str:
     text = text.replace(MARK, "")
     for name in special:
         if len(name) > 1:

@@ -23,6 +23,8 @@ from tests.chats import (
     ASSISTANT,
     CHATML,
     GENERATION,
+    QWEN3,
+    THOUGHTS,
     USER,
     chat_tokenizer,
     their_tokenizer,
@@ -316,6 +318,32 @@ def test_thoughts_before_the_last_answer_alone(read, tmp_path):
     ((text, answers),) = shown(read(path, chat_tokenizer(thinks)))
     assert answers == "b<|im_end|>\n<think>\n</think>\nd<|im_end|>\n"
     assert text.count("<think>") == 1
+
+
+THINKS = "<think>\nhm\n</think>\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "thoughts", "learnt"),
+    [
+        ([], "<think>\nhm\n</think>\n\n", ""),  # three words, which the template knows
+        (THOUGHTS, f"<think>\n\n</think>\n\n{THINKS}", THINKS),  # in messages plain text
+    ],
+)
+def test_thoughts_of_a_conversation(more, thoughts, learnt, read, tmp_path):
+    """By Qwen3's template, which leaves out those of earlier answers."""
+    tokenizer = chat_tokenizer(QWEN3, more)
+    rows = [turns("a", f"{THINKS}Hi", "x"), turns("a", f"{THINKS}b", "c", f"{THINKS}d")]
+    path = write_rows(tmp_path / "x.jsonl", [{"messages": row} for row in rows])
+    corpus = read(path, tokenizer)
+    (_, first), (text, second) = shown(corpus)
+    assert first == f"{learnt}Hi<|im_end|>\n"
+    assert second == f"{learnt}b<|im_end|>\n{thoughts}d<|im_end|>\n"
+    if not more:
+        theirs = their_tokenizer(QWEN3).apply_chat_template(rows[1], tokenize=False)
+        assert text == theirs
+    for name in more:
+        assert (corpus.tokens == tokenizer.special[name]).sum() == 1  # by the template
 
 
 def test_the_flags_are_cached_continued_and_checked(read, tmp_path, monkeypatch):
