@@ -89,7 +89,14 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self.variables,
             )
-        except (jinja2.TemplateError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        except (
+            jinja2.TemplateError,
+            LookupError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             why = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"the model's chat template refuses this: {why}") from error
 

@@ -189,6 +189,7 @@ def test_templates_render_as_in_transformers(source, text):
         ("{{ lipsum.__globals__['os'].name }}", "unsafe|__globals__"),
         ("{{ messages[9].content }}", "refuses this"),
         ("{{ 1 / 0 }}", "refuses this: division by zero"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses this: maximum recursion"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "refuses this"),
     ],
 )
