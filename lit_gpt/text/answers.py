@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_gpt.errors import UserError
-from lit_gpt.text.chat import MARK, ChatTemplate, marked
+from lit_gpt.text.chat import END_GENERATION, GENERATION, MARK, ChatTemplate, marked
 from lit_gpt.text.conversations import Conversation
 from lit_gpt.text.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -25,8 +25,6 @@ COUNTED = 1 << 31  # it is of an answer
 START = 1 << 30  # it begins a conversation
 ID = START - 1
 FLAG_BITS = 30  # shifts the two to a byte
-GENERATION = re.compile(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})")
-END_GENERATION = re.compile(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})")
 MARKS = (secrets.token_hex(16), secrets.token_hex(16))  # that no text has: around an answer
 
 LossOn = Literal["answers", "all"]

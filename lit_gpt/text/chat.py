@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 LONGEST = 200_000  # characters of a template
 MARK = "\ufdd0"  # a noncharacter; in a special token's name, it says that this is plain text
+# Where answers are, as for transformers.
+GENERATION = re.compile(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})")
+END_GENERATION = re.compile(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})")
 # For models without a template. Each answer ends with the end-of-text token; a tokenizer without
 # one reads a blank line instead, which is how end of text reads.
 PLAIN_SOURCE = (
@@ -169,8 +172,7 @@ def _compiled(source: str) -> Any:
         return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # Jinja's escapes HTML
 
     # {% generation %}, which says where answers are, changes nothing about the text.
-    source = re.sub(r"(\{%-?\s*)generation(\s*-?%\})", r"\1if true\2", source)
-    source = re.sub(r"(\{%-?\s*)endgeneration(\s*-?%\})", r"\1endif\2", source)
+    source = END_GENERATION.sub(r"\1endif\2", GENERATION.sub(r"\1if true\2", source))
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )

@@ -166,6 +166,7 @@ def test_the_plain_template():
         ("{%- for m in messages -%}\n  {{ m.content }}\n{%- endfor %}!", "Hi!"),
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "Hi"),
         ("{%- generation -%} x {%- endgeneration -%} ", "x"),
+        ("  {%+ generation +%}x{%+ endgeneration %}", "  x"),
         ("{{ messages | tojson }}", '[{"role": "user", "content": "Hi"}]'),
         ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
         ("{% set ns = namespace(n=0) %}{% set ns.n = 3 %}{{ ns.n }}{{ tools }}", "3None"),
