@@ -60,7 +60,7 @@ class ChatSession(Session):
     """A conversation in which each answer sees all turns before it that fit into the context.
 
     Args:
-        system: what the model is told first; None: what its template says, if anything.
+        system: the system prompt; None: what the template says, if anything.
     """
 
     system: str | None = None
@@ -70,7 +70,7 @@ class ChatSession(Session):
         "text, and the model continues it", "message, and the model answers"
     ) + (
         "\n/new               start a new conversation\n"
-        "/system Be brief.  what the model is told first, in a new conversation"
+        "/system Be brief.  the system prompt, in a new conversation"
     )
 
     def execute(self, name: str, value: str) -> None:

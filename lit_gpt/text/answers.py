@@ -119,8 +119,8 @@ def find_answers(conversation: Conversation, template: ChatTemplate) -> tuple[st
         end = answer_end(text, before, until, last)
         if end is None:
             raise UserError(
-                "the model's chat template renders the beginning of a conversation otherwise once "
-                f"more follows, so where the answer in message {i + 1:,} is can't be told",
+                "the model's chat template renders earlier turns differently once more follow, so "
+                f"the answer in message {i + 1:,} can't be located",
                 hint="mark answers by {% generation %} in the template, keep one answer in each "
                 "conversation, or use `loss_on` all",
             )

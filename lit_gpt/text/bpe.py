@@ -47,7 +47,6 @@ def load_trainer(size: int, has_end: bool = False) -> Train:
 
     With `has_end`, the last of them is the end of text.
 
-
     Text is first split as by cl100k_base, so merges stay inside words, numbers and runs of spaces.
     Each merge joins the most frequent pair of adjacent tokens; of equals, the pair with the smaller
     ids. So the same text gives the same vocabulary on any number of cores. If the text runs out of
