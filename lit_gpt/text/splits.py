@@ -102,7 +102,7 @@ def split_text(text: TextFiles, vocabulary: Vocabulary, train_fraction: float) -
     """The first part of a text trains, the rest validates; no conversation is in both.
 
     Raises:
-        UserError: as for `load_corpus`.
+        UserError: as for `load_corpus`, or there is one conversation alone.
     """
     corpus = load_corpus(text, vocabulary, train_fraction)
     cut = split_at(len(corpus.tokens), train_fraction)
@@ -110,6 +110,13 @@ def split_text(text: TextFiles, vocabulary: Vocabulary, train_fraction: float) -
     if flags is None:
         return Splits(corpus.tokens[:cut], corpus.tokens[cut:], corpus, corpus)
     starts = np.flatnonzero(is_start(flags))
+    if len(starts) < 2:
+        raise UserError(
+            "holds one conversation, and at least two are needed: one trains, one validates",
+            field="path",
+            value=text.path,
+            hint="add more, or others to validate with `val_path`",
+        )
     # The one that the cut is in trains, unless it is the last.
     cut = int(starts[min(int(np.searchsorted(starts, cut)), len(starts) - 1)])
     tokens = corpus.tokens

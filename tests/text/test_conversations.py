@@ -396,6 +396,14 @@ def test_the_split_is_between_conversations(fraction, expected, tmp_path):
     assert is_start(splits.val_flags)[0]
 
 
+def test_one_conversation_is_not_split(tmp_path):
+    path = write_rows(tmp_path / "x.jsonl", [{"messages": HI}])
+    text = TextFiles(str(path), cache=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="holds one conversation, and at least two") as caught:
+        split_text(text, Vocabulary("bytes"), 0.9)
+    assert caught.value.field == "path"
+
+
 @pytest.mark.parametrize("tokenizer", ["bpe:270", "chars", "cl100k_base"])
 def test_vocabularies_are_made_of_conversations(tokenizer, read, tmp_path):
     rows = [{"messages": turns(f"What is {i}? 猫", f"A number: {i}.")} for i in range(30)]
