@@ -35,7 +35,7 @@ NO_EFFECT = (  # on the weights and losses: options, and groups of them
 BY_EFFECT = (  # compared by what they lead to
     *(f"model.{field.name}" for field in fields(GPTConfig) if field.name != "dropout"),
     *("model.style", "model.init_from", "data.path", "data.tokenizer"),
-    *("data.val_path", "data.exclude"),
+    *("data.val_path", "data.exclude", "data.loss_on"),
     *("trainer.precision", "trainer.devices", "trainer.num_nodes", "data.batch_size"),
     *("model.seed", "data.seed", "data.context_length"),  # given as another option
 )

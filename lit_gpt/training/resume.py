@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,6 +170,12 @@ def validation_fingerprint(text_info: dict[str, Any]) -> Any:
     return info.get("fingerprint") if isinstance(info, dict) else None
 
 
+def with_loss(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a text, with what `loss_on` is for rows of messages where it isn't given."""
+    default = "answers" if options.get("text_field") is None else None
+    return {**options, "loss_on": options.get("loss_on") or default}
+
+
 def check_fit(checkpoint: Checkpoint, max_steps: int, model: LitGPT, data: TextDataModule) -> None:
     """Refuses to continue a checkpoint of another model, optimizer, tokenizer, text or split."""
     path = checkpoint.path
@@ -181,6 +188,10 @@ def check_fit(checkpoint: Checkpoint, max_steps: int, model: LitGPT, data: TextD
     data_fields = ["encoding", "text_field"]
     if data.hparams.val_path is None:
         data_fields = ["train_fraction", *data_fields]
+    splits = data.splits
+    is_chat = splits.train_flags is not None or splits.val_flags is not None
+    if is_chat or data.hparams.text_field is not None:
+        data_fields = ["loss_on", *data_fields]
     same_tokens = checkpoint.has_tokenizer(data.tokenizer)
     if not same_tokens:
         data_fields = ["tokenizer", "compact_vocab", *data_fields]
@@ -188,7 +199,7 @@ def check_fit(checkpoint: Checkpoint, max_steps: int, model: LitGPT, data: TextD
         (model_fields, asdict(checkpoint.gpt_config), asdict(model.gpt.config)),
         (optimizer_fields, TABLES | checkpoint.hyperparameters, model.hparams),
         ([*adapters.DEFAULTS], adapters.DEFAULTS | checkpoint.hyperparameters, model.hparams),
-        (data_fields, checkpoint.data_hyperparameters, data.hparams),
+        (data_fields, with_loss(checkpoint.data_hyperparameters), with_loss(data.hparams)),
     )
     differences = [
         f"{name} was {saved.get(name)} and is now {given[name]}"
@@ -196,7 +207,7 @@ def check_fit(checkpoint: Checkpoint, max_steps: int, model: LitGPT, data: TextD
         for name in names
         if saved.get(name) != given[name]
     ]
-    now = data.splits.info
+    now = splits.info
     then = checkpoint.corpus_info
     if then.get("fingerprint") != now["fingerprint"]:
         differences.append(f"the text of {data.hparams.path} is not the one it was trained on")

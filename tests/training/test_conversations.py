@@ -119,6 +119,19 @@ def test_exact_resume(train, chats, order):
     assert first.losses + second.losses == whole.losses
 
 
+def test_a_resumed_run_learns_the_same_tokens(train, chats):
+    """Without `loss_on`, those of answers."""
+    options = {**chats, **CHAT, "trainer.max_steps": 2}
+    assert train(**options).status == 0
+    more = {**options, "trainer.max_steps": 3, "ckpt_path": "last"}
+    refused = train(**more, **{"data.loss_on": "all"})
+    assert refused.status == 2
+    assert "does not fit the options: loss_on was answers and is now all" in refused.err
+    resumed = train(**more, **{"data.loss_on": "answers"})
+    assert (resumed.status, resumed.err) == (0, "")
+    assert "different options" not in resumed.out
+
+
 def test_validation_by_another_text(train, chats, tmp_path):
     """Of conversations or of plain text."""
     (tmp_path / "plain.txt").write_text("The cat sat on the mat.\n" * 10)
