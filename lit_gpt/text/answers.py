@@ -77,8 +77,10 @@ def parts_of(
     """The ids of a conversation in non-empty parts, and whether each counts."""
     is_all = loss_on == "all"
     if not conversation.messages:
-        if conversation.prompt:
-            yield tokenizer.encode(conversation.prompt), is_all
+        first = [tokenizer.special[name] for name in tokenizer.start_names]
+        prompt = np.append(np.array(first, np.uint32), tokenizer.encode(conversation.prompt))
+        if len(prompt):
+            yield prompt, is_all
         end = tokenizer.special.get(tokenizer.special_roles.get("eos_token", ""))
         if end is None:  # then a blank line ends a document
             yield tokenizer.encode(conversation.completion + END_OF_TEXT.decode()), True

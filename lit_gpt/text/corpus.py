@@ -28,6 +28,7 @@ from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
 CACHE_VERSION = 4  # part of every cache's key: raise it when what is stored changes
+CHAT_VERSION = 2  # part of the keys of conversations
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def load_corpus(
         if told and (corpus := _open(cache / told[0], reader, is_checked=True)):
             return corpus
         if reader.is_chat:
-            key += [reader.loss_on, PLAIN_SOURCE]
+            key += [CHAT_VERSION, reader.loss_on, PLAIN_SOURCE]
         folder = cache / _sha256([CACHE_VERSION, reader.fingerprint, *key])[:24]
         corpus = _open(folder, reader)
         if corpus is None:

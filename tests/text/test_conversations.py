@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lit_gpt.errors import UserError
+from lit_gpt.generation.completion import encode_prompt
 from lit_gpt.text import encoding_pool, token_file
 from lit_gpt.text.answers import encode_conversations, is_answer, is_start, split_flags
 from lit_gpt.text.chat import ChatTemplate
@@ -171,6 +172,20 @@ def test_a_text_field_is_plain_text_unless_the_loss_says_otherwise(read, tmp_pat
     assert pair == [("HiHello.<|endoftext|>", "Hello.<|endoftext|>")]
     assert read(path, text_field=["q", "a"], loss_on="all").flags is None
     assert read(path, text_field="q", loss_on="all").flags is None
+
+
+@pytest.mark.parametrize("prompt", ["2 + 2 =", ""])
+def test_a_prompt_starts_as_in_generation(prompt, read, tmp_path):
+    """With the tokens that a model's tokenizer puts before a text, such as Llama 3's."""
+    tokenizer = chat_tokenizer(more=["<|begin|>"])
+    tokenizer.start_names = ["<|begin|>"]
+    path = write_rows(tmp_path / "x.jsonl", [{"prompt": prompt, "completion": " 4"}])
+    corpus = read(path, tokenizer)
+    asked = encode_prompt(tokenizer, prompt)
+    assert asked[0] == tokenizer.special["<|begin|>"]
+    answer = [*b" 4", tokenizer.special["<|im_end|>"]]
+    assert corpus.tokens.tolist() == [*asked, *answer]
+    assert is_answer(corpus.flags).tolist() == [False] * len(asked) + [True] * len(answer)
 
 
 def test_rows_with_a_text_are_plain_text(read, tmp_path):
