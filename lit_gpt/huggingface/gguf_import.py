@@ -34,9 +34,10 @@ from lit_gpt.storage import cache_folder, remove_abandoned, temporary_folder
 from lit_gpt.text import patterns
 
 SUFFIX = ".gguf"
-VERSION = 1  # of what is made of a file
+VERSION = 2  # of what is made of a file
 PATTERNS = {name: pattern for pattern, name in PRE_TOKENIZERS.items()}
 PATTERNS |= {"llama-bpe": patterns.LLAMA3, "gpt-2": patterns.GPT2}  # of several, the usual one
+STARTS = ("llama-bpe",)  # those with which a text starts with BOS unless the file says otherwise
 SIZES = {  # our sizes, and GGUF's names, after that of the architecture
     "context_length": "context_length",
     "d_model": "embedding_length",
@@ -243,6 +244,8 @@ def tokenizer_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     added = [
         {"id": i, "content": t, "special": True} for i, (t, k) in enumerate(pairs) if k in special
     ]
+    bos = fields.get("tokenizer.ggml.bos_token_id")
+    has_start = fields.get("tokenizer.ggml.add_bos_token", pre in STARTS)
     split = {"type": "Split", "pattern": {"Regex": onig_pattern(PATTERNS[pre])}}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
@@ -255,12 +258,27 @@ def tokenizer_of(fields: Mapping[str, Any]) -> dict[str, Any]:
                 byte_level | {"use_regex": False},
             ],
         },
+        "post_processor": starting_with(tokens[bos], bos)
+        if has_start and bos is not None
+        else None,
         "model": {
             "type": "BPE",
             "ignore_merges": pre == "llama-bpe",
             "vocab": {t: i for i, (t, k) in enumerate(pairs) if k not in special},
             "merges": [m for m in fields["tokenizer.ggml.merges"] if m != NO_MERGE],
         },
+    }
+
+
+def starting_with(name: str, token: int) -> dict[str, Any]:
+    """What puts a special token before each text, in tokenizer.json."""
+    start = {"SpecialToken": {"id": name, "type_id": 0}}
+    first, second = ({"Sequence": {"id": which, "type_id": 0}} for which in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [start, first],
+        "pair": [start, first, second],
+        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
     }
 
 

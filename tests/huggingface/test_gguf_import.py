@@ -15,12 +15,14 @@ from transformers import AutoModelForCausalLM
 
 from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.errors import UserError
+from lit_gpt.generation.completion import encode_prompt
 from lit_gpt.huggingface import gguf_file, gguf_import
 from lit_gpt.huggingface.gguf_file import write_gguf
 from lit_gpt.huggingface.gguf_import import as_folder
 from lit_gpt.huggingface.importing import load_folder
+from lit_gpt.huggingface.llama_cpp import LlamaCpp
 from lit_gpt.huggingface.tokenizer import from_hf
-from lit_gpt.text.patterns import CL100K
+from lit_gpt.text.patterns import CL100K, QWEN2
 from lit_gpt.text.tokenizer import SINGLE_BYTES, Tokenizer
 from tests.conftest import SMALL
 from tests.huggingface.test_gguf import GPT2_KIND, LLAMA, MODERN, QWEN3, TEXT, bpe, make_model
@@ -88,6 +90,25 @@ def test_special_tokens_and_the_chat_template_come_along(tmp_path):
     assert found.chat_template == tokenizer.chat_template
 
 
+@pytest.mark.parametrize("pattern", [CL100K, QWEN2], ids=["llama-bpe", "qwen2"])
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_prompt_starts_as_in_llama_cpp(is_told, pattern, tmp_path):
+    """How text is split decides what a file does not say."""
+    pytest.importorskip("llama_cpp")
+    plain = Tokenizer("x", pattern, SINGLE_BYTES)
+    tokenizer = plain.with_special(["<|start|>"], {}, ["<|start|>"], []).with_end_of_text()
+    model = make_model(tokenizer.vocab_size, **MODERN)
+    write_gguf(tmp_path / "told.gguf", model, tokenizer, "", "f32")
+    drop = "" if is_told else "tokenizer.ggml.add_bos_token"
+    rewritten(tmp_path / "told.gguf", tmp_path / "m.gguf", {}, drop)
+    llama = LlamaCpp(tmp_path / "m.gguf", 64)
+    expected = llama.llama.tokenize(b"Hi", add_bos=True, special=False)
+    llama.close()
+    found = from_hf(as_folder(tmp_path / "m.gguf"))[0]
+    assert encode_prompt(found, "Hi") == expected
+    assert found.start_names == (["<|start|>"] if is_told or pattern == CL100K else [])
+
+
 def test_a_run_starts_from_a_file_and_resumes_without_its_folder(train, tmp_path, cache):
     tokenizer = bpe()
     model = make_model(tokenizer.vocab_size, **QWEN3)
@@ -119,7 +140,7 @@ def rewritten(
     kind = reader.fields["general.architecture"].contents()
     writer = GGUFWriter(target, changes.pop("general.architecture", kind))
     for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
+        if name.startswith("GGUF.") or name in ("general.architecture", drop):
             continue
         value = changes.pop(name, field.contents())
         writer.add_key_value(name, value, field.types[0], field.types[-1])
