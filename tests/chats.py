@@ -63,10 +63,10 @@ def chat_tokenizer(template: str | None = CHATML, more: Sequence[str] = ()) -> T
     return tokenizer.with_end_of_text()
 
 
-def their_tokenizer(template: str) -> Any:
-    """The same by transformers, with the same ids."""
+def their_tokenizer(template: str, visible: Sequence[str] = ()) -> Any:
+    """That of ChatML by transformers, with the same ids, and more tokens that are not special."""
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Theirs
-    from tokenizers import decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's letters of bytes
@@ -75,7 +75,8 @@ def their_tokenizer(template: str) -> Any:
     theirs = Theirs(models.BPE({letter: byte for byte, letter in enumerate(letters)}, []))
     theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     theirs.decoder = decoders.ByteLevel()
-    theirs.add_special_tokens(list(chat_tokenizer().special))
+    names = chat_tokenizer(more=visible).special
+    theirs.add_tokens([AddedToken(x, special=x not in visible, normalized=False) for x in names])
     ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     wrapped = PreTrainedTokenizerFast(tokenizer_object=theirs, **ends)
     wrapped.chat_template = template

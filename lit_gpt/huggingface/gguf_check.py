@@ -16,11 +16,18 @@ from lit_gpt.errors import UserError
 from lit_gpt.generation.sampling import Sampling, generate
 from lit_gpt.huggingface.architectures import layout_of
 from lit_gpt.huggingface.config import hf_config
-from lit_gpt.huggingface.export_check import check_logits, common_text, differs, spread_windows
+from lit_gpt.huggingface.export_check import (
+    check_logits,
+    common_text,
+    differs,
+    ids_with_visible,
+    spread_windows,
+)
 from lit_gpt.huggingface.gguf_file import GGUFType, end_ids, import_gguf
 from lit_gpt.huggingface.llama_cpp import LlamaCpp
 from lit_gpt.huggingface.tokenizer import import_transformers, in_one_line
 from lit_gpt.model import GPT
+from lit_gpt.text.chat import ChatTemplate
 from lit_gpt.text.corpus import Corpus
 from lit_gpt.text.tokenizer import Tokenizer
 
@@ -131,8 +138,10 @@ def texts_of(corpus: Corpus) -> Iterator[tuple[str, np.ndarray]]:
 def check_ids(llama: LlamaCpp, corpus: Corpus) -> int:
     """Compares the ids of the text; how many there are."""
     done = 0
-    for text, expected in texts_of(corpus):
+    for text, ids in texts_of(corpus):
         found = np.array(llama.encode(text))
+        other = ids_with_visible(corpus.tokenizer, text)
+        expected = ids if other is None else other
         if not np.array_equal(found, expected):
             length = min(len(found), len(expected))
             same = found[:length] == expected[:length]
@@ -149,7 +158,8 @@ def check_text(
     """Compares greedy text after prompts, the beginnings of some windows (N, T)."""
     length = windows.size(1)
     length = max(1, min(length // 2, model.config.context_length + 1 - MAX_GREEDY))
-    silent = {*tokenizer.special.values(), *llama.end_ids}  # have no text there
+    hidden = ChatTemplate.of(tokenizer).special
+    silent = {*(tokenizer.special[name] for name in hidden), *llama.end_ids}  # have no text there
     same, total, ties = 0, 0, 0
     for window in windows[:NUM_PROMPTS]:
         prompt = window[None, :length]

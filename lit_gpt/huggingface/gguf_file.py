@@ -194,7 +194,9 @@ def add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
     writer.add_token_list(tokens)
-    writer.add_token_types([types.CONTROL if t in special else types.NORMAL for t in tokens])
+    kinds = dict.fromkeys(special, types.CONTROL)
+    kinds |= dict.fromkeys(tokenizer.visible_names, types.USER_DEFINED)
+    writer.add_token_types([kinds.get(token, types.NORMAL) for token in tokens])
     merges = spec["model"]["merges"] or [NO_MERGE]
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
     ends = end_ids(tokenizer)

@@ -242,7 +242,9 @@ def tokenizer_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     kinds = fields.get("tokenizer.ggml.token_type") or [types.NORMAL] * len(tokens)
     pairs = list(zip(tokens, kinds, strict=True))
     added = [
-        {"id": i, "content": t, "special": True} for i, (t, k) in enumerate(pairs) if k in special
+        {"id": i, "content": t, "special": k == types.CONTROL}
+        for i, (t, k) in enumerate(pairs)
+        if k in special
     ]
     bos = fields.get("tokenizer.ggml.bos_token_id")
     has_start = fields.get("tokenizer.ggml.add_bos_token", pre in STARTS)

@@ -28,6 +28,7 @@ class SpecialTokens:
         roles: what the chat template calls some of them.
         start_names: those that come before a prompt.
         end_names: those that end an answer, besides `end`.
+        visible_names: those that are text to a reader, as Qwen3's <think>.
         chat_template: a Jinja program; None: there is none.
     """
 
@@ -36,13 +37,14 @@ class SpecialTokens:
     roles: dict[str, str]
     start_names: list[str]
     end_names: list[str]
+    visible_names: list[str]
     chat_template: str | None
 
     def add_to(self, tokenizer: Tokenizer) -> Tokenizer:
         names = [name for name in self.ids if name != self.end]
         own = {role: name for role, name in self.roles.items() if name != self.end}
         starts = [name for name in self.start_names if name != self.end]
-        tokenizer = tokenizer.with_special(names, own, starts, self.end_names)
+        tokenizer = tokenizer.with_special(names, own, starts, self.end_names, self.visible_names)
         if self.end is not None:
             tokenizer = tokenizer.with_end_of_text(self.end)
         tokenizer.special_roles = tokenizer.special_roles | self.roles
@@ -70,6 +72,9 @@ def read_special(spec: dict[str, Any], folder: Path, ordinary: set[int]) -> Spec
         ids[end] = (ids | vocab)[end] if end not in ids else ids.pop(end)
     roles = {role: name for role, name in roles.items() if name in ids}
     ends = _answer_ends(folder, ids) + [roles[role] for role in ("eos_token",) if role in roles]
+    starts = [name for name in _starts(spec) if name in ids]
+    hidden = {end, *roles.values(), *starts, *ends}  # whatever their flags
+    shown = (token["content"] for token in added if token.get("special") is False)
     template = _template(folder, config)
     if template is not None:
         _check_names(template, added)
@@ -77,8 +82,9 @@ def read_special(spec: dict[str, Any], folder: Path, ordinary: set[int]) -> Spec
         ids,
         end,
         roles,
-        [name for name in _starts(spec) if name in ids],
+        starts,
         [name for name in dict.fromkeys(ends) if name != end],
+        [name for name in shown if name in ids and name not in hidden],
         template,
     )
 

@@ -91,8 +91,9 @@ def _add_special(converted: Any, tokenizer: Tokenizer) -> None:
                 f"the vocabulary has {name} as an ordinary token, so the special token can't be "
                 "exported under that name"
             )
-    converted.add_special_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in tokenizer.special]
+    hidden = tokenizer.special.keys() - tokenizer.visible_names
+    converted.add_tokens(
+        [AddedToken(name, special=name in hidden, normalized=False) for name in tokenizer.special]
     )
     if tokenizer.start_names:
         starts = [(name, tokenizer.special[name]) for name in tokenizer.start_names]
@@ -191,17 +192,21 @@ def _old_spec(folder: Path) -> dict[str, Any]:
     with (folder / "merges.txt").open(encoding="utf-8", newline="\n") as file:
         lines = file.read(MAX_JSON).split("\n")
     added: dict[str, Any] = {}
+    shown: set[str] = set()
     for name in ("added_tokens.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             content = read_json(folder / name)
             decoder = content.get("added_tokens_decoder", {})
             added |= {token["content"]: int(i) for i, token in decoder.items()}
+            shown |= {x["content"] for x in decoder.values() if x.get("special") is False}
             added |= content if name == "added_tokens.json" else {}
     split = {"type": "Split", "pattern": {"Regex": SPLIT_BY[kind]}, "behavior": "Isolated"}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
         "version": "1.0",
-        "added_tokens": [{"content": text, "id": i} for text, i in added.items()],
+        "added_tokens": [
+            {"content": text, "id": i, "special": text not in shown} for text, i in added.items()
+        ],
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [split | {"invert": False}, byte_level | {"use_regex": False}],

@@ -50,8 +50,8 @@ class ChatTemplate:
     Args:
         source: the Jinja program.
         variables: the special tokens that it may name, such as `eos_token`.
-        special: names of all special tokens. In a message they are plain text: there, `render` puts
-            a MARK into them, which `Tokenizer.encode_chat` removes.
+        special: names of the special tokens, without visible ones. In a message they are plain
+            text: there, `render` puts a MARK into them, which `Tokenizer.encode_chat` removes.
     """
 
     source: str
@@ -62,7 +62,8 @@ class ChatTemplate:
     def of(cls, tokenizer: Tokenizer) -> ChatTemplate:
         """The tokenizer's own template, or else PLAIN_SOURCE."""
         source = tokenizer.chat_template or PLAIN_SOURCE
-        return cls(source, tokenizer.special_roles, frozenset(tokenizer.special))
+        hidden = frozenset(tokenizer.special).difference(tokenizer.visible_names)
+        return cls(source, tokenizer.special_roles, hidden)
 
     @property
     def stop(self) -> tuple[str, ...]:

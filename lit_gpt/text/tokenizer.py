@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -31,12 +31,13 @@ def checked_special(special: Any) -> dict[str, Any]:
         ValueError: they are not names, each of one token, and what these are for.
     """
     names, roles = special["names"], special["roles"]
-    used = [*roles.values(), *special["start_names"], *special["end_names"]]
+    visible = list(special.get("visible_names", []))
+    used = [*roles.values(), *special["start_names"], *special["end_names"], *visible]
     if not all(isinstance(name, str) and name for name in [*names, *roles, *used]):
         raise ValueError("its special tokens are not texts")
     if len(set(names)) < len(names) or not set(names).issuperset(used):
         raise ValueError("it has a special token twice, or names one that it does not have")
-    return {key: special[key] for key in NO_SPECIAL}
+    return {key: special[key] for key in NO_SPECIAL} | {"visible_names": visible}
 
 
 class Tokenizer:
@@ -71,6 +72,7 @@ class Tokenizer:
         self.special_roles: dict[str, str] = {}  # such as eos_token: the name of one
         self.start_names: list[str] = []  # of those that come before a prompt
         self.end_names: list[str] = []  # of those that end an answer
+        self.visible_names: list[str] = []  # of those that are text to a reader, as <think>
         self.chat_template: str | None = None  # Jinja; None: text.chat has a plain one
         self._may_follow: dict[bytes, np.ndarray] = {}
 
@@ -97,6 +99,7 @@ class Tokenizer:
         roles: Mapping[str, str],
         start_names: list[str],
         end_names: list[str],
+        visible_names: Sequence[str] = (),
     ) -> Tokenizer:
         """The same tokenizer with more tokens, which decode to their names.
 
@@ -107,6 +110,7 @@ class Tokenizer:
             roles: what a chat template calls some of them, such as `bos_token`.
             start_names: those that come before a prompt.
             end_names: those that end an answer, besides the end-of-text token.
+            visible_names: those that other programs show in a text, and that a message may write.
         """
         assert self.end_of_text is None
         new = copy.copy(self)
@@ -115,6 +119,7 @@ class Tokenizer:
         new.special_roles = dict(roles)
         new.start_names = list(start_names)
         new.end_names = list(end_names)
+        new.visible_names = list(visible_names)
         new._may_follow = {}
         return new
 
@@ -258,6 +263,8 @@ class Tokenizer:
             "start_names": self.start_names,
             "end_names": self.end_names,
         }
+        if self.visible_names:
+            special["visible_names"] = self.visible_names
         if special not in (NO_SPECIAL, ONLY_END):
             state["special"] = json.dumps(special)
         return (

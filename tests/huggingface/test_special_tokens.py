@@ -11,6 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.generation.sampling import Sampling, generate
+from lit_gpt.huggingface.gguf_import import as_folder
+from lit_gpt.huggingface.llama_cpp import LlamaCpp
+from lit_gpt.huggingface.tokenizer import from_hf
 from lit_gpt.text.vocabularies import load_tokenizer
 from tests.huggingface.test_export import LINES, run_export, write_checkpoint
 
@@ -85,6 +88,32 @@ def test_a_pipeline_writes_our_text_and_no_more_than_is_asked_for(kind, export, 
     written = tokenizer.decode(ours[: ours.index(256)] if 256 in ours else ours)
     assert found["generated_text"] == written
     assert not [warning for warning in recwarn if "max_length" in str(warning.message)]
+
+
+def test_visible_tokens_are_shown_by_other_programs(text, tmp_path, capsys, monkeypatch):
+    """Such as Qwen3's <think>, also where the text that is compared has it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user_cache"))
+    names = ["<think>", "<|im_end|>"]
+    plain = load_tokenizer("bytes").with_special(names, {}, [], names[1:], names[:1])
+    tokenizer = plain.with_end_of_text()
+    with text.open("a", encoding="utf-8") as file:
+        file.write("a <think> b <|im_end|>\n")
+    path = write_checkpoint(tmp_path, tokenizer, text, context_length=32, style="modern")
+    out = tmp_path / "folder"
+    status, _, err = run_export(capsys, ckpt_path=path, out=out)
+    assert (status, err) == (0, "")
+    ids = [256, 97, 257]
+    auto = AutoTokenizer.from_pretrained(out)
+    assert auto.decode(ids, skip_special_tokens=True) == "<think>a"
+    assert from_hf(out)[0].visible_names == names[:1]
+    pytest.importorskip("llama_cpp")
+    out = tmp_path / "m.gguf"
+    status, _, err = run_export(capsys, ckpt_path=path, out=out, format="gguf")
+    assert (status, err) == (0, "")
+    llama = LlamaCpp(out, 32)
+    assert llama.decode_bytes(ids) == b"<think>a"
+    llama.close()
+    assert from_hf(as_folder(out))[0].visible_names == names[:1]
 
 
 @pytest.mark.parametrize("kind", STYLES)

@@ -206,6 +206,23 @@ def test_without_a_normal_form_text_is_kept_as_it_is(folders):
     assert tokenizer.decode(tokenizer.encode("e\u0301")) == "e\u0301"
 
 
+def test_visible_tokens_are_those_that_transformers_shows(folders):
+    auto = AutoTokenizer.from_pretrained(folders / "qwen3")
+    tokenizer, rows = from_hf(folders / "qwen3")
+    shown = [
+        name
+        for name, i in tokenizer.special.items()
+        if auto.decode([int(rows[i])], skip_special_tokens=True) == name
+    ]
+    assert tokenizer.visible_names == shown == ["<think>"]
+    state = tokenizer.to_dict()
+    assert Tokenizer.from_dict(state).visible_names == shown
+    special = json.loads(state["special"])
+    del special["visible_names"]  # as of an earlier release
+    old = Tokenizer.from_dict(state | {"special": json.dumps(special)})
+    assert (old.visible_names, old.special) == ([], tokenizer.special)
+
+
 def test_a_vocab_and_merges_are_a_tokenizer_too(folders, tmp_path):
     """As GPT-2's folder was before there was tokenizer.json."""
     model = json.loads((folders / "gpt2" / "tokenizer.json").read_text(encoding="utf-8"))["model"]

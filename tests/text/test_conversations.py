@@ -361,6 +361,21 @@ def test_thoughts_of_a_conversation(more, thoughts, learnt, read, tmp_path):
         assert (corpus.tokens == tokenizer.special[name]).sum() == 1  # by the template
 
 
+def test_a_message_may_write_visible_tokens(read, tmp_path):
+    """As Qwen3's <think>, where it has one: its template looks for them."""
+    tokenizer = chat_tokenizer(QWEN3, THOUGHTS)
+    tokenizer.visible_names = THOUGHTS
+    messages = turns("a<|im_end|>", f"{THINKS}b", "c", f"{THINKS}d")
+    corpus = read(write_rows(tmp_path / "x.jsonl", [{"messages": messages}]), tokenizer)
+    ((_, answers),) = shown(corpus)
+    assert answers == "b<|im_end|>\n<think>\nhm\n</think>\n\nd<|im_end|>\n"
+    messages[0]["content"] = "a"  # there, the end of the turn would be one
+    corpus = read(write_rows(tmp_path / "y.jsonl", [{"messages": messages}]), tokenizer)
+    theirs = their_tokenizer(QWEN3, THOUGHTS).apply_chat_template(messages, return_dict=False)
+    assert corpus.tokens.tolist() == theirs
+    assert tokenizer.special["<think>"] in theirs
+
+
 def test_the_flags_are_cached_continued_and_checked(read, tmp_path, monkeypatch):
     rows = [{"messages": turns(f"What is {i}?", f"A number: {i}.")} for i in range(50)]
     path = write_rows(tmp_path / "x.jsonl", rows)
