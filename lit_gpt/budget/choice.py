@@ -84,6 +84,11 @@ class Plan:
     def epochs(self) -> float:
         return self.candidate.epochs(self.steps)
 
+    @property
+    def window(self) -> float:
+        """Seconds of a window without gradients."""
+        return self.times.eval_batch / self.candidate.batch_size
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -92,14 +97,12 @@ class Choice:
     Args:
         options: by plain name, without those that the user gave.
         reasons: a line for each decision.
-        max_useful_steps: see BudgetClock.
         bits_per_byte: expected, and the ends of a range of it.
     """
 
     plan: Plan
     options: dict[str, Any]
     reasons: list[str]
-    max_useful_steps: int
     bits_per_byte: tuple[float, float, float]
 
 
@@ -131,7 +134,6 @@ def choose(budget: Budget, text: TextFacts, times_of: Callable[[Candidate], Time
         plan=best,
         options={name: value for name, value in options.items() if name not in budget.given},
         reasons=reasons_of(budget, plans, best, options),
-        max_useful_steps=best.useful_steps,
         bits_per_byte=(best.bits_per_byte, low, high),
     )
 
@@ -199,9 +201,11 @@ def eval_batches(budget: Budget, candidate: Candidate, times: Times) -> int:
     """Batches of each split in an evaluation: as many as given, or as cost little."""
     windows = candidate.tokenizer.val_tokens // candidate.config.context_length
     whole = max(1, windows // candidate.batch_size)
-    given = budget.given.get("limit_val_batches")
-    if given is not None:
-        return min(whole, given) if isinstance(given, int) else int(given * whole)
+    if "limit_val_batches" in budget.given:
+        given = budget.given["limit_val_batches"]
+        if isinstance(given, int):
+            return min(whole, given)
+        return whole if given is None else int(given * whole)
     most = EVALUATED * budget.seconds / (2 * (EVALUATIONS + 1) * times.eval_batch)
     return max(1, min(MOST_EVAL_BATCHES, int(most), whole))
 
@@ -274,7 +278,7 @@ def reasons_of(budget: Budget, plans: list[Plan], best: Plan, options: dict[str,
         f"this width, warm-up over {options['warmup_steps']:,} steps, then "
         f"{options['schedule']}",
         f"Evaluations: every {interval}, of "
-        f"{options['limit_val_batches']} batches; final loss over "
+        f"{best.eval_batches} batches; final loss over "
         f"{'the whole split' if best.final_tokens is None else f'{best.final_tokens:,} tokens'}",
     ]
 
@@ -290,7 +294,8 @@ def tokenizer_reason(given: Mapping[str, Any], plans: list[Plan], best: Plan) ->
     if others:
         second = min(others, key=lambda plan: plan.bits_per_byte)
         name = second.candidate.tokenizer.name
-        more = second.bits_per_byte - best.bits_per_byte
+        ours = min(p.bits_per_byte for p in plans if p.candidate.tokenizer.name == chosen.name)
+        more = second.bits_per_byte - ours
         text += f"; {name} would end {more:.3f} bits per byte higher"
     return text + marked(given, "tokenizer")
 

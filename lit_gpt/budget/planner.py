@@ -18,6 +18,7 @@ from lit_gpt.command import seconds_since_start
 from lit_gpt.text.splits import Splits
 
 TRIES = 3  # candidates that are timed at most, each the best once the one before was timed
+SMALLER = 0.7  # of one that did not fit into the memory: the next is tried below that
 CHECK = 200  # times the seconds of a step: the budget from which threads are measured again
 SHORTEST = 16  # tokens of a window, with which the text is encoded
 
@@ -31,11 +32,12 @@ class Corrected:
     factor: float = 1.0
     timed: dict[tuple[Any, ...], Times] = field(default_factory=dict)
     is_closed: bool = False  # to candidates that were not timed
+    too_large: float = math.inf  # bytes moved in a step: the memory is too small for these
 
     def __call__(self, candidate: Candidate) -> Times:
         if candidate.key in self.timed:
             return self.timed[candidate.key]
-        if self.is_closed:
+        if self.is_closed or candidate.bytes_moved >= self.too_large:
             return Times(math.inf, math.inf, math.inf)
         times = self.rates(candidate)
         return Times(times.step * self.factor, times.eval_batch * self.factor, times.token)
@@ -44,10 +46,12 @@ class Corrected:
         """Times it; False: that has been done."""
         if candidate.key in self.timed:
             return False
-        self.timed[candidate.key] = self.trial.time(candidate)
-        found = self.timed[candidate.key].step / self.rates(candidate).step
+        times = self.timed[candidate.key] = self.trial.time(candidate)
+        found = times.step / self.rates(candidate).step
         if found < 10:  # else it was too large for the memory, or paged
             self.factor = found
+        if math.isinf(times.step):
+            self.too_large = min(self.too_large, SMALLER * candidate.bytes_moved)
         return True
 
 
@@ -73,7 +77,8 @@ def plan_budget(
     Raises:
         UserError: a text that can't be used, or options that don't fit together.
     """
-    fixed = {**{name: recipe.FIXED[name] for name in ("style", "tie_embeddings")}, **fixed}
+    chosen = {name: recipe.FIXED[name] for name in ("style", "tie_embeddings")}
+    fixed = {**chosen, "dropout": given.get("dropout", 0.0), **fixed}
     optimizer = given.get("optimizer", recipe.FIXED["optimizer"])
     trial = Trial(device, precision, optimizer, dict(fixed), "threads" in given)
     clock = Corrected(trial.rates(seconds), trial)
@@ -90,10 +95,11 @@ def plan_budget(
         name = first.plan.candidate.tokenizer.name
     splits = encode(name, given.get("context_length", SHORTEST))
     exact = exact_facts(splits, name)
-    for attempt in range(TRIES + 1):
-        clock.is_closed = attempt == TRIES
+    while True:
+        fitting = sum(math.isfinite(times.step) for times in clock.timed.values())
+        clock.is_closed = fitting == TRIES
         choice = choose_now(exact)
-        if attempt == 0 and CHECK * choice.plan.times.step < seconds:
+        if not clock.timed and CHECK * choice.plan.times.step < seconds:
             trial.set_threads(choice.plan.candidate)  # a large one may be faster on all
         if not clock.time(choice.plan.candidate):
             break

@@ -9,17 +9,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lit_gpt.errors import UserError
 from lit_gpt.text.bpe import CAREFUL, load_trainer, training_text
 from lit_gpt.text.corpus import split_at
 from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.files import Reader, TextFiles
 from lit_gpt.text.ngrams import frequency_baselines
+from lit_gpt.text.overlap import chunks
 from lit_gpt.text.splits import Splits
 from lit_gpt.text.tokenizer import BYTES, Tokenizer
 from lit_gpt.text.vocabularies import PATTERN, load_tokenizer
 
 SAMPLE = 1 << 20  # bytes that the tokenizers are tried on
-BLOCK = 1 << 13  # characters that stay together in the sample
+BLOCK = 1 << 13  # characters that stay together in the sample; fewer in a short text:
+SHARES = 50  # blocks that it has at least
+COUNTED = 1 << 20  # tokens that are counted at a time
 NAMED = "cl100k_base"
 BPE_SIZES = (512, 1024, 2048, 4096, 8192, 16384)
 BYTES_PER_ENTRY = 50  # of text, for each token of bpe:N: with less, most are never learnt
@@ -84,16 +88,16 @@ def size(parts: Iterable[str | None]) -> int:
     return sum(len(part.encode()) for part in parts if part)
 
 
-def blocks(parts: Iterable[str | None]) -> Iterable[Parts]:
-    """The text in blocks of about BLOCK characters: pieces, or many short documents."""
+def blocks(parts: Iterable[str | None], most: int) -> Iterable[Parts]:
+    """The text in blocks of about `most` characters: pieces, or many short documents."""
     block: Parts = []
     length = 0
     for part in parts:
-        for at in range(0, len(part or " "), BLOCK):
-            piece = None if part is None else part[at : at + BLOCK]
+        for at in range(0, len(part or " "), most):
+            piece = None if part is None else part[at : at + most]
             block.append(piece)
             length += len(piece or "")
-            if length >= BLOCK:
+            if length >= most:
                 yield block
                 block = []
                 length = 0
@@ -102,7 +106,7 @@ def blocks(parts: Iterable[str | None]) -> Iterable[Parts]:
 
 
 def take_sample(text: TextFiles, train_fraction: float, val_path: str | list[str] | None) -> Sample:
-    """Reads the training text twice: to count its bytes, then to take blocks of it.
+    """Reads the training text to count its bytes, and again to take blocks of it.
 
     Args:
         val_path: another text, which validates; only its bytes are counted.
@@ -115,12 +119,16 @@ def take_sample(text: TextFiles, train_fraction: float, val_path: str | list[str
     train_bytes = total if val_path is not None else int(total * train_fraction)
     val_bytes = total - train_bytes
     if val_path is not None:
-        val_bytes = size(Reader(replace(text, path=val_path), needs_fields=False))
+        try:
+            val_bytes = size(Reader(replace(text, path=val_path), needs_fields=False))
+        except UserError as error:
+            error.field = "val_path" if error.field == "path" else error.field
+            raise
     taken = min(1.0, SAMPLE / total)
     train: Parts = []
     val: Parts = []
     at = 0
-    for i, block in enumerate(blocks(reader)):
+    for i, block in enumerate(blocks(reader, min(BLOCK, max(1, total // SHARES)))):
         if int((i + 1) * taken) > int(i * taken):
             # The one that both splits share validates: in training it would tell what comes.
             (train if at + size(block) <= train_bytes else val).extend(block)
@@ -247,8 +255,10 @@ def exact_facts(splits: Splits, name: str) -> TextFacts:
     """
     tokenizer = splits.corpus.tokenizer
     lengths = tokenizer.token_lengths()
-    train_bytes = int(np.bincount(splits.train, minlength=len(lengths)) @ lengths)
-    val_bytes = int(np.bincount(splits.val, minlength=len(lengths)) @ lengths)
+    train_bytes, val_bytes = (
+        sum(int(lengths[part].sum()) for part in chunks(ids, COUNTED))
+        for ids in (splits.train, splits.val)
+    )
     sample = splits.train[: split_at(len(splits.train), min(1.0, SAMPLE / max(1, train_bytes)))]
     unigram, bigram = baselines(sample, splits.val, tokenizer)
     facts = TokenizerFacts(

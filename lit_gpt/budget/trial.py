@@ -116,7 +116,6 @@ class Trial:
     are_threads_given: bool = False
     threads: int | None = field(default=None, init=False)
     usual_threads: int = field(default_factory=torch.get_num_threads, init=False)
-    measured: dict[tuple[Any, ...], Times] = field(default_factory=dict)
 
     def rates(self, budget: float) -> Rates:
         """Times models from tiny to as large as this machine computes in a second.
@@ -145,21 +144,19 @@ class Trial:
     def probe(self, vocab_size: int, width: int, depth: int, context: int, batch: int) -> Candidate:
         tokenizer = TokenizerFacts("bytes", vocab_size, 1.0, 1, 1, 8.0, 8.0)
         sizes = {"d_model": width, "num_blocks": depth, "num_heads": num_heads(width)}
-        names = ("style", *STYLES["classic"])
+        names = ("style", "dropout", *STYLES["classic"])
         choices = {name: self.fixed[name] for name in names if name in self.fixed}
         config = GPTConfig(**{**choices, **sizes}, vocab_size=vocab_size, context_length=context)
         return Candidate(tokenizer, config, batch, self.optimizer)
 
     def time(self, candidate: Candidate) -> Times:
         """Measures a candidate; infinite times where the memory is too small for it."""
-        if candidate.key not in self.measured:
-            try:
-                self.measured[candidate.key] = self._time(candidate)
-            except Exception as error:
-                if resource_error(error) is None:
-                    raise
-                self.measured[candidate.key] = Times(math.inf, math.inf, math.inf)
-        return self.measured[candidate.key]
+        try:
+            return self._time(candidate)
+        except Exception as error:
+            if resource_error(error) is None:
+                raise
+            return Times(math.inf, math.inf, math.inf)
 
     def _time(self, candidate: Candidate) -> Times:
         step, evaluate = self.build(candidate)
@@ -212,7 +209,6 @@ class Trial:
         is_slower = WORTH * seconds[self.usual_threads] > seconds[1]
         self.threads = 1 if is_slower else None
         torch.set_num_threads(self.threads or self.usual_threads)
-        self.measured.clear()
 
     def context(self) -> AbstractContextManager[Any]:
         """The autocast of the Trainer's precision."""

@@ -78,6 +78,7 @@ class BudgetClock(Callback):
         seconds: the budget, from the start of the process to its end.
         max_useful_steps: more are never planned; None: without a limit.
         clock: seconds since the start of the process.
+        window: seconds of an evaluated window, as expected, until one was evaluated.
 
     Raises:
         UserError: no time at all.
@@ -88,12 +89,14 @@ class BudgetClock(Callback):
         seconds: float,
         max_useful_steps: int | None = None,
         clock: Callable[[], float] = seconds_since_start,
+        window: float = 0.0,
     ) -> None:
         if not seconds > 0:
             raise UserError("must be above 0", field="budget", value=seconds)
         check_least(1, max_useful_steps=max_useful_steps)
         self.seconds = seconds
         self.max_useful_steps = max_useful_steps
+        self.window = window
         self.clock = clock
         self.pace = Pace()
         self.is_planning = False
@@ -228,7 +231,7 @@ class BudgetClock(Callback):
 
     def _closing(self, pace: float) -> float:
         """Seconds from the last evaluation to the end of the process."""
-        return self.final_windows * self.pace.of("window", pace) + LEAVING
+        return self.final_windows * (self.pace.of("window", pace) or self.window) + LEAVING
 
 
 def interval(trainer: pl.Trainer) -> float:

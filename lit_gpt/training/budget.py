@@ -48,6 +48,8 @@ SIZES = ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads", "
 FIELDS = [field.name for field in fields(GPTConfig) if field.name not in SIZES]
 REFUSED = {  # options of the Trainer: the value that works, and why no other does
     "max_epochs": (None, "chooses the number of steps"),
+    "min_epochs": (None, "chooses the number of steps"),
+    "min_steps": (None, "chooses the number of steps"),
     "max_time": (None, "limits the time itself"),
     "fast_dev_run": (False, "plans more than one step"),
     "limit_train_batches": (None, "plans for all of the text"),
@@ -134,7 +136,8 @@ def plain_command(options: TrainOptions) -> str:
     if "--budget" in argv:
         at = argv.index("--budget")
         del argv[at : at + 2]
-    argv = [word for word in argv if not word.startswith("--budget=")]
+    ours = ("--budget=", "--json")  # the latter is plan.py's
+    argv = [word for word in argv if not word.startswith(ours)]
     if any(word.startswith("--config") for word in argv):  # which may have one
         argv.append("--budget=null")
     return command_line("train", *words(options.choice.options), *argv)
@@ -165,6 +168,9 @@ def choose_options(options: TrainOptions, seconds: float) -> Choice:
     config = options.config
     h = config.data
     given = given_options(options.parser.parse_args, options.argv)
+    if config.model.horizons is not None:
+        problem = "is a plan already, and `budget` makes one"
+        raise UserError(problem, field="horizons", hint="leave one of them out")
     if given.get("max_steps", 1) < 1:
         problem = "can't be used with `budget`: the run has to end"
         raise UserError(problem, field="max_steps", value=given["max_steps"])
@@ -177,7 +183,10 @@ def choose_options(options: TrainOptions, seconds: float) -> Choice:
     set_threads(config.threads)  # so that the trial computes as the run will
     files = (h.path, h.exclude, h.encoding, h.text_field, h.tsv_quotes, h.cache, h.loss_on)
     text = TextFiles(*files)
-    if not is_token_store(h.path) and holds_conversations(text):
+    if is_token_store(h.path):
+        problem = "is a token store, and `budget` chooses for a text"
+        raise UserError(problem, field="path", value=h.path, hint="name the text, or leave it out")
+    if holds_conversations(text):
         problem = "chooses for plain text, and this text holds conversations"
         raise UserError(problem, field="budget", hint="leave it out")
     print(f"Choosing options for {duration(seconds)} on this machine ...", flush=True)

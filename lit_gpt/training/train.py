@@ -131,8 +131,9 @@ def build_run(
     if slurm.job_id():
         more.append(slurm.SlurmJobMarker(options.argv))
     if options.budget is not None:
-        useful = options.choice.max_useful_steps if options.choice else None
-        more.append(BudgetClock(options.budget, useful))
+        plan = options.choice.plan if options.choice else None
+        useful, window = (plan.useful_steps, plan.window) if plan else (None, 0.0)
+        more.append(BudgetClock(options.budget, useful, window=window))
     profile = Profile() if options.config.profile else None
     if profile:
         more.append(profile)

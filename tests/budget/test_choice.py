@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lit_gpt.budget import choice, law, recipe
-from lit_gpt.budget.candidates import ASPECT, Candidate
+from lit_gpt.budget.candidates import ASPECT, WIDTHS, Candidate, num_heads
 from lit_gpt.budget.choice import CHOSEN, Budget, Choice, choose
 from lit_gpt.budget.text_facts import TextFacts, TokenizerFacts
 from lit_gpt.budget.trial import Rates, Times
@@ -192,7 +192,7 @@ def test_a_short_text_and_a_long_time_end_early():
     found = choose_in(3600, SHORT, d_model=64, num_blocks=2)
     assert 1 < found.plan.epochs <= recipe.MOST_EPOCHS + 0.1
     assert found.options["dropout"] == 0
-    assert found.plan.steps == found.max_useful_steps
+    assert found.plan.steps == found.plan.useful_steps
     assert found.plan.seconds < 1800
     assert any("would not help" in reason for reason in found.reasons)
 
@@ -266,7 +266,7 @@ def test_a_given_number_of_steps_takes_the_best_model_for_which_they_fit():
     few, many = (choose_in(120, LONG, max_steps=steps) for steps in (100, 2000))
     assert (few.plan.steps, many.plan.steps) == (100, 2000)
     assert size(few) > size(many)
-    assert few.max_useful_steps == 100  # the clock must not add any
+    assert few.plan.useful_steps == 100  # the clock must not add any
 
 
 def test_more_steps_than_help_must_fit_too():
@@ -304,6 +304,30 @@ def test_a_learning_rate_is_that_of_the_width_and_the_optimizer():
     assert wide.options["learning_rate"] == 3e-3  # with the root of the width
     adamw = choose_in(60, ENGLISH, d_model=80, num_blocks=2, optimizer="adamw")
     assert adamw.options["learning_rate"] == 3e-3
+
+
+@pytest.mark.parametrize("width", [50, 100, 112, 150, 250, 300, 500, 720, 1000])
+def test_a_width_that_is_given_has_heads_that_divide_it(width):
+    """Of at least 32 channels, and an even number of them for rotary positions."""
+    config = choose_in(3600, ENGLISH, d_model=width, num_blocks=1).plan.candidate.config
+    assert config.num_heads * config.head_size == width
+    assert config.head_size % 2 == 0
+    assert config.head_size >= 32 or config.num_heads == 1
+
+
+def test_widths_that_are_chosen_have_heads_of_32_or_64_channels():
+    for width in WIDTHS:
+        assert num_heads(width) == max(1, width // (32 if width <= 256 else 64))
+
+
+@pytest.mark.parametrize(("given", "batches"), [(0, 0), (3, 3), (0.5, 976), (None, 1953)])
+def test_batches_of_an_evaluation_that_are_given_are_counted(given, batches):
+    """As the Trainer counts them, of 1,953 batches: a share, or with none all."""
+    facts = replace(ENGLISH, tokenizers=ENGLISH.tokenizers[:1])
+    sizes = {"batch_size": 4, "context_length": 128, "d_model": 32, "num_blocks": 1}
+    found = choose_in(3600, facts, limit_val_batches=given, **sizes)
+    assert found.plan.eval_batches == batches
+    assert any(f", of {batches} batches; " in reason for reason in found.reasons)
 
 
 def test_models_are_neither_thin_nor_flat():

@@ -176,6 +176,13 @@ def test_the_choices_of_the_model_that_are_given_are_fixed(places, monkeypatch):
     assert given.items() <= trial.fixed.items()
 
 
+@pytest.mark.parametrize("given", [None, 0.25])
+def test_a_trial_has_the_dropout_of_the_run(given, places, monkeypatch):
+    argv = places | QUIET | ({} if given is None else {"model.dropout": given})
+    trial, _ = trial_of(argv, monkeypatch)
+    assert trial.probe(256, 32, 2, 64, 4).config.dropout == (given or 0.0)
+
+
 def test_a_budget_in_a_file_of_options_works_too(budget_run, tmp_path):
     file = tmp_path / "given.yaml"
     file.write_text("budget: 40s\n")
@@ -286,6 +293,8 @@ def test_a_plan_shows_the_choice_and_then_the_run(places, capfd, monkeypatch, tm
     assert low < numbers["bits_per_byte"] < high
     assert f"({low:.2f} to {high:.2f})" in out
     assert numbers["options"]["max_steps"] > 0
+    (same,) = (line for line in out.splitlines() if line.startswith("The same without --budget:"))
+    assert "--json" not in same  # which is the plan's
     lines = out.splitlines()
     assert lines[0] == "Choosing options for 40 s on this machine ..."
     assert numbers["reasons"] == lines[1 : 1 + len(numbers["reasons"])]
@@ -294,6 +303,8 @@ def test_a_plan_shows_the_choice_and_then_the_run(places, capfd, monkeypatch, tm
 
 REFUSED = {
     "--trainer.max_epochs=2": "max_epochs",
+    "--trainer.min_epochs=2": "min_epochs",
+    "--trainer.min_steps=1000": "min_steps",
     "--trainer.max_time=00:00:01:00": "max_time",
     "--trainer.fast_dev_run=true": "fast_dev_run",
     "--trainer.limit_train_batches=3": "limit_train_batches",
@@ -302,6 +313,8 @@ REFUSED = {
     "--trainer.num_nodes=2": "num_nodes",
     "--trainer.devices=2": "one device",
     "--trainer.max_steps=-1": "the run has to end",
+    "--model.horizons=[[0,500],[300,480]]": "horizons: is a plan already, and --budget makes one",
+    "--data.val_path=none.txt": "--data.val_path 'none.txt': no such file",
     "--find_lr": "the learning rate",
     "--model.init_from=some.ckpt": "init_from",
     "--trainer.accelerator=tpu": "must be one of",

@@ -60,6 +60,16 @@ def test_of_a_short_text_all_is_counted(long_text):
         assert real.encoding == 0 < estimate.encoding
 
 
+def test_a_text_of_a_few_kilobytes_is_tried_too(long_text, tmp_path):
+    """Less than a block of a long one: its vocabularies are trained on its training part."""
+    path = tmp_path / "short.txt"
+    path.write_text(Path(long_text.path).read_text()[:6000])
+    facts = by_name(measure_text(TextFiles(str(path), cache=str(tmp_path / "cache"))))
+    assert facts["bpe:512"].vocab_size == 512
+    assert facts["bpe:512"].bigram < 5
+    assert 1.5 < facts["bpe:512"].bytes_per_token < 4
+
+
 def test_what_only_the_validation_split_has_is_unknown_to_the_vocabularies(tmp_path):
     """Its names would be tokens, if the block that both splits share were trained on."""
     prose = "".join(random.Random(2).choices(WORDS, k=40_000))

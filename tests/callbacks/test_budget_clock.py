@@ -96,6 +96,7 @@ def on(train, monkeypatch):
         budget: float | None,
         *args: str,
         useful: int | None = None,
+        window: float = 0.0,
         more: Sequence[pl.Callback] = (),
         status: int = 0,
         options: dict[str, Any] = OPTIONS,
@@ -106,7 +107,7 @@ def on(train, monkeypatch):
             return read_windows(tokens, starts, length)
 
         monkeypatch.setattr(whole_text, "read_windows", read)
-        clock = [BudgetClock(budget, useful, machine.clock)] if budget else []
+        clock = [BudgetClock(budget, useful, machine.clock, window)] if budget else []
         result = train(*args, callbacks=[*more, *clock, machine], **options | others)
         assert result.status == status, result.err
         machine.seconds += LEAVING
@@ -200,6 +201,14 @@ def test_a_hiccup_of_an_evaluation_is_not_expected_of_the_next_ones(on, budget):
     result = on(machine, budget, more=[lost])
     assert 0.95 * budget <= machine.seconds <= 1.05 * budget
     assert STEPS - 12 <= result.run.trainer.global_step <= STEPS
+
+
+def test_without_evaluations_the_final_loss_is_given_the_time_that_was_expected(on, budget):
+    none = {"trainer.limit_val_batches": 0}
+    machine = Machine()
+    machine.WINDOW = 1.0
+    on(machine, 2 * budget, window=1.0, **none)
+    assert 0.95 < machine.seconds / (2 * budget) <= 1.0
 
 
 def test_no_more_steps_are_planned_than_are_useful(on, budget):

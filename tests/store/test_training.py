@@ -64,7 +64,8 @@ def test_another_order_is_random(store, train):
         ({"data.encoding": "gbk"}, "--data.encoding 'gbk': does not apply to a token store"),
         ({"data.text_field": "text"}, "--data.text_field 'text': does not apply to a token store"),
         ({"data.context_length": 50_000}, "too short: its training split has"),
-        ({"budget": "1m"}, "names no text files, but a token store"),
+        ({"budget": "1m"}, "--data.path '{store}': is a token store, and --budget chooses for a"),
+        ({"budget": "1m", "data.tokenizer": "bytes"}, "is a token store, and --budget chooses"),
     ],
 )
 def test_what_a_store_is_not_used_with(options, error, store, train):

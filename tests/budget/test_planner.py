@@ -1,0 +1,76 @@
+"""From facts and a trial to a choice: candidates that turn out too large for the memory."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lit_gpt.budget import planner
+from lit_gpt.budget.choice import Choice
+from lit_gpt.budget.planner import TRIES, plan_budget
+from lit_gpt.budget.trial import Times
+from tests.budget.test_choice import LAPTOP, LONG, choose_in
+
+NONE = Times(math.inf, math.inf, math.inf)
+
+
+@pytest.fixture
+def plan(monkeypatch):
+    """`plan(limit)`: a choice where steps that move more bytes fail, and what was tried."""
+    monkeypatch.setattr(planner, "exact_facts", lambda *_: LONG)
+    monkeypatch.setattr(planner, "seconds_since_start", lambda: 10.0)
+
+    def run(limit: float, factor: float = 1.0) -> tuple[Choice, list[float]]:
+        tried = []
+
+        class Machine:
+            threads = None
+
+            def __init__(self, *_):
+                pass
+
+            def rates(self, budget):
+                return LAPTOP
+
+            def set_threads(self, candidate):
+                pass
+
+            def time(self, candidate):
+                tried.append(candidate.bytes_moved)
+                times = LAPTOP(candidate)
+                fits = candidate.bytes_moved <= limit
+                return Times(factor * times.step, times.eval_batch, times.token) if fits else NONE
+
+        monkeypatch.setattr(planner, "Trial", Machine)
+        choice = plan_budget(
+            36_000,
+            lambda: LONG,
+            lambda *_: None,
+            given={"tokenizer": "bpe:4096"},
+            fixed={"style": "modern"},
+            device=torch.device("cpu"),
+            precision="32-true",
+        )
+        return choice, tried
+
+    return run
+
+
+def test_a_model_too_large_for_the_memory_is_left_out_however_many_there_are(plan):
+    """Each failure leaves out all that are nearly as large, so it soon comes to those that fit."""
+    usual = choose_in(36_000, LONG, rates=LAPTOP).plan.candidate.bytes_moved
+    limit = usual / 12
+    choice, tried = plan(limit)
+    assert choice.plan.candidate.bytes_moved <= limit
+    failed = [size for size in tried if size > limit]
+    assert len(failed) > TRIES
+    assert all(after <= 0.7 * before for before, after in pairwise(failed))
+
+
+def test_few_candidates_are_timed(plan):
+    choice, tried = plan(math.inf, factor=1.3)
+    assert 1 <= len(tried) <= TRIES
+    assert choice.plan.candidate.bytes_moved in tried
