@@ -18,6 +18,7 @@ KINDS = {
     "overhead": ("training.overhead", "a step inside the Trainer against a bare one"),
     "charlm": ("training.charlm", "a byte-level model on --path against nanoGPT's recipe"),
     "race": ("race.race", "nanoGPT's recipe, the loop, Hugging Face's Trainer, for the same time"),
+    "by_hand": ("by_hand.by_hand", "--budget beside twelve settings given by hand (13 min)"),
     "generate": ("parts.generation", "with a key/value cache against the whole window each token"),
     "serve": ("serving.serving", "50 staggered requests: latencies and tokens/s, batched and not"),
     "tokenize": ("parts.tokenization", "text file to token cache against tiktoken"),
