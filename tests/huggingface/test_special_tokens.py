@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tokenizers
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
 from lit_gpt.checkpoint import load_checkpoint
 from lit_gpt.generation.sampling import Sampling, generate
+from lit_gpt.huggingface.architectures import hf_weights
 from lit_gpt.huggingface.gguf_import import as_folder
+from lit_gpt.huggingface.importing import load_hf_model
 from lit_gpt.huggingface.llama_cpp import LlamaCpp
 from lit_gpt.huggingface.tokenizer import from_hf
 from lit_gpt.text.vocabularies import load_tokenizer
 from tests.huggingface.test_export import LINES, run_export, write_checkpoint
 
 END = "<|endoftext|>"
+IDS = torch.arange(32).reshape(2, 16)
 ROLES = ("bos_token", "eos_token", "pad_token")
 STYLES = {"gpt2": {}, "qwen3": {"style": "modern"}}
 
@@ -117,14 +123,23 @@ def test_visible_tokens_are_shown_by_other_programs(text, tmp_path, capsys, monk
 
 
 @pytest.mark.parametrize("kind", STYLES)
-def test_trl_trains_it(kind, export, tmp_path):
+def test_the_libraries_below_transformers_read_it(kind, export):
+    folder, path, _ = export(kind, load_tokenizer("bytes").with_end_of_text())
+    model, tokenizer = load_checkpoint(path)
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert theirs.encode(LINES[0]).ids == tokenizer.encode(LINES[0]).tolist()
+    assert theirs.encode(f"a{END}").ids == [97, 256]
+    found, expected = load_file(folder / "model.safetensors"), hf_weights(model)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def their_trainer(folder: Path, out: Path, **choices: Any) -> Any:
+    """TRL's, of two steps on texts, for the model in a folder."""
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
-    folder, _, _ = export(kind, load_tokenizer("bytes").with_end_of_text().with_end_used(False))
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    before = model.get_input_embeddings().weight.detach().clone()
     options = trl.SFTConfig(
-        output_dir=str(tmp_path / "trl"),
+        output_dir=str(out),
         max_steps=2,
         per_device_train_batch_size=2,
         max_length=16,
@@ -136,12 +151,35 @@ def test_trl_trains_it(kind, export, tmp_path):
     )
     rows = datasets.Dataset.from_dict({"text": ["a cat", "the dog sat"] * 4})
     auto = AutoTokenizer.from_pretrained(folder)
-    trainer = trl.SFTTrainer(model, args=options, train_dataset=rows, processing_class=auto)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return trl.SFTTrainer(model, args=options, train_dataset=rows, processing_class=auto, **choices)
+
+
+@pytest.mark.parametrize("kind", STYLES)
+def test_trl_trains_it(kind, export, tmp_path):
+    folder, _, _ = export(kind, load_tokenizer("bytes").with_end_of_text().with_end_used(False))
+    trainer = their_trainer(folder, tmp_path / "trl")
+    model = trainer.model
+    before = model.get_input_embeddings().weight.detach().clone()
     assert trainer.train().global_step == 2
     # Rows are trained from the first character to the end of text, which TRL puts there.
     moved = (model.get_input_embeddings().weight.detach() - before).abs().amax(dim=1)
     assert moved[ord("a")] > 1e-3
     assert trainer.train_dataset[0]["input_ids"] == [*b"a cat", 256]
+
+
+@pytest.mark.parametrize("kind", STYLES)
+def test_trl_trains_adapters_of_peft_which_we_read(kind, export, tmp_path):
+    peft = pytest.importorskip("peft")
+    folder, _, _ = export(kind, load_tokenizer("bytes").with_end_of_text())
+    before = load_hf_model(folder)(IDS).logits
+    config = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = their_trainer(folder, tmp_path / "trl", peft_config=config)
+    assert trainer.train().global_step == 2
+    trainer.save_model(str(folder))
+    theirs = trainer.model.eval()(IDS).logits
+    assert (theirs - before).abs().max() > 1e-3
+    assert torch.allclose(load_hf_model(folder)(IDS).logits, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", STYLES)
