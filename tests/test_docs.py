@@ -36,14 +36,15 @@ each_text = pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 
 def slug(heading: str) -> str:
     """The anchor that MkDocs and GitHub give a heading."""
-    if explicit := re.search(r"\{#([\w-]+)\}", heading):
-        return explicit[1]
     return re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading.strip("# ")).lower())
 
 
 def anchors(path: Path) -> set[str]:
     prose = FENCED.sub("", path.read_text(encoding="utf-8"))
-    return {slug(heading) for heading in re.findall(r"^#+ .+", prose, re.MULTILINE)}
+    headings = re.findall(r"^#+ .+", prose, re.MULTILINE)
+    assert not [heading for heading in headings if "{#" in heading], "GitHub shows it"
+    named = re.findall(r'^<a id="([\w-]+)"></a>$', prose, re.MULTILINE)
+    return {*named, *(slug(heading) for heading in headings)}
 
 
 @each_text
