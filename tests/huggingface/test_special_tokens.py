@@ -147,6 +147,7 @@ def their_trainer(folder: Path, out: Path, **choices: Any) -> Any:
         report_to="none",
         save_strategy="no",
         use_cpu=True,
+        bf16=False,
         disable_tqdm=True,
     )
     rows = datasets.Dataset.from_dict({"text": ["a cat", "the dog sat"] * 4})
