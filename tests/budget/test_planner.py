@@ -11,9 +11,10 @@ import torch
 from lit_gpt.budget import planner
 from lit_gpt.budget.choice import Choice
 from lit_gpt.budget.planner import TRIES, plan_budget
-from lit_gpt.budget.trial import Times
+from lit_gpt.budget.trial import Rates, Times
 from tests.budget.test_choice import LAPTOP, LONG, choose_in
 
+FASTER = Rates(tuple(rate / 100 for rate in LAPTOP.seconds))
 NONE = Times(math.inf, math.inf, math.inf)
 
 
@@ -33,14 +34,14 @@ def plan(monkeypatch):
                 pass
 
             def rates(self, budget):
-                return LAPTOP
+                return FASTER
 
             def set_threads(self, candidate):
                 pass
 
             def time(self, candidate):
                 tried.append(candidate.bytes_moved)
-                times = LAPTOP(candidate)
+                times = FASTER(candidate)
                 fits = candidate.bytes_moved <= limit
                 return Times(factor * times.step, times.eval_batch, times.token) if fits else NONE
 
@@ -61,7 +62,7 @@ def plan(monkeypatch):
 
 def test_a_model_too_large_for_the_memory_is_left_out_however_many_there_are(plan):
     """Each failure leaves out all that are nearly as large, so it soon comes to those that fit."""
-    usual = choose_in(36_000, LONG, rates=LAPTOP).plan.candidate.bytes_moved
+    usual = choose_in(36_000, LONG, rates=FASTER).plan.candidate.bytes_moved
     limit = usual / 12
     choice, tried = plan(limit)
     assert choice.plan.candidate.bytes_moved <= limit
