@@ -6,27 +6,27 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import yaml
 from rich.table import Column, Table
 
-from benchmarks.measure import Options, at_least_one, places, read_text, run_script, save, show
+from benchmarks.measure import Options, at_least_one, read_text, run_training, save, show
 from lit_gpt.errors import UserError
 from lit_gpt.reports.history import read_history
+from lit_gpt.reports.run_files import load_options
 
-GIVEN = {  # tokenizer, width, blocks, windows of 128 tokens a step
-    "cl100k_base, 64 x 2": ("cl100k_base", 64, 2, 4),
-    "cl100k_base, 96 x 2": ("cl100k_base", 96, 2, 4),
-    "cl100k_base, 128 x 3": ("cl100k_base", 128, 3, 4),
-    "bpe:1024, 96 x 3": ("bpe:1024", 96, 3, 4),
-    "bpe:2048, 64 x 2": ("bpe:2048", 64, 2, 4),
-    "bpe:2048, 96 x 3": ("bpe:2048", 96, 3, 4),
-    "bpe:2048, 128 x 3, 8 windows": ("bpe:2048", 128, 3, 8),
-    "bpe:4096, 64 x 2": ("bpe:4096", 64, 2, 4),
-    "bpe:4096, 96 x 3": ("bpe:4096", 96, 3, 4),
-    "bpe:8192, 64 x 2": ("bpe:8192", 64, 2, 4),
-    "bpe:8192, 96 x 2": ("bpe:8192", 96, 2, 4),
-    "bytes, 128 x 4, 8 windows": ("bytes", 128, 4, 8),
-}
+SETTINGS = (  # tokenizer, width, blocks, windows of 128 tokens a step
+    *(("cl100k_base", 64, 2, 4), ("cl100k_base", 96, 2, 4), ("cl100k_base", 128, 3, 4)),
+    *(("bpe:1024", 96, 3, 4), ("bpe:2048", 64, 2, 4), ("bpe:2048", 96, 3, 4)),
+    *(("bpe:2048", 128, 3, 8), ("bpe:4096", 64, 2, 4), ("bpe:4096", 96, 3, 4)),
+    *(("bpe:8192", 64, 2, 4), ("bpe:8192", 96, 2, 4), ("bytes", 128, 4, 8)),
+)
+NAMES = ("data.tokenizer", "model.d_model", "model.num_blocks", "data.batch_size")
+
+
+def describe(tokenizer: object, width: object, blocks: object, windows: object) -> str:
+    return f"{tokenizer}, {width} x {blocks}, {windows} windows"
+
+
+GIVEN = {describe(*setting).removesuffix(", 4 windows"): setting for setting in SETTINGS}
 NOTHING = "nothing"
 
 
@@ -57,20 +57,17 @@ def train(given: str, argv: list[str]) -> Row:
     """
     options = []
     if given != NOTHING:
-        names = ("data.tokenizer", "model.d_model", "model.num_blocks", "data.batch_size")
-        options = [f"--{n}={value}" for n, value in zip(names, GIVEN[given], strict=True)]
+        options = [f"--{n}={value}" for n, value in zip(NAMES, GIVEN[given], strict=True)]
         options.append("--data.context_length=128")
     with tempfile.TemporaryDirectory() as folder:
-        process = run_script("scripts/train.py", *places(folder), *argv, *options)
+        process, _ = run_training(folder, *argv, *options)
         run = Path(folder, "version_0")
         final = read_history(run).final
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = load_options((run / "config.yaml").read_bytes())
     assert final is not None
     assert final.is_whole
-    data, model = config["data"], config["model"]
-    size = f"{model['d_model']} x {model['num_blocks']}, {data['batch_size']} windows"
-    chosen = f"{data['tokenizer']}, {size}"
-    steps = config["trainer"]["max_steps"]
+    chosen = describe(*(config[name] for name in NAMES))
+    steps = int(config["trainer.max_steps"])
     return Row(given, chosen, process.seconds, steps, final.bits_per_byte)
 
 

@@ -112,7 +112,7 @@ def matrices(config: GPTConfig) -> list[tuple[int, int]]:
 
 
 def num_heads(width: int) -> int:
-    """Heads of 32 channels, or 64 in a wide model; of more where the width is no multiple."""
+    """Heads of 32 channels, or 64 in a wide model; wider if those don't divide the width."""
     most = max(1, width // (32 if width <= 256 else 64))
     return next((n for n in range(most, 0, -1) if width % (2 * n) == 0), 1)
 

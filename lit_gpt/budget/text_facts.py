@@ -9,21 +9,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lit_gpt.errors import UserError
 from lit_gpt.text.bpe import CAREFUL, load_trainer, training_text
 from lit_gpt.text.corpus import split_at
 from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.files import Reader, TextFiles
 from lit_gpt.text.ngrams import frequency_baselines
-from lit_gpt.text.overlap import chunks
-from lit_gpt.text.splits import Splits
+from lit_gpt.text.overlap import CHUNK, chunks
+from lit_gpt.text.splits import Splits, naming_val_path
 from lit_gpt.text.tokenizer import BYTES, Tokenizer
 from lit_gpt.text.vocabularies import PATTERN, load_tokenizer
 
 SAMPLE = 1 << 20  # bytes that the tokenizers are tried on
-BLOCK = 1 << 13  # characters that stay together in the sample; fewer in a short text:
-SHARES = 50  # blocks that it has at least
-COUNTED = 1 << 20  # tokens that are counted at a time
+BLOCK = 1 << 13  # characters that stay together in the sample
+SHARES = 50  # blocks that a text is cut into at least, so that a short one has both splits
 NAMED = "cl100k_base"
 BPE_SIZES = (512, 1024, 2048, 4096, 8192, 16384)
 BYTES_PER_ENTRY = 50  # of text, for each token of bpe:N: with less, most are never learnt
@@ -119,11 +117,8 @@ def take_sample(text: TextFiles, train_fraction: float, val_path: str | list[str
     train_bytes = total if val_path is not None else int(total * train_fraction)
     val_bytes = total - train_bytes
     if val_path is not None:
-        try:
+        with naming_val_path():
             val_bytes = size(Reader(replace(text, path=val_path), needs_fields=False))
-        except UserError as error:
-            error.field = "val_path" if error.field == "path" else error.field
-            raise
     taken = min(1.0, SAMPLE / total)
     train: Parts = []
     val: Parts = []
@@ -256,7 +251,7 @@ def exact_facts(splits: Splits, name: str) -> TextFacts:
     tokenizer = splits.corpus.tokenizer
     lengths = tokenizer.token_lengths()
     train_bytes, val_bytes = (
-        sum(int(lengths[part].sum()) for part in chunks(ids, COUNTED))
+        sum(int(lengths[part].sum()) for part in chunks(ids, CHUNK))
         for ids in (splits.train, splits.val)
     )
     sample = splits.train[: split_at(len(splits.train), min(1.0, SAMPLE / max(1, train_bytes)))]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -123,6 +124,17 @@ def split_text(text: TextFiles, vocabulary: Vocabulary, train_fraction: float) -
     return Splits(tokens[:cut], tokens[cut:], corpus, corpus, flags[:cut], flags[cut:])
 
 
+@contextmanager
+def naming_val_path() -> Iterator[None]:
+    """What is wrong with the `path` of the text that validates is called `val_path`."""
+    try:
+        yield
+    except UserError as error:
+        if error.field == "path":
+            error.field = "val_path"
+        raise
+
+
 def two_texts(text: TextFiles, val_path: str | list[str], vocabulary: Vocabulary) -> Splits:
     """All of a text trains; another one, encoded by the same tokenizer, validates.
 
@@ -131,14 +143,10 @@ def two_texts(text: TextFiles, val_path: str | list[str], vocabulary: Vocabulary
     """
     corpus = load_corpus(text, vocabulary, needs_fields=False)
     same = validation_vocabulary(corpus, vocabulary)
-    try:
+    with naming_val_path():
         val_corpus = load_corpus(
             replace(text, path=val_path), same, needs_end=False, needs_fields=False
         )
-    except UserError as error:
-        if error.field == "path":
-            error.field = "val_path"
-        raise
     train_files = {os.path.realpath(path) for path in corpus.reader.paths}
     for path in val_corpus.reader.paths:
         if os.path.realpath(path) in train_files:
