@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lit_gpt.text.bpe import CAREFUL, load_trainer, training_text
-from lit_gpt.text.corpus import split_at
 from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.files import Reader, TextFiles
 from lit_gpt.text.ngrams import frequency_baselines
 from lit_gpt.text.overlap import CHUNK, chunks
 from lit_gpt.text.splits import Splits, naming_val_path
+from lit_gpt.text.token_file import split_at
 from lit_gpt.text.tokenizer import BYTES, Tokenizer
 from lit_gpt.text.vocabularies import PATTERN, load_tokenizer
 
@@ -142,7 +142,7 @@ def measure_text(
 
     Args:
         val_path: another text, which validates.
-        is_compact: whether the run leaves out the tokens of a vocabulary that the text never uses.
+        is_compact: whether the run leaves out the tokens that the training text never uses.
 
     Raises:
         UserError: the text can't be read.
@@ -160,18 +160,27 @@ def named_facts(sample: Sample, is_compact: bool) -> TokenizerFacts:
     """Of cl100k_base, whose compact vocabulary grows with the text.
 
     The number of different tokens grows as a power of the text's length (Heaps' law), whose
-    exponent is taken from the sample's first half and the whole.
+    exponent is taken from the first half and the whole of the sample's training part. So fewer
+    tokens of the validation part are unknown to all of the text than to the sample.
     """
     tokenizer = load_tokenizer(NAMED).with_end_of_text()
     if not is_compact:
         return facts_of(tokenizer, sample, 0.0)
-    parts = [*sample.train, *sample.val]
+    parts = sample.train
     half = tokenizer.compact(used(tokenizer, parts[: len(parts) // 2]))[0].vocab_size
     whole, _ = tokenizer.compact(used(tokenizer, parts))
     first = max(size(parts[: len(parts) // 2]), 1)
     exponent = math.log(whole.vocab_size / half) / math.log(max(2.0, size(parts) / first))
     grown = int(min(tokenizer.vocab_size, whole.vocab_size * (1 / sample.share) ** exponent))
-    return replace(facts_of(whole, sample, 0.0), vocab_size=grown)
+    facts = facts_of(whole, sample, 0.0)
+    unknown = sample.share ** (1 - exponent)  # of the sample's, how many are left
+    if unknown < 1:
+        known, _ = tokenizer.compact(used(tokenizer, [*sample.train, *sample.val]))
+        others = facts_of(known, sample, 0.0)
+        for name in ("bytes_per_token", "unigram", "bigram"):
+            value = unknown * getattr(facts, name) + (1 - unknown) * getattr(others, name)
+            facts = replace(facts, **{name: value})
+    return replace(facts, vocab_size=grown)
 
 
 def used(tokenizer: Tokenizer, parts: Parts) -> np.ndarray:

@@ -17,7 +17,8 @@ from lit_gpt.huggingface.architectures import TOLERANCE, logit_difference
 from lit_gpt.huggingface.tokenizer import import_transformers
 from lit_gpt.model import GPT
 from lit_gpt.text.chat import ChatTemplate, marked
-from lit_gpt.text.corpus import Corpus, split_at
+from lit_gpt.text.corpus import Corpus
+from lit_gpt.text.token_file import split_at
 from lit_gpt.text.tokenizer import Tokenizer
 
 NUM_WINDOWS = 8

@@ -14,10 +14,11 @@ from lit_gpt.store.block_files import BlockFiles
 from lit_gpt.store.index import Index, read_index
 from lit_gpt.store.objects import Objects
 from lit_gpt.store.reading import KEPT, Blocks, Shards, StoreTokens
-from lit_gpt.text.corpus import Corpus, load_corpus, split_at
+from lit_gpt.text.corpus import Corpus, load_corpus
 from lit_gpt.text.files import TextFiles
 from lit_gpt.text.finding import is_token_store
 from lit_gpt.text.splits import Splits, validation_vocabulary
+from lit_gpt.text.token_file import split_at
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 

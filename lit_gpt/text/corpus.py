@@ -23,7 +23,7 @@ from lit_gpt.text.files import Reader, TextFiles
 from lit_gpt.text.launch import texts_of_launch
 from lit_gpt.text.manifest import Manifest
 from lit_gpt.text.new_folder import new_folder
-from lit_gpt.text.token_file import CorpusInfo, encode, open_tokens, texts_for
+from lit_gpt.text.token_file import CorpusInfo, encode, open_tokens, split_at, texts_for
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 
@@ -67,11 +67,6 @@ class Corpus:
         return value
 
 
-def split_at(num_tokens: int, train_fraction: float) -> int:
-    """Number of tokens in the training split, which comes first; the rest is for validation."""
-    return int(num_tokens * train_fraction)
-
-
 def _open(folder: Path, reader: Reader, is_checked: bool = False) -> Corpus | None:
     """The cached corpus; None if there is none or it is damaged."""
     found = open_tokens(folder, is_checked)
@@ -90,7 +85,7 @@ def load_corpus(
     """The tokens of a text, encoded now or taken from the cache.
 
     Args:
-        train_fraction: share of the text, from the front, that bpe:N and chars are made from.
+        train_fraction: share of the text, from the front, that a vocabulary is made from.
         needs_end: whether to refuse documents if a model's tokenizer has no end-of-text token.
         needs_fields: see `Reader`.
 
@@ -99,7 +94,8 @@ def load_corpus(
     """
     given = vocabulary.tokenizer if isinstance(vocabulary.tokenizer, Tokenizer) else None
     lacks_end = given is not None and given.end_of_text is None
-    key = [vocabulary.key(train_fraction), vocabulary.is_compact, text.encoding]
+    compact = vocabulary.is_compact and (train_fraction if train_fraction < 1 else True)
+    key = [vocabulary.key(train_fraction), compact, text.encoding]
     cache = storage.cache_folder(text.cache)
     with texts_of_launch(cache) as texts:
         asked = _sha256([text.settings, *key])
@@ -146,11 +142,11 @@ def _encode(
         if new is None:  # another process was faster
             return
         if not vocabulary.trained_size:
-            encode(new, reader, full, vocabulary.is_compact)
+            encode(new, reader, full, train_fraction if vocabulary.is_compact else None)
             return
 
         def ids_of_split(tokenizer: Tokenizer) -> np.ndarray:
-            encode(new, reader, tokenizer, compact=False)
+            encode(new, reader, tokenizer)
             found = open_tokens(new)
             assert found
             return found.tokens[: split_at(len(found.tokens), train_fraction)]

@@ -13,10 +13,11 @@ import numpy as np
 
 from lit_gpt.errors import UserError
 from lit_gpt.text.answers import is_start
-from lit_gpt.text.corpus import Corpus, load_corpus, split_at
+from lit_gpt.text.corpus import Corpus, load_corpus
 from lit_gpt.text.files import TextFiles, no_fields
 from lit_gpt.text.overlap import CHUNK, chunks
 from lit_gpt.text.packing import Packs
+from lit_gpt.text.token_file import split_at
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary
 

@@ -19,14 +19,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from lit_gpt import storage
-from lit_gpt.text.answers import ID, encode_conversations, split_flags
+from lit_gpt.text.answers import ID, START, encode_conversations, split_flags
 from lit_gpt.text.chat import ChatTemplate
 from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.encoding_pool import batches, encode_in_order
@@ -62,6 +62,7 @@ class CorpusInfo:
     blank_lines: int = 0  # skipped, between the rows of .jsonl, .ndjson, .csv and .tsv files
     row_like_fields: int = 0  # of .csv files: over lines that look like rows
     file_ends: int | None = None  # end-of-text tokens between plain files; None: joined as before
+    compact_tokens: int | None = None  # in its front, whose vocabulary it has; None: all or full
 
     @property
     def changes(self) -> list[tuple[str, int]]:
@@ -97,6 +98,11 @@ class Mark:
     tokenizer: str = ""
 
 
+def split_at(num_tokens: int, train_fraction: float) -> int:
+    """Number of tokens in the training split, which comes first; the rest is for validation."""
+    return int(num_tokens * train_fraction)
+
+
 def smallest_dtype(tokenizer: Tokenizer) -> np.dtype:
     """That ids are stored in: uint16 or uint32."""
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
@@ -122,6 +128,7 @@ class _Ids:
         self.counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)  # of each token
         self.mark = Mark()
         self._file = self._continued()
+        self._ends = [(self.mark.num_parts, self.mark.num_ids)]  # of the batches
         self._marked = time.monotonic()
 
     @cached_property
@@ -155,6 +162,7 @@ class _Ids:
         self.mark.num_ids += len(ids)
         self.mark.num_parts += len(texts)
         self.mark.num_characters += sum(len(text or "") for text in texts)
+        self._ends.append((self.mark.num_parts, self.mark.num_ids))
         if time.monotonic() - self._marked >= MARKED:
             storage.flush(self._file)
             self.mark.tokenizer = self._digest
@@ -163,6 +171,43 @@ class _Ids:
 
     def close(self) -> None:
         self._file.close()
+
+    def last_start(self) -> int:
+        """Where the last conversation begins."""
+        found = at = 0
+        for ids in self._ids():
+            starts = np.flatnonzero(ids & np.uint32(START))
+            found = at + int(starts[-1]) if len(starts) else found
+            at += len(ids)
+        return found
+
+    def used(self, num_ids: int) -> np.ndarray:
+        """The different ones of the first ids."""
+        counts = np.zeros_like(self.counts)
+        for ids in self._ids(num_ids):
+            counts += np.bincount(ids & np.uint32(ID), minlength=len(counts))
+        return np.flatnonzero(counts)
+
+    def known(self, new_ids: np.ndarray) -> tuple[int, int]:
+        """Parts and ids of the batches before the first with a token that has no new id."""
+        at = 0
+        for ids in self._ids():
+            unknown = np.flatnonzero(new_ids[ids & np.uint32(ID)] < 0)
+            if len(unknown):
+                at += int(unknown[0])
+                break
+            at += len(ids)
+        return max((end for end in self._ends if end[1] <= at), default=(0, 0))
+
+    def renumbered(self, new_ids: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, ...]]:
+        """The first ids by their new numbers, and their flags."""
+        for ids in self._ids(most):
+            ids, flags = split_flags(ids)
+            yield new_ids[ids], flags
+
+    def _ids(self, most: int | None = None) -> Iterator[np.ndarray]:
+        with self.path.open("rb") as file:
+            yield from _read_ids(file, self.mark.num_ids if most is None else most)
 
     def remove(self) -> None:
         self.close()
@@ -176,37 +221,54 @@ def _read_ids(file: IO[bytes], most: int) -> Iterator[np.ndarray]:
         yield ids
 
 
-def encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None:
-    """Writes tokens.bin and meta.json: first full ids, renumbered once the used ones are known.
+def encode(
+    folder: Path, reader: Reader, full: Tokenizer, train_fraction: float | None = None
+) -> None:
+    """Writes tokens.bin and meta.json.
 
+    All text is encoded by the full vocabulary first. A compact one has the tokens of its first
+    part: their ids are renumbered, and from the first other token on, text is encoded again.
     What an earlier process encoded is read again, to find the place, but not encoded.
+
+    Args:
+        train_fraction: share of the tokens, from the front, whose tokens a compact vocabulary has;
+            None: no compact vocabulary.
     """
     kept = _Ids(folder, full)
     cuts: Counter[str] = Counter()
     reader.task = "Encoding the text"
-    parts_of_text: Any = cut_safely(texts_for(reader, full), full.pattern, cuts)
-    encode_parts: Any = full.encode_parts
-    if reader.is_chat:
-        parts_of_text = reader.conversations()
-        template = ChatTemplate.of(full)
-        encode_parts = partial(encode_conversations, full, template, reader.loss_on)
-    with closing(kept), closing(parts_of_text) as parts:
+    with closing(kept), closing(_parts(reader, full, cuts)) as parts:
         if begun := kept.mark.num_characters:
             print(f"{begun:,} characters are already encoded: continuing there", file=sys.stderr)
         again = islice(parts, kept.mark.num_parts)
         if sum(len(part or "") for part in again) != begun:
             kept.remove()
-            return encode(folder, reader, full, compact)
-        with closing(encode_in_order(encode_parts, batches(parts))) as encoded:
+            return encode(folder, reader, full, train_fraction)
+        with closing(_encoded(parts, reader, full)) as encoded:
             for texts, ids in encoded:
                 kept.add(texts, ids)
     tokenizer = full
     new_ids = np.arange(full.vocab_size)
-    if compact:
+    parts_known, ids_known = kept.mark.num_parts, kept.mark.num_ids
+    compact_tokens = None
+    if train_fraction == 1:
         tokenizer, new_ids = full.compact(np.flatnonzero(kept.counts))
-    dtype = smallest_dtype(tokenizer)
-    names = [TOKENS, FLAGS] if reader.is_chat else [TOKENS]
-    checksums = _write_new(kept, [folder / name for name in names], new_ids.astype(dtype))
+    elif train_fraction is not None:
+        compact_tokens = split_at(ids_known, train_fraction)
+        if reader.is_chat:
+            compact_tokens = min(compact_tokens, kept.last_start())  # which always validates
+        tokenizer, new_ids = full.compact(kept.used(compact_tokens))
+        parts_known, ids_known = kept.known(new_ids)
+    types = [smallest_dtype(tokenizer), np.dtype(np.uint8)]
+    paths = [folder / TOKENS, folder / FLAGS] if reader.is_chat else [folder / TOKENS]
+    with ExitStack() as stack:
+        rows: Any = kept.renumbered(new_ids, ids_known)
+        if parts_known < kept.mark.num_parts:
+            parts = stack.enter_context(closing(_parts(reader, tokenizer)))
+            unknown = _encoded(islice(parts, parts_known, None), reader, tokenizer)
+            encoded = stack.enter_context(closing(unknown))
+            rows = chain(rows, (split_flags(ids) for _, ids in encoded))
+        num_tokens, checksums = _write(paths, types, rows)
     counts: dict[str, Any] = {**reader.counts}
     if not reader.ends_files:
         counts["file_ends"] = None
@@ -214,30 +276,50 @@ def encode(folder: Path, reader: Reader, full: Tokenizer, compact: bool) -> None
         fingerprint=reader.fingerprint,
         num_characters=kept.mark.num_characters,
         num_bytes=int(kept.counts @ full.token_lengths()),
-        num_tokens=kept.mark.num_ids,
+        num_tokens=num_tokens,
         cut_words=cuts["words"],
+        compact_tokens=compact_tokens,
         **counts,
     )
     kept.remove()
-    meta = {"info": asdict(info), "dtype": dtype.name, "tokenizer": tokenizer.to_dict()}
+    meta = {"info": asdict(info), "dtype": types[0].name, "tokenizer": tokenizer.to_dict()}
     keys = ("crc32", "flags_crc32")
     storage.write_json(folder / META, meta | dict(zip(keys, checksums, strict=False)))
 
 
-def _write_new(kept: _Ids, paths: list[Path], new_ids: np.ndarray) -> list[int]:
-    """Writes the new ids, and the flags if there is a path for them; returns the CRC-32 of each."""
+def _parts(reader: Reader, tokenizer: Tokenizer, cuts: Counter[str] | None = None) -> Any:
+    """The text, in parts that encode one by one."""
+    if reader.is_chat:
+        return reader.conversations()
+    return cut_safely(texts_for(reader, tokenizer), tokenizer.pattern, cuts)
+
+
+def _encoded(parts: Any, reader: Reader, tokenizer: Tokenizer) -> Any:
+    """Batches of them, and the ids of each."""
+    encode_parts: Any = tokenizer.encode_parts
+    if reader.is_chat:
+        template = ChatTemplate.of(tokenizer)
+        encode_parts = partial(encode_conversations, tokenizer, template, reader.loss_on)
+    return encode_in_order(encode_parts, batches(parts))
+
+
+def _write(
+    paths: list[Path], types: list[np.dtype], rows: Iterable[tuple[np.ndarray, ...]]
+) -> tuple[int, list[int]]:
+    """Writes each column of the rows to a file; returns its length, and the CRC-32 of each."""
     checksums = [0] * len(paths)
+    length = 0
     with ExitStack() as stack:
-        old = stack.enter_context(kept.path.open("rb"))
         files = [stack.enter_context(path.open("wb")) for path in paths]
-        for ids in _read_ids(old, kept.mark.num_ids):
-            ids, flags = split_flags(ids)
-            for i, (file, values) in enumerate(zip(files, (new_ids[ids], flags), strict=False)):
+        for row in rows:
+            length += len(row[0])
+            for i, file in enumerate(files):
+                values = row[i].astype(types[i])
                 checksums[i] = zlib.crc32(values.data, checksums[i])
                 file.write(values.data)
         for file in files:
             storage.flush(file)
-    return checksums
+    return length, checksums
 
 
 def is_begun(folder: Path) -> bool:

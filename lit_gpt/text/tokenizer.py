@@ -228,6 +228,8 @@ class Tokenizer:
         new_ids = np.full(self.vocab_size, -1, dtype=np.int64)
         new_ids[old_ids] = np.arange(len(old_ids))
         smaller = Tokenizer(self.name, self.pattern, [self.tokens[i] for i in old_ids])
+        if self.fast is not None:
+            smaller.use_splintr()
         if self.end_of_text is not None:
             smaller = smaller.with_end_of_text().with_end_used(self.end_is_used)
             new_ids[self.end_of_text] = len(old_ids)

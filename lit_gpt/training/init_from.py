@@ -26,14 +26,19 @@ if TYPE_CHECKING:
 
 
 def build_data(
-    data_class: type[TextDataModule], ends_files: bool = True, **options: Any
+    data_class: type[TextDataModule], resumed: Checkpoint | None = None, **options: Any
 ) -> TextDataModule:
     """Makes the data module, with a model's own tokenizer where `tokenizer` names a model.
 
     A folder's tokenizer must give the same ids as transformers' version of it.
+
+    Args:
+        resumed: the text is read as earlier releases read it if this is one of theirs.
     """
     data = data_class(**options)
-    data.ends_files = ends_files
+    data.ends_files = resumed is None or resumed.ends_files
+    if resumed and data.vocabulary.is_compact and resumed.knows_validation(data.hparams):
+        data.given_tokenizer = resumed.tokenizer
     source = data.hparams.tokenizer
     if is_folder(source) or source.endswith(".json"):
         folder = as_folder(source)

@@ -348,8 +348,7 @@ class TrainOptions(LightningCLI):
         take_whole_numbers_first(parser)
 
     def build_data(self, data_class: type[TextDataModule], **options: Any) -> TextDataModule:
-        ends_files = self.checkpoint is None or self.checkpoint.ends_files
-        return build_data(data_class, ends_files, **options)
+        return build_data(data_class, self.checkpoint, **options)
 
     def build_model(self, model_class: type[LitGPT], **options: Any) -> LitGPT:
         with device_of_weights(self.config.trainer.strategy):

@@ -10,6 +10,7 @@ import pytest
 
 from lit_gpt.checkpoint import Checkpoint, load_checkpoint
 from lit_gpt.reports.history import read_history
+from lit_gpt.text import corpus
 from lit_gpt.training import options as options_of_train
 from lit_gpt.training.init_from import build_data
 from tests.conftest import ROOT, WORDS
@@ -55,8 +56,10 @@ def test_an_old_run_on_a_folder_continues_with_line_ends_between_files(
     options = {"data.path": tmp_path / "texts", "data.tokenizer": tokenizer}
     options |= {"model.dropout": 0.0}
 
-    def as_before(data_class, ends_files, **given):
-        return build_data(data_class, False, **given)
+    def as_before(data_class, resumed, **given):
+        data = build_data(data_class, **given)
+        data.ends_files = False
+        return data
 
     with monkeypatch.context() as patch:
         patch.setattr(options_of_train, "build_data", as_before)
@@ -75,6 +78,31 @@ def test_an_old_run_on_a_folder_continues_with_line_ends_between_files(
     fresh = train(**options | {"trainer.max_steps": 2})
     assert fresh.run.data.tokenizer.learnt_end == fresh.run.data.vocab_size - 1
     assert "End-of-text tokens between files: 2\n" in fresh.out
+
+
+def test_an_old_run_continues_with_the_vocabulary_of_both_splits(train, tmp_path, monkeypatch):
+    """Its validation text stays in whole tokens; a new run spells what only that has."""
+    text = tmp_path / "text.txt"
+    text.write_text(WORDS * 30 + " telescope underneath" * 35)
+    options = {"data.path": text, "data.tokenizer": "cl100k_base", "model.dropout": 0.0}
+    encode = corpus.encode
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "encode", lambda *args: encode(*args[:3], 1.0))
+        whole = train(**options | {"trainer.max_steps": 8, "data.cache": tmp_path / "before"})
+        options |= {"trainer.default_root_dir": tmp_path / "other"}
+        train(**options | {"trainer.max_steps": 4, "data.cache": tmp_path / "before"})
+    assert b" underneath" in whole.run.data.tokenizer.tokens
+    (last,) = tmp_path.glob("other/*/checkpoints/last.ckpt")
+    for steps in (6, 8):
+        resumed = train(**options | {"ckpt_path": last, "trainer.max_steps": steps})
+        assert resumed.status == 0, resumed.err
+        last = Path(resumed.run.last.dirpath) / "last.ckpt"
+    assert resumed.steps[-1] == whole.steps[-1]
+    fresh = train(**options | {"trainer.max_steps": 2})
+    assert fresh.run.data.vocab_size < whole.run.data.vocab_size
+    options |= {"ckpt_path": last, "trainer.max_steps": 10}
+    other = train(**options | {"data.tokenizer": "bytes"})
+    assert "tokenizer was cl100k_base and is now bytes" in other.err
 
 
 def test_an_old_run_continues_with_the_same_numbers(old_run, train, tmp_path):

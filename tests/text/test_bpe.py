@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lit_gpt.errors import UserError
 from lit_gpt.text import bpe
 from lit_gpt.text.bpe import PATTERN, load_trainer
-from lit_gpt.text.corpus import split_at
+from lit_gpt.text.token_file import split_at
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.vocabularies import Vocabulary, bpe_size, load_tokenizer, parse_vocabulary
 from tests.text.conftest import text_of, unix
