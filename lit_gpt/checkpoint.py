@@ -161,16 +161,10 @@ class Checkpoint:
         """Whether its text was read with ends of text between files: not by earlier releases."""
         return self.corpus_info.get("file_ends") is not None
 
-    def knows_validation(self, data: Mapping[str, Any]) -> bool:
-        """Whether its compact vocabulary has the tokens of both splits, as in earlier releases.
-
-        Args:
-            data: the same options of a text.
-        """
-        names = ("tokenizer", "compact_vocab", "val_path")
-        is_same = all(self.data_hyperparameters.get(name) == data[name] for name in names)
-        is_one_text = data["val_path"] is None
-        return is_same and is_one_text and self.corpus_info.get("compact_tokens") is None
+    @property
+    def knows_validation(self) -> bool:
+        """Whether a compact vocabulary has the tokens of both splits, as in earlier releases."""
+        return self.corpus_info.get("compact_tokens") is None
 
     @property
     def global_step(self) -> int | None:

@@ -195,8 +195,8 @@ class TextDataModule(pl.LightningDataModule):
             bytes and the characters of that split; a .tiktoken file (its text is split as by
             cl100k_base); a SentencePiece .model file; or, in the training command, a tokenizer.json
             file, a .ckpt file or a local Hugging Face folder for its model's own tokenizer.
-        compact_vocab: whether to leave tokens that the corpus never uses out of the vocabulary;
-            does not apply to bpe:N and chars, nor to a model's own tokenizer.
+        compact_vocab: whether to leave tokens that the training split never uses out of the
+            vocabulary; does not apply to bpe:N and chars, nor to a model's own tokenizer.
         encoding: encoding of the files, as a Python codec name.
         text_field: the field or column that holds the documents ("data.text" for the field `text`
             of the field `data`), or a list of them, joined with line ends; a field may also hold
@@ -219,6 +219,7 @@ class TextDataModule(pl.LightningDataModule):
     Attributes:
         given_tokenizer: a model's own tokenizer instead of `tokenizer`'s; set it before first use.
         ends_files: false to have no end of text, as in earlier releases; see `Vocabulary`.
+        knows_validation: true to have the tokens of both splits, as in earlier releases.
         train_batches: how many batches come round again and again in training; None: no limit. The
             training command sets it to `limit_train_batches` or `overfit_batches`.
         overfit: whether the evaluation of the training split uses these very batches.
@@ -252,6 +253,7 @@ class TextDataModule(pl.LightningDataModule):
         self.save_hyperparameters()
         self.given_tokenizer: Tokenizer | None = None
         self.ends_files = True
+        self.knows_validation = False
         self.train_batches: int | None = None
         self.overfit = False
         self._place: tuple[int, int] | None = None  # windows read up to a step, and that step
@@ -300,7 +302,8 @@ class TextDataModule(pl.LightningDataModule):
     @property
     def vocabulary(self) -> Vocabulary:
         tokenizer = self.given_tokenizer or self.hparams.tokenizer
-        return Vocabulary(tokenizer, self.hparams.compact_vocab, self.ends_files)
+        before = (self.ends_files, self.knows_validation)
+        return Vocabulary(tokenizer, self.hparams.compact_vocab, *before)
 
     @property
     def corpus(self) -> Corpus:

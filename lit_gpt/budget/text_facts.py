@@ -161,7 +161,7 @@ def named_facts(sample: Sample, is_compact: bool) -> TokenizerFacts:
 
     The number of different tokens grows as a power of the text's length (Heaps' law), whose
     exponent is taken from the first half and the whole of the sample's training part. So fewer
-    tokens of the validation part are unknown to all of the text than to the sample.
+    tokens of the validation part are unknown to the whole training text than to the sample's.
     """
     tokenizer = load_tokenizer(NAMED).with_end_of_text()
     if not is_compact:
@@ -180,6 +180,7 @@ def named_facts(sample: Sample, is_compact: bool) -> TokenizerFacts:
         for name in ("bytes_per_token", "unigram", "bigram"):
             value = unknown * getattr(facts, name) + (1 - unknown) * getattr(others, name)
             facts = replace(facts, **{name: value})
+        facts = replace(facts, val_tokens=int(sample.val_bytes / facts.bytes_per_token))
     return replace(facts, vocab_size=grown)
 
 

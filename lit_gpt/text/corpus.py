@@ -94,7 +94,8 @@ def load_corpus(
     """
     given = vocabulary.tokenizer if isinstance(vocabulary.tokenizer, Tokenizer) else None
     lacks_end = given is not None and given.end_of_text is None
-    compact = vocabulary.is_compact and (train_fraction if train_fraction < 1 else True)
+    share = vocabulary.compact_share(train_fraction)
+    compact = {None: False, 1.0: True}.get(share, share)  # as in the keys of earlier releases
     key = [vocabulary.key(train_fraction), compact, text.encoding]
     cache = storage.cache_folder(text.cache)
     with texts_of_launch(cache) as texts:
@@ -142,7 +143,7 @@ def _encode(
         if new is None:  # another process was faster
             return
         if not vocabulary.trained_size:
-            encode(new, reader, full, train_fraction if vocabulary.is_compact else None)
+            encode(new, reader, full, vocabulary.compact_share(train_fraction))
             return
 
         def ids_of_split(tokenizer: Tokenizer) -> np.ndarray:

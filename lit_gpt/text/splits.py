@@ -107,10 +107,13 @@ def split_text(text: TextFiles, vocabulary: Vocabulary, train_fraction: float) -
         UserError: as for `load_corpus`, or there is one conversation alone.
     """
     corpus = load_corpus(text, vocabulary, train_fraction)
-    cut = split_at(len(corpus.tokens), train_fraction)
+    tokens = corpus.tokens
+    cut = corpus.info.compact_tokens
+    if cut is None:
+        cut = split_at(len(tokens), train_fraction)
     flags = corpus.flags
     if flags is None:
-        return Splits(corpus.tokens[:cut], corpus.tokens[cut:], corpus, corpus)
+        return Splits(tokens[:cut], tokens[cut:], corpus, corpus)
     starts = np.flatnonzero(is_start(flags))
     if len(starts) < 2:
         raise UserError(
@@ -121,7 +124,6 @@ def split_text(text: TextFiles, vocabulary: Vocabulary, train_fraction: float) -
         )
     # The one that the cut is in trains, unless it is the last.
     cut = int(starts[min(int(np.searchsorted(starts, cut)), len(starts) - 1)])
-    tokens = corpus.tokens
     return Splits(tokens[:cut], tokens[cut:], corpus, corpus, flags[:cut], flags[cut:])
 
 

@@ -17,7 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
@@ -38,6 +38,7 @@ CHUNK = 1 << 20  # ids renumbered at a time
 BLOCK = 1 << 24  # bytes of tokens.bin that have a checksum of their own
 CHECKED = 64  # blocks checked at each start, of a file that has been checked in full
 MARKED = 5.0  # seconds of work that a kill costs at most
+ENDS = 1000  # batches whose ends are kept
 IDS = "ids.bin"
 MARK = "mark.json"
 TOKENS = "tokens.bin"
@@ -62,7 +63,7 @@ class CorpusInfo:
     blank_lines: int = 0  # skipped, between the rows of .jsonl, .ndjson, .csv and .tsv files
     row_like_fields: int = 0  # of .csv files: over lines that look like rows
     file_ends: int | None = None  # end-of-text tokens between plain files; None: joined as before
-    compact_tokens: int | None = None  # in its front, whose vocabulary it has; None: all or full
+    compact_tokens: int | None = None  # that train, and alone made a compact vocabulary
 
     @property
     def changes(self) -> list[tuple[str, int]]:
@@ -89,6 +90,7 @@ class Mark:
         num_ids: of them.
         crc32: of the ids.
         tokenizer: sha256 of the one whose ids they are.
+        ends: parts and ids up to the end of a batch, for some batches.
     """
 
     num_parts: int = 0
@@ -96,6 +98,7 @@ class Mark:
     num_ids: int = 0
     crc32: int = 0
     tokenizer: str = ""
+    ends: list[tuple[int, int]] = field(default_factory=list)
 
 
 def split_at(num_tokens: int, train_fraction: float) -> int:
@@ -128,7 +131,6 @@ class _Ids:
         self.counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)  # of each token
         self.mark = Mark()
         self._file = self._continued()
-        self._ends = [(self.mark.num_parts, self.mark.num_ids)]  # of the batches
         self._marked = time.monotonic()
 
     @cached_property
@@ -162,7 +164,9 @@ class _Ids:
         self.mark.num_ids += len(ids)
         self.mark.num_parts += len(texts)
         self.mark.num_characters += sum(len(text or "") for text in texts)
-        self._ends.append((self.mark.num_parts, self.mark.num_ids))
+        self.mark.ends.append((self.mark.num_parts, self.mark.num_ids))
+        if len(self.mark.ends) > ENDS:
+            del self.mark.ends[::2]
         if time.monotonic() - self._marked >= MARKED:
             storage.flush(self._file)
             self.mark.tokenizer = self._digest
@@ -172,24 +176,27 @@ class _Ids:
     def close(self) -> None:
         self._file.close()
 
-    def last_start(self) -> int:
-        """Where the last conversation begins."""
-        found = at = 0
+    def start_from(self, at: int) -> int:
+        """Where the first conversation from there on begins, or else the last."""
+        found = read = 0
         for ids in self._ids():
-            starts = np.flatnonzero(ids & np.uint32(START))
-            found = at + int(starts[-1]) if len(starts) else found
-            at += len(ids)
+            starts = read + np.flatnonzero(ids & np.uint32(START))
+            if len(starts):
+                found = int(starts[min(int(np.searchsorted(starts, at)), len(starts) - 1)])
+            if found >= at:
+                break
+            read += len(ids)
         return found
 
     def used(self, num_ids: int) -> np.ndarray:
-        """The different ones of the first ids."""
+        """The distinct ones among the first ids."""
         counts = np.zeros_like(self.counts)
         for ids in self._ids(num_ids):
             counts += np.bincount(ids & np.uint32(ID), minlength=len(counts))
         return np.flatnonzero(counts)
 
     def known(self, new_ids: np.ndarray) -> tuple[int, int]:
-        """Parts and ids of the batches before the first with a token that has no new id."""
+        """How many parts and ids precede the first token that has no new id, in whole batches."""
         at = 0
         for ids in self._ids():
             unknown = np.flatnonzero(new_ids[ids & np.uint32(ID)] < 0)
@@ -197,7 +204,7 @@ class _Ids:
                 at += int(unknown[0])
                 break
             at += len(ids)
-        return max((end for end in self._ends if end[1] <= at), default=(0, 0))
+        return max(((parts, ids) for parts, ids in self.mark.ends if ids <= at), default=(0, 0))
 
     def renumbered(self, new_ids: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, ...]]:
         """The first ids by their new numbers, and their flags."""
@@ -226,12 +233,12 @@ def encode(
 ) -> None:
     """Writes tokens.bin and meta.json.
 
-    All text is encoded by the full vocabulary first. A compact one has the tokens of its first
-    part: their ids are renumbered, and from the first other token on, text is encoded again.
+    All text is encoded by the full vocabulary first. A compact one has the tokens of the training
+    split: their ids are renumbered, and from the first other token on, text is encoded again.
     What an earlier process encoded is read again, to find the place, but not encoded.
 
     Args:
-        train_fraction: share of the tokens, from the front, whose tokens a compact vocabulary has;
+        train_fraction: share of the tokens, from the front, that a compact vocabulary is made from;
             None: no compact vocabulary.
     """
     kept = _Ids(folder, full)
@@ -256,7 +263,7 @@ def encode(
     elif train_fraction is not None:
         compact_tokens = split_at(ids_known, train_fraction)
         if reader.is_chat:
-            compact_tokens = min(compact_tokens, kept.last_start())  # which always validates
+            compact_tokens = kept.start_from(compact_tokens)
         tokenizer, new_ids = full.compact(kept.used(compact_tokens))
         parts_known, ids_known = kept.known(new_ids)
     types = [smallest_dtype(tokenizer), np.dtype(np.uint8)]

@@ -145,15 +145,22 @@ class Vocabulary:
         tokenizer: a name for `load_tokenizer`; bpe:N or chars, for a vocabulary that is made from
             the text; a .tiktoken file, whose text is split as by cl100k_base; a SentencePiece
             .model file; or a model's own tokenizer.
-        compact: whether to leave out tokens that the text doesn't use. Applies neither to bpe:N,
-            which has N, nor to chars, nor to a model's own tokenizer, which must stay as it is.
+        compact: whether to leave out tokens that the training split doesn't use. Applies neither to
+            bpe:N, which has N, nor to chars, nor to a model's own tokenizer, which must stay as it
+            is.
         ends_files: whether an end-of-text token is part of the vocabulary and put between files; a
             model's own tokenizer may have none. False, as in earlier releases: line ends are put
             there, and only a text with documents has that token.
+        knows_validation: whether a compact vocabulary has the tokens of both splits, as in earlier
+            releases.
     """
 
     def __init__(
-        self, tokenizer: str | Tokenizer, compact: bool = False, ends_files: bool = True
+        self,
+        tokenizer: str | Tokenizer,
+        compact: bool = False,
+        ends_files: bool = True,
+        knows_validation: bool = False,
     ) -> None:
         lacks_end = isinstance(tokenizer, Tokenizer) and tokenizer.end_of_text is None
         self.tokenizer = tokenizer
@@ -162,6 +169,7 @@ class Vocabulary:
         self.trained_size = bpe_size(tokenizer, least) if isinstance(tokenizer, str) else None
         is_made = tokenizer == CHARS or self.trained_size is not None
         self.is_compact = compact and isinstance(tokenizer, str) and not is_made
+        self._knows_validation = knows_validation
 
     @cached_property
     def _file(self) -> bytes | None:
@@ -174,6 +182,13 @@ class Vocabulary:
         except (OSError, RuntimeError, ValueError) as error:  # also an unknown user's ~, a NUL
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"cannot be read: {reason}", field="tokenizer", value=name) from error
+
+    def compact_share(self, train_fraction: float) -> float | None:
+        """The share of the text that a compact vocabulary is made from; None: it isn't compact."""
+        if not self.is_compact:
+            return None
+        is_same = self._knows_validation or self.tokenizer == BYTES
+        return 1.0 if is_same else train_fraction
 
     def key(self, train_fraction: float) -> Any:
         """Plain data that identifies the vocabulary in the key of a cache."""

@@ -37,8 +37,7 @@ def build_data(
     """
     data = data_class(**options)
     data.ends_files = resumed is None or resumed.ends_files
-    if resumed and data.vocabulary.is_compact and resumed.knows_validation(data.hparams):
-        data.given_tokenizer = resumed.tokenizer
+    data.knows_validation = resumed is not None and resumed.knows_validation
     source = data.hparams.tokenizer
     if is_folder(source) or source.endswith(".json"):
         folder = as_folder(source)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_gpt.text import encoding_pool, manifest, token_file
+from lit_gpt.text import cutting, encoding_pool, manifest, token_file
 from lit_gpt.text.corpus import load_corpus
 from lit_gpt.text.files import TextFiles
 from lit_gpt.text.splits import split_text
@@ -29,18 +29,34 @@ def talk(text: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", ["cl100k_base", "o200k_base", "bpe:400", "chars", "bytes"])
-def test_the_validation_split_changes_nothing_that_is_learnt(name, load, tmp_path):
-    """Two texts that train alike have one vocabulary and one training split."""
-    cut = 90 * len(SEEN.encode())
+def test_the_validation_split_changes_nothing_that_is_learnt(name, tmp_path):
+    """Texts that differ in the validation split alone have one vocabulary and training split."""
     found = []
     for word in (" tiger", " horse"):
         path = write(tmp_path / f"{word}.txt", (SEEN * 90 + word * 400).encode())
-        corpus = load(path, name, fraction=0.5)
-        train = corpus.tokens[: token_file.split_at(len(corpus.tokens), 0.5)]
-        lengths = np.cumsum(corpus.tokenizer.token_lengths()[train])
-        found.append((corpus.tokenizer.tokens, train[lengths <= cut // 2].tolist()))
-        assert text_of(corpus) == path.read_text(encoding="utf-8")
+        text = TextFiles(str(path), cache=str(tmp_path / "cache"))
+        splits = split_text(text, Vocabulary(name, compact=True), 0.5)
+        lengths = np.cumsum(splits.tokenizer.token_lengths()[splits.train])
+        train = splits.train[lengths <= 40 * len(SEEN)].tolist()
+        found.append((splits.tokenizer.tokens, train))
+        assert splits.tokenizer.decode(np.concatenate([splits.train, splits.val])) == (
+            path.read_text(encoding="utf-8")
+        )
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.8, 0.9])
+def test_the_training_split_is_that_of_the_full_vocabulary(fraction, tmp_path):
+    full = load_once("cl100k_base")
+    path = write(tmp_path / "x.txt", (SEEN * 90 + UNSEEN * 20).encode())
+    text = TextFiles(str(path), cache=str(tmp_path / "cache"))
+    part, whole = (
+        split_text(text, Vocabulary("cl100k_base", compact=value), fraction)
+        for value in (True, False)
+    )
+    tokens = [part.tokenizer.tokens[i] for i in part.train]
+    assert tokens == [full.tokens[i] for i in whole.train]
+    assert (len(part.val) > len(whole.val)) == (fraction == 0.5)  # later, all words are known
 
 
 def test_what_only_the_validation_split_has_is_spelled(load, tmp_path):
@@ -49,7 +65,7 @@ def test_what_only_the_validation_split_has_is_spelled(load, tmp_path):
     corpus = load(write(tmp_path / "x.txt", text.encode()), "cl100k_base", fraction=0.8)
     tokens = [full.tokens[i] for i in full.encode(SEEN)]
     assert [corpus.tokenizer.tokens[i] for i in corpus.tokens[: 9 * len(tokens)]] == tokens * 9
-    assert b" bel" not in corpus.tokenizer.tokens
+    assert b" underneath" not in corpus.tokenizer.tokens
     assert corpus.info.compact_tokens == int(0.8 * len(full.encode(text)))
     assert corpus.info.num_tokens == len(corpus.tokens) > len(full.encode(text))
     assert corpus.info.num_bytes == len(text.encode())
@@ -83,7 +99,16 @@ def test_any_text_has_the_ids_that_its_tokenizer_gives(parts, fraction, tmp_path
     )
 
 
-def test_only_the_end_of_a_long_text_is_encoded_again(load, tmp_path, monkeypatch):
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """A text is encoded in small batches, marked after each; the characters of each batch."""
+    for where, name, value in (
+        (encoding_pool, "BATCH", 1000),
+        (cutting, "CHUNK", 500),
+        (manifest, "LARGE", 1),
+        (token_file, "MARKED", 0.0),
+    ):
+        monkeypatch.setattr(where, name, value)
     sizes = []
     encode = token_file.encode_in_order
 
@@ -93,49 +118,56 @@ def test_only_the_end_of_a_long_text_is_encoded_again(load, tmp_path, monkeypatc
             yield batch, ids
 
     monkeypatch.setattr(token_file, "encode_in_order", count)
-    monkeypatch.setattr(encoding_pool, "BATCH", 1000)
-    monkeypatch.setattr("lit_gpt.text.cutting.CHUNK", 500)
+    return sizes
+
+
+def test_only_the_end_of_a_long_text_is_encoded_again(load, tmp_path, encoded):
     text = SEEN * 900 + UNSEEN
     corpus = load(write(tmp_path / "x.txt", text.encode()), "cl100k_base", fraction=0.9)
-    assert len(text) < sum(sizes) < len(text) + 3000
+    assert len(text) < sum(encoded) < len(text) + 3000
     assert corpus.tokens.tolist() == corpus.tokenizer.encode(text).tolist()
 
 
-@pytest.mark.parametrize("stopped_at", [3, 9])
-def test_an_encoding_that_was_stopped_is_continued_to_the_same_tokens(
-    stopped_at, load, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(encoding_pool, "BATCH", 1000)
-    monkeypatch.setattr("lit_gpt.text.cutting.CHUNK", 500)
-    monkeypatch.setattr(manifest, "LARGE", 1)
-    monkeypatch.setattr(token_file, "MARKED", 0.0)
-    text = SEEN * 150 + UNSEEN * 50 + SEEN * 100
+@pytest.mark.parametrize("place", ["add", "renumbered"])
+def test_an_encoding_that_was_stopped_is_continued(place, load, tmp_path, monkeypatch, encoded):
+    """In the first pass, or in the second, which follows."""
+    monkeypatch.setattr(token_file, "ENDS", 20)  # of 36
+    text = SEEN * 700 + UNSEEN + SEEN * 100
     path = write(tmp_path / "x.txt", text.encode())
-    add = token_file._Ids.add
-    done = []
+    original = getattr(token_file._Ids, place)
 
-    def stop(self, texts, ids):
-        if len(done) == stopped_at:
+    def stop(self, *args):
+        if self.mark.num_parts > 30:
             raise KeyboardInterrupt
-        done.append(ids)
-        add(self, texts, ids)
+        return original(self, *args)
 
-    monkeypatch.setattr(token_file._Ids, "add", stop)
+    monkeypatch.setattr(token_file._Ids, place, stop)
     with pytest.raises(KeyboardInterrupt):
-        load(path, "cl100k_base", fraction=0.4)
-    monkeypatch.setattr(token_file._Ids, "add", add)
-    corpus = load(path, "cl100k_base", fraction=0.4)
+        load(path, "cl100k_base", fraction=0.8)
+    monkeypatch.setattr(token_file._Ids, place, original)
+    corpus = load(path, "cl100k_base", fraction=0.8)
     assert corpus.tokens.tolist() == corpus.tokenizer.encode(text).tolist()
-    assert b" bel" not in corpus.tokenizer.tokens
+    assert b" underneath" not in corpus.tokenizer.tokens
+    again = len(SEEN * 100 + UNSEEN) + 4000
+    assert len(text) < sum(encoded) < len(text) + again
 
 
 def test_documents_of_the_validation_split_are_spelled_and_end(load, tmp_path):
     path = write_rows(tmp_path / "x.jsonl", "text", [SEEN] * 9 + [UNSEEN] * 3)
-    corpus = load(path, "cl100k_base", fraction=0.7)
+    corpus = load(path, "cl100k_base", fraction=0.6)
     expected = corpus.tokenizer.encode_parts([*[SEEN, None] * 9, *[UNSEEN, None] * 3])
     assert corpus.tokens.tolist() == expected.tolist()
-    assert b" bel" not in corpus.tokenizer.tokens
+    assert b" underneath" not in corpus.tokenizer.tokens
     assert corpus.info.num_documents == 12
+
+
+def test_a_conversation_that_trains_is_in_the_vocabulary_as_a_whole(tmp_path):
+    rows = [*[talk(SEEN)] * 5, talk(UNSEEN * 20), *[talk(SEEN)] * 3]
+    path = write_rows(tmp_path / "x.jsonl", "messages", rows)
+    text = TextFiles(str(path), cache=str(tmp_path / "cache"))
+    splits = split_text(text, Vocabulary("cl100k_base", compact=True), 0.5)
+    assert splits.tokenizer.decode(splits.train).count(UNSEEN) == 20
+    assert b" underneath" in splits.tokenizer.tokens
 
 
 @pytest.mark.parametrize("last", [UNSEEN, UNSEEN * 50])
@@ -146,5 +178,5 @@ def test_the_last_conversation_validates_however_long_it_is(last, tmp_path):
     tokenizer = splits.tokenizer
     assert UNSEEN not in tokenizer.decode(splits.train)
     assert UNSEEN in tokenizer.decode(splits.val)
-    assert b" bel" not in tokenizer.tokens
+    assert b" underneath" not in tokenizer.tokens
     assert len(splits.val_flags) == len(splits.val)
