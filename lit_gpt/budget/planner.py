@@ -69,7 +69,7 @@ def plan_budget(
 
     Args:
         seconds: of the whole process.
-        measure: tries all tokenizers on the text; not called where one is given.
+        measure: tries all tokenizers on the text.
         encode: the splits of the text by a tokenizer, given the shortest window they must have.
         given: options that the user set, by plain name.
         fixed: arguments of GPTConfig besides the sizes.
@@ -89,12 +89,12 @@ def plan_budget(
 
     name = given.get("tokenizer")
     first: Choice | None = None
+    facts = measure()
     if name is None:
-        facts = measure()
         first = choose_now(facts)
         name = first.plan.candidate.tokenizer.name
     splits = encode(name, given.get("context_length", SHORTEST))
-    exact = exact_facts(splits, name)
+    exact = exact_facts(splits, name, facts.tokenizers[0].text_bits)
     while True:
         fitting = sum(math.isfinite(times.step) for times in clock.timed.values())
         clock.is_closed = fitting == TRIES

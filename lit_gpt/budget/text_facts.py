@@ -39,8 +39,8 @@ class TokenizerFacts:
         bytes_per_token: on text that the vocabulary was not trained on.
         train_tokens: length of the training split.
         val_tokens: length of the validation split.
-        unigram: bits per byte of a sample, predicted by how often each token occurs.
-        bigram: the same, by how often it follows the one before.
+        bigram: bits per byte of a sample, predicted by how often each token follows another.
+        text_bits: the lowest of these that any tokenizer reaches: how hard the text is.
         encoding: seconds to train it and to encode both splits; 0 once that is done.
     """
 
@@ -49,8 +49,8 @@ class TokenizerFacts:
     bytes_per_token: float
     train_tokens: int
     val_tokens: int
-    unigram: float
     bigram: float
+    text_bits: float
     encoding: float = 0.0
 
 
@@ -149,7 +149,10 @@ def measure_text(
     """
     sample = take_sample(text, train_fraction, val_path)
     found = [byte_facts(sample), named_facts(sample, is_compact), *bpe_facts(sample)]
-    return TextFacts(sample.train_bytes, tuple(found))
+    text_bits = min(facts.bigram for facts in found)
+    return TextFacts(
+        sample.train_bytes, tuple(replace(facts, text_bits=text_bits) for facts in found)
+    )
 
 
 def byte_facts(sample: Sample) -> TokenizerFacts:
@@ -177,7 +180,7 @@ def named_facts(sample: Sample, is_compact: bool) -> TokenizerFacts:
     if unknown < 1:
         known, _ = tokenizer.compact(used(tokenizer, [*sample.train, *sample.val]))
         others = facts_of(known, sample, 0.0)
-        for name in ("bytes_per_token", "unigram", "bigram"):
+        for name in ("bytes_per_token", "bigram"):
             value = unknown * getattr(facts, name) + (1 - unknown) * getattr(others, name)
             facts = replace(facts, **{name: value})
         facts = replace(facts, val_tokens=int(sample.val_bytes / facts.bytes_per_token))
@@ -226,15 +229,15 @@ def facts_of(tokenizer: Tokenizer, sample: Sample, training: float) -> Tokenizer
     per_token = size(sample.val) / num_val if has_val else per_train_token
     if not has_val:
         train, val = np.split(train, [9 * len(train) // 10])
-    unigram, bigram = baselines(train, val, tokenizer)
+    bigram = bigram_bits(train, val, tokenizer)
     return TokenizerFacts(
         name=tokenizer.name,
         vocab_size=tokenizer.vocab_size,
         bytes_per_token=per_token,
         train_tokens=int(sample.train_bytes / per_train_token),
         val_tokens=int(sample.val_bytes / per_token),
-        unigram=unigram,
         bigram=bigram,
+        text_bits=bigram,
         encoding=encoding / sample.share,
     )
 
@@ -245,18 +248,19 @@ def encode(tokenizer: Tokenizer, parts: Parts) -> np.ndarray:
     return tokenizer.encode_parts(pieces) if pieces else np.empty(0, np.uint32)
 
 
-def baselines(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> tuple[float, float]:
-    """Bits per byte of `val` under the unigram and the bigram counts of `train`."""
+def bigram_bits(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> float:
+    """Bits per byte of `val` under the bigram counts of `train`."""
     if len(val) < 2 or len(train) < 2:
-        return 8.0, 8.0  # too short a text to tell, and to train on
-    return frequency_baselines(train, val, tokenizer.token_lengths())
+        return 8.0  # too short a text to tell, and to train on
+    return frequency_baselines(train, val, tokenizer.token_lengths())[1]
 
 
-def exact_facts(splits: Splits, name: str) -> TextFacts:
+def exact_facts(splits: Splits, name: str, text_bits: float = math.inf) -> TextFacts:
     """Of a text that is encoded already.
 
     Args:
         name: the tokenizer's.
+        text_bits: of `TokenizerFacts`, by other tokenizers.
     """
     tokenizer = splits.corpus.tokenizer
     lengths = tokenizer.token_lengths()
@@ -265,14 +269,14 @@ def exact_facts(splits: Splits, name: str) -> TextFacts:
         for ids in (splits.train, splits.val)
     )
     sample = splits.train[: split_at(len(splits.train), min(1.0, SAMPLE / max(1, train_bytes)))]
-    unigram, bigram = baselines(sample, splits.val, tokenizer)
+    bigram = bigram_bits(sample, splits.val, tokenizer)
     facts = TokenizerFacts(
         name=name,
         vocab_size=tokenizer.vocab_size,
         bytes_per_token=val_bytes / len(splits.val),
         train_tokens=len(splits.train),
         val_tokens=len(splits.val),
-        unigram=unigram,
         bigram=bigram,
+        text_bits=min(bigram, text_bits),
     )
     return TextFacts(train_bytes, (facts,))

@@ -36,7 +36,7 @@ def test_a_run_adds_a_row_with_what_it_reached(tmp_path, capsys, monkeypatch):
     text = tmp_path / "words.txt"
     text.write_text(f"{WORDS}\n" * 200, encoding="utf-8")
     out = tmp_path / "rows.csv"
-    argv = ["train", "--path", str(text), "--tokenizer", "bytes", "--d_model", "32"]
+    argv = ["train", "--path", str(text), "--tokenizer", "chars", "--d_model", "32"]
     argv += ["--num_blocks", "1", "--context_length", "16", "--steps", "3", "--out", str(out)]
     for _ in range(2):
         assert run(lambda: main([*argv, "--cache", str(tmp_path)])) == 0
