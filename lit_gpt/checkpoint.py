@@ -162,8 +162,8 @@ class Checkpoint:
         return self.corpus_info.get("file_ends") is not None
 
     @property
-    def knows_validation(self) -> bool:
-        """Whether a compact vocabulary has the tokens of both splits, as in earlier releases."""
+    def has_validation_tokens(self) -> bool:
+        """Whether a compact vocabulary, of one text, has those of both splits: not any more."""
         return self.corpus_info.get("compact_tokens") is None
 
     @property

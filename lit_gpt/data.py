@@ -219,7 +219,7 @@ class TextDataModule(pl.LightningDataModule):
     Attributes:
         given_tokenizer: a model's own tokenizer instead of `tokenizer`'s; set it before first use.
         ends_files: false to have no end of text, as in earlier releases; see `Vocabulary`.
-        knows_validation: true to have the tokens of both splits, as in earlier releases.
+        has_validation_tokens: true to keep these in a compact vocabulary, as in earlier releases.
         train_batches: how many batches come round again and again in training; None: no limit. The
             training command sets it to `limit_train_batches` or `overfit_batches`.
         overfit: whether the evaluation of the training split uses these very batches.
@@ -253,7 +253,7 @@ class TextDataModule(pl.LightningDataModule):
         self.save_hyperparameters()
         self.given_tokenizer: Tokenizer | None = None
         self.ends_files = True
-        self.knows_validation = False
+        self.has_validation_tokens = False
         self.train_batches: int | None = None
         self.overfit = False
         self._place: tuple[int, int] | None = None  # windows read up to a step, and that step
@@ -302,7 +302,7 @@ class TextDataModule(pl.LightningDataModule):
     @property
     def vocabulary(self) -> Vocabulary:
         tokenizer = self.given_tokenizer or self.hparams.tokenizer
-        before = (self.ends_files, self.knows_validation)
+        before = (self.ends_files, self.has_validation_tokens)
         return Vocabulary(tokenizer, self.hparams.compact_vocab, *before)
 
     @property

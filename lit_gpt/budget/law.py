@@ -1,9 +1,9 @@
-"""The law: the bits per byte that a model reaches, before it is trained.
+"""The law: predicts the bits per byte that a model will reach.
 
 Its form is that of Hoffmann et al. 2022, Training Compute-Optimal Large Language Models, with
-repeated text counted as in Muennighoff et al. 2023, Scaling Data-Constrained Language Models. How
-hard a text is, and how much harder in the tokens of one tokenizer than of another, is told by what
-counting pairs of tokens reaches. `benchmarks/budget_law.py fit` fits the numbers;
+repeated text counted as in Muennighoff et al. 2023, Scaling Data-Constrained Language Models. The
+bits per byte that counting pairs of tokens reaches tell how hard a text is, and how much harder in
+the tokens of one tokenizer than of another. `benchmarks/budget_law.py fit` fits the numbers;
 docs/benchmarks.md#law shows how well.
 """
 
@@ -17,7 +17,7 @@ from lit_gpt.budget.text_facts import TokenizerFacts
 
 RANGE = (0.86, 1.16)  # of what is expected: 23 of 24 texts that were left out of the fit are within
 REPEATS = 15.4  # passes after which a repeated text is worth 1 - 1/e of new ones (Muennighoff)
-FEWER = 0.9  # of the steps: the search for their best number takes such strides
+FEWER = 0.9  # `useful_steps` tries this share of the steps, again and again
 # Tokens per step at which half of all are wasted, in a run of so many; it grows with their root.
 CRITICAL = (1500, 256_000)
 LARGE = 4.0  # weights, tables included, for each token of the training text
@@ -26,17 +26,21 @@ BEYOND = 0.1  # of what the first LARGE weights for each token add to overfittin
 
 @dataclass(frozen=True)
 class Law:
-    """bits per byte = difficulty + size * weights ** -a + data * tokens ** -b + repeated * r.
+    """Bits per byte = difficulty + size / N**weights + data / D**tokens + repeated * overfitting.
+
+    N is millions of weights, D millions of useful tokens. Counting pairs of tokens reaches T bits
+    per byte with the best tokenizer and B with this one; the difficulty, which no model and no
+    amount of text takes away, is floor * T**text * (B / T)**pairs.
 
     Args:
-        floor: scale of the difficulty, which no model and no amount of text takes away.
-        size: bits per byte that a million weights keep.
-        data: bits per byte that a million tokens keep.
-        weights: exponent a.
-        tokens: exponent b.
-        text: exponent of the bits per byte that counting pairs of tokens reaches at best.
-        pairs: exponent of what it reaches with this tokenizer, as a multiple of that.
-        repeated: of `overfitting`, r.
+        floor: scale of the difficulty.
+        size: bits per byte that a model of a million weights loses by being small.
+        data: bits per byte that a million tokens are too few.
+        weights: exponent of N.
+        tokens: exponent of D.
+        text: exponent of T.
+        pairs: exponent of B / T.
+        repeated: bits per byte for each unit of `overfitting`.
     """
 
     floor: float
@@ -68,7 +72,7 @@ def expected(candidate: Candidate, steps: int, law: Law = FITTED) -> float:
 
 
 def useful_steps(candidate: Candidate, most: int) -> int:
-    """The steps, at most `most`, after which the model would only learn the text by heart."""
+    """The number of steps, at most `most`, with the fewest expected bits per byte."""
     best = steps = most
     least = expected(candidate, most)
     while candidate.epochs(steps) > 1 and (fewer := math.ceil(FEWER * steps)) < steps:
@@ -86,7 +90,12 @@ def overfitting(candidate: Candidate, epochs: float) -> float:
 
 
 def useful_tokens(seen: float, different: int, step_tokens: int) -> float:
-    """Tokens that would teach as much if all were new and taken one step at a time."""
+    """How many new tokens, in very small steps, would teach as much.
+
+    Args:
+        seen: tokens read, repeats included.
+        different: tokens of the training text.
+    """
     new = min(seen, different)
     repeated = (seen - new) / different
     worth = new + different * REPEATS * (1 - math.exp(-repeated / REPEATS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,8 +39,8 @@ class TokenizerFacts:
         bytes_per_token: on text that the vocabulary was not trained on.
         train_tokens: length of the training split.
         val_tokens: length of the validation split.
-        bigram: bits per byte of a sample, predicted by how often each token follows another.
-        text_bits: the lowest of these that any tokenizer reaches: how hard the text is.
+        bigram: bits per byte of the validation text, predicted from counts of pairs of tokens.
+        text_bits: the lowest `bigram` of any tokenizer: how hard the text is.
         encoding: seconds to train it and to encode both splits; 0 once that is done.
     """
 
@@ -56,7 +56,7 @@ class TokenizerFacts:
 
 @dataclass(frozen=True)
 class TextFacts:
-    """A text, whatever its tokens.
+    """What the choice knows about a text.
 
     Args:
         train_bytes: length of the training split, as UTF-8.
@@ -104,10 +104,10 @@ def blocks(parts: Iterable[str | None], most: int) -> Iterable[Parts]:
 
 
 def take_sample(text: TextFiles, train_fraction: float, val_path: str | list[str] | None) -> Sample:
-    """Reads the training text to count its bytes, and again to take blocks of it.
+    """Reads the text to count its bytes, and again to take blocks of it.
 
     Args:
-        val_path: another text, which validates; only its bytes are counted.
+        val_path: another text, which validates: a ninth as much of it is taken.
 
     Raises:
         UserError: the text can't be read.
@@ -116,20 +116,29 @@ def take_sample(text: TextFiles, train_fraction: float, val_path: str | list[str
     total = size(reader)
     train_bytes = total if val_path is not None else int(total * train_fraction)
     val_bytes = total - train_bytes
-    if val_path is not None:
-        with naming_val_path():
-            val_bytes = size(Reader(replace(text, path=val_path), needs_fields=False))
-    taken = min(1.0, SAMPLE / total)
     train: Parts = []
     val: Parts = []
     at = 0
-    for i, block in enumerate(blocks(reader, min(BLOCK, max(1, total // SHARES)))):
-        if int((i + 1) * taken) > int(i * taken):
+    for block, is_taken in spread_blocks(reader, total, SAMPLE):
+        if is_taken:
             # The one that both splits share validates: in training it would tell what comes.
             (train if at + size(block) <= train_bytes else val).extend(block)
         at += size(block)
     share = (size(train) + size(val)) / total
+    if val_path is not None:
+        with naming_val_path():
+            val_reader = Reader(replace(text, path=val_path), needs_fields=False)
+            val_bytes = size(val_reader)
+            for block, is_taken in spread_blocks(val_reader, val_bytes, SAMPLE // 9):
+                val += block if is_taken else []
     return Sample(train, val, train_bytes, val_bytes, share)
+
+
+def spread_blocks(reader: Reader, total: int, most: int) -> Iterator[tuple[Parts, bool]]:
+    """The blocks of a text of `total` bytes, and whether each is of a sample of `most` bytes."""
+    taken = min(1.0, most / max(1, total))
+    for i, block in enumerate(blocks(reader, min(BLOCK, max(1, total // SHARES)))):
+        yield block, int((i + 1) * taken) > int(i * taken)
 
 
 def measure_text(
@@ -163,8 +172,9 @@ def named_facts(sample: Sample, is_compact: bool) -> TokenizerFacts:
     """Of cl100k_base, whose compact vocabulary grows with the text.
 
     The number of different tokens grows as a power of the text's length (Heaps' law), whose
-    exponent is taken from the first half and the whole of the sample's training part. So fewer
-    tokens of the validation part are unknown to the whole training text than to the sample's.
+    exponent is taken from the first half and the whole of the sample's training part. The whole
+    training text lacks fewer of the validation part's tokens than the sample does, so bytes per
+    token and `bigram` lie between those of two vocabularies: of the training part, and of both.
     """
     tokenizer = load_tokenizer(NAMED).with_end_of_text()
     if not is_compact:
@@ -193,7 +203,7 @@ def used(tokenizer: Tokenizer, parts: Parts) -> np.ndarray:
 
 
 def bpe_facts(sample: Sample) -> list[TokenizerFacts]:
-    """Of bpe:N: the first merges of a large vocabulary are those of a smaller one."""
+    """Of bpe:N, all from one training: a small vocabulary is the beginning of a larger one."""
     start = time.perf_counter()
     most = (sample.train_bytes + sample.val_bytes) // BYTES_PER_ENTRY
     sizes = [size for size in BPE_SIZES if size <= max(most, BPE_SIZES[0])]
@@ -256,11 +266,13 @@ def bigram_bits(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> flo
 
 
 def exact_facts(splits: Splits, name: str, text_bits: float = math.inf) -> TextFacts:
-    """Of a text that is encoded already.
+    """Of a text that is encoded already, by that one tokenizer.
+
+    Pairs of tokens are counted in the first SAMPLE bytes or so of the training split.
 
     Args:
         name: the tokenizer's.
-        text_bits: of `TokenizerFacts`, by other tokenizers.
+        text_bits: the lowest `bigram` of other tokenizers.
     """
     tokenizer = splits.corpus.tokenizer
     lengths = tokenizer.token_lengths()

@@ -24,7 +24,7 @@ from lit_gpt.text.vocabularies import Vocabulary
 
 @dataclass(frozen=True)
 class Splits:
-    """The corpus that each split is from, which is the same if one text is split."""
+    """The tokens of both splits, and the corpus of each: the same one if one text is split."""
 
     train: np.ndarray  # (M,) ids
     val: np.ndarray  # (N,)
@@ -93,7 +93,7 @@ def learnt_tokenizer(corpus: Corpus, train: np.ndarray) -> Tokenizer:
 
 
 def validation_vocabulary(corpus: Corpus, vocabulary: Vocabulary) -> Vocabulary:
-    """For the text that validates a model of a corpus, which has what the model learns."""
+    """The tokenizer, as a model of this corpus learns it, for a text that validates."""
     tokenizer = learnt_tokenizer(corpus, corpus.tokens)
     return Vocabulary(
         tokenizer, ends_files=vocabulary.ends_files and tokenizer.learnt_end is not None
@@ -104,7 +104,7 @@ def split_text(text: TextFiles, vocabulary: Vocabulary, train_fraction: float) -
     """The first part of a text trains, the rest validates; no conversation is in both.
 
     Raises:
-        UserError: as for `load_corpus`, or there is one conversation alone.
+        UserError: as for `load_corpus`, or there is only one conversation.
     """
     corpus = load_corpus(text, vocabulary, train_fraction)
     tokens = corpus.tokens
@@ -129,7 +129,7 @@ def split_text(text: TextFiles, vocabulary: Vocabulary, train_fraction: float) -
 
 @contextmanager
 def naming_val_path() -> Iterator[None]:
-    """What is wrong with the `path` of the text that validates is called `val_path`."""
+    """Makes an error about the `path` of the validation text name `val_path` instead."""
     try:
         yield
     except UserError as error:

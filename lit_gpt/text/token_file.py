@@ -1,8 +1,9 @@
 """The tokens of a text on disk: written piece by piece, continued after a kill, checked.
 
 A folder has `tokens.bin` and `meta.json`, which is written last; of conversations also `flags.bin`,
-with a byte for each token, which says whether it is one to learn. While the text is encoded, also
-`ids.bin` (ids of the full vocabulary) and `mark.json` (how much of it is safely on the disk).
+a byte for each token: whether it is learnt, and whether it begins a conversation. While the text is
+encoded, also `ids.bin` (ids of the full vocabulary) and `mark.json` (how much of it is safely on
+the disk).
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class CorpusInfo:
     blank_lines: int = 0  # skipped, between the rows of .jsonl, .ndjson, .csv and .tsv files
     row_like_fields: int = 0  # of .csv files: over lines that look like rows
     file_ends: int | None = None  # end-of-text tokens between plain files; None: joined as before
-    compact_tokens: int | None = None  # that train, and alone made a compact vocabulary
+    compact_tokens: int | None = None  # of the training split, if a compact vocabulary is from it
 
     @property
     def changes(self) -> list[tuple[str, int]]:
@@ -107,14 +108,14 @@ def split_at(num_tokens: int, train_fraction: float) -> int:
 
 
 def smallest_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """That ids are stored in: uint16 or uint32."""
+    """The type that ids are stored in: uint16 or uint32."""
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
 
 
 def texts_for(reader: Reader, tokenizer: Tokenizer) -> Iterable[str | None]:
     """The text; a blank line ends a document where no token does.
 
-    The tokenizer may have none, or its model has not learnt it, and nor is it to.
+    The tokenizer may have no such token, or its model never learnt it and is not to learn it now.
     """
     if tokenizer.end_of_text is not None and (reader.ends_files or tokenizer.end_is_used):
         return reader
@@ -233,13 +234,14 @@ def encode(
 ) -> None:
     """Writes tokens.bin and meta.json.
 
-    All text is encoded by the full vocabulary first. A compact one has the tokens of the training
-    split: their ids are renumbered, and from the first other token on, text is encoded again.
-    What an earlier process encoded is read again, to find the place, but not encoded.
+    All text is encoded by the full vocabulary first. A compact one keeps the tokens of the training
+    split. Up to the last noted batch before a token that it lacks, ids are renumbered; the rest of
+    the text is encoded again. A continued encoding reads what is already encoded, to find its
+    place, but doesn't encode it twice.
 
     Args:
-        train_fraction: share of the tokens, from the front, that a compact vocabulary is made from;
-            None: no compact vocabulary.
+        train_fraction: share of the tokens, from the front, that a compact vocabulary is made from
+            (1: all); None: no compact vocabulary.
     """
     kept = _Ids(folder, full)
     cuts: Counter[str] = Counter()
@@ -302,7 +304,7 @@ def _parts(reader: Reader, tokenizer: Tokenizer, cuts: Counter[str] | None = Non
 
 
 def _encoded(parts: Any, reader: Reader, tokenizer: Tokenizer) -> Any:
-    """Batches of them, and the ids of each."""
+    """Batches of the parts, and the ids of each batch."""
     encode_parts: Any = tokenizer.encode_parts
     if reader.is_chat:
         template = ChatTemplate.of(tokenizer)

@@ -145,14 +145,14 @@ class Vocabulary:
         tokenizer: a name for `load_tokenizer`; bpe:N or chars, for a vocabulary that is made from
             the text; a .tiktoken file, whose text is split as by cl100k_base; a SentencePiece
             .model file; or a model's own tokenizer.
-        compact: whether to leave out tokens that the training split doesn't use. Applies neither to
-            bpe:N, which has N, nor to chars, nor to a model's own tokenizer, which must stay as it
-            is.
+        compact: whether to leave out tokens that the training split doesn't use. Ignored for bpe:N
+            and chars, which are made for the text, and for a model's own tokenizer, which stays as
+            it is.
         ends_files: whether an end-of-text token is part of the vocabulary and put between files; a
             model's own tokenizer may have none. False, as in earlier releases: line ends are put
             there, and only a text with documents has that token.
-        knows_validation: whether a compact vocabulary has the tokens of both splits, as in earlier
-            releases.
+        has_validation_tokens: whether a compact vocabulary also has the tokens of the validation
+            split, as in earlier releases.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Vocabulary:
         tokenizer: str | Tokenizer,
         compact: bool = False,
         ends_files: bool = True,
-        knows_validation: bool = False,
+        has_validation_tokens: bool = False,
     ) -> None:
         lacks_end = isinstance(tokenizer, Tokenizer) and tokenizer.end_of_text is None
         self.tokenizer = tokenizer
@@ -169,7 +169,7 @@ class Vocabulary:
         self.trained_size = bpe_size(tokenizer, least) if isinstance(tokenizer, str) else None
         is_made = tokenizer == CHARS or self.trained_size is not None
         self.is_compact = compact and isinstance(tokenizer, str) and not is_made
-        self._knows_validation = knows_validation
+        self._has_validation_tokens = has_validation_tokens
 
     @cached_property
     def _file(self) -> bytes | None:
@@ -187,8 +187,8 @@ class Vocabulary:
         """The share of the text that a compact vocabulary is made from; None: it isn't compact."""
         if not self.is_compact:
             return None
-        is_same = self._knows_validation or self.tokenizer == BYTES
-        return 1.0 if is_same else train_fraction
+        is_of_all = self._has_validation_tokens or self.tokenizer == BYTES  # the same either way
+        return 1.0 if is_of_all else train_fraction
 
     def key(self, train_fraction: float) -> Any:
         """Plain data that identifies the vocabulary in the key of a cache."""

@@ -37,7 +37,7 @@ def build_data(
     """
     data = data_class(**options)
     data.ends_files = resumed is None or resumed.ends_files
-    data.knows_validation = resumed is not None and resumed.knows_validation
+    data.has_validation_tokens = resumed is not None and resumed.has_validation_tokens
     source = data.hparams.tokenizer
     if is_folder(source) or source.endswith(".json"):
         folder = as_folder(source)

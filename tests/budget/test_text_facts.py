@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,23 @@ def test_all_of_the_text_trains_where_another_one_validates(long_text, tmp_path)
     assert by_name(facts)["bytes"].val_tokens == 1700
     splits = two_texts(long_text, str(other), Vocabulary("bytes"))
     assert exact_facts(splits, "bytes").tokenizers[0].val_tokens == 1700
+
+
+def test_where_another_text_validates_tokenizers_are_judged_by_that_one(long_text, tmp_path):
+    """A vocabulary of one's own fits the text that it was trained on, and not all others."""
+    path = Path(long_text.path)
+    whole = path.read_text(encoding="utf-8")
+    cut = whole.index("\n", 9 * len(whole) // 10) + 1
+    (tmp_path / "train.txt").write_text(whole[:cut], encoding="utf-8")
+    (tmp_path / "val.txt").write_text(whole[cut:], encoding="utf-8")
+    two = replace(long_text, path=str(tmp_path / "train.txt"))
+    found = by_name(measure_text(two, val_path=str(tmp_path / "val.txt")))
+    expected = by_name(measure_text(long_text))
+    for name in ("bytes", "cl100k_base", "bpe:512", "bpe:4096"):
+        assert found[name].bigram == pytest.approx(expected[name].bigram, rel=0.02)
+        assert found[name].bytes_per_token == pytest.approx(
+            expected[name].bytes_per_token, rel=0.02
+        )
 
 
 def test_a_text_that_cannot_be_read_is_one_line(tmp_path):
