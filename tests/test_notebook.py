@@ -130,7 +130,7 @@ def test_attention_looks_at_all_before_and_then_at_what_matters(runs):
     names = re.findall(r"^ +\d+  (\S+)$", texts_of(runs[0])["tokens-code"], re.MULTILINE)
     star = names.index("*")
     for weights in (after, weights_of(stored["after-code"])):  # as the text says
-        assert min(row[star] for row in weights[star + 1 :]) > 0.8
+        assert min(row[star] for row in weights[star + 1 :]) > 0.75
 
 
 def test_the_curve_has_a_hundred_steps_between_the_lines_its_text_tells_of(runs):
@@ -154,4 +154,4 @@ def test_what_it_writes_has_the_shape_of_the_corpus(runs, which):
     parts = written.split("---\n")
     assert [part[:4] for part in parts[:2]] == ["纯牛奶 ", "洗衣液 "]
     assert parts[3:] == [""]
-    assert len(AMOUNT.findall(written)) >= 4
+    assert len(AMOUNT.findall(written)) >= 3
