@@ -125,8 +125,8 @@ def train(
         cache: folder for encoded texts.
     """
     data = TextDataModule(path, tokenizer, context_length=context_length, cache=cache)
-    others = measure_text(TextFiles(path, cache=cache))
-    facts = exact_facts(data.splits, tokenizer)
+    measured, *_ = measure_text(TextFiles(path, cache=cache)).tokenizers
+    facts = exact_facts(data.splits, tokenizer, measured.text_bits)
     (known,) = facts.tokenizers
     lengths = data.tokenizer.token_lengths()
     torch.manual_seed(0)
@@ -157,7 +157,7 @@ def train(
     row = Row(
         text=Path(path).stem,
         train_bytes=facts.train_bytes,
-        text_bits=min(known.bigram, *(facts.bigram for facts in others.tokenizers)),
+        text_bits=known.text_bits,
         bigram=known.bigram,
         tokenizer=tokenizer,
         vocab_size=known.vocab_size,
