@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -66,6 +67,7 @@ KNOWN = frozenset({CL100K, O200K, GPT2, R50K, LLAMA3, QWEN2, SMOLLM, NEOX, CHARA
 
 LONGEST = 10_000  # characters of a pattern
 SECONDS = 5  # of a core for the check of a pattern, which takes one
+TOO_LONG = f"takes over {SECONDS} seconds for the texts that it is tried on"
 MEMORY = 1 << 31  # bytes of address space, besides what its imports take
 SHORT = 200  # characters of each hostile text
 LONG = (4_000, 16_000, 32_000)  # of the SLOWEST of them
@@ -111,12 +113,14 @@ def check_in_child(module: str, function: str, pattern: str) -> None:
         output, _ = process.communicate(pattern.encode("utf-8", "replace"), timeout=10 * SECONDS)
         problem = output.decode().strip()
     except subprocess.TimeoutExpired:
-        problem = ""
+        problem = TOO_LONG
     finally:
         process.kill()
         process.wait()
     if process.returncode:
-        problem = problem or "takes too long, or crashes, on some texts"
+        if process.returncode == -getattr(signal, "SIGXCPU", 0):
+            problem = TOO_LONG
+        problem = problem or "crashes on some texts"
         raise ValueError(f"its split pattern {problem} ({pattern[:100]!r})")
 
 
@@ -133,7 +137,7 @@ def limit_resources() -> None:
 
         import psutil
 
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, 2 * SECONDS))  # SIGXCPU, then SIGKILL
         size = psutil.Process().memory_info().vms + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
