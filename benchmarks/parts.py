@@ -10,6 +10,7 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.measure import (
     Options,
@@ -23,7 +24,9 @@ from benchmarks.measure import (
 )
 from lit_gpt.generation.sampling import Sampling, generate
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.module import cross_entropy_in_parts, rows_at_once
 
+VOCABULARIES = (1245, 4096, 8192, 13_340)  # of the loss
 SAMPLE_VOCABULARY = 1245  # rows of the sample corpus: the default job's model
 
 
@@ -67,6 +70,51 @@ def generation(options: Options, tokens: int = 256) -> None:
             for name, found in zip(sides, rates, strict=True)
         ]
     report("generate", rows, options.out)
+
+
+def loss(options: Options, targets: int = 1024, width: int = 96) -> None:
+    """Milliseconds of the output layer and the loss, forward and backward: all at once, in parts.
+
+    Args:
+        options: shared by all benchmarks.
+        targets: tokens to predict.
+        width: of the hidden states.
+    """
+    at_least_one(targets=targets, width=width)
+    torch.manual_seed(1337)
+    rows: list[Side] = []
+    for vocab_size in VOCABULARIES:
+        sides = ways_to_a_loss(vocab_size, targets, width)
+        times = [median(found) for found in in_turn(sides, 3 + options.repeats).values()]
+        rows += [
+            Side(f"{vocab_size:,} tokens, {name}", found, "ms", times[0] / found)
+            for name, found in zip(sides, times, strict=True)
+        ]
+    report("loss", rows, options.out)
+
+
+def ways_to_a_loss(vocab_size: int, targets: int, width: int) -> dict[str, Callable[[], float]]:
+    """Each returns its milliseconds."""
+    hidden_states = torch.randn(targets, width, requires_grad=True)
+    weight = torch.randn(vocab_size, width, requires_grad=True)
+    wanted = torch.randint(vocab_size, (targets,))
+    rows = min(targets, rows_at_once(hidden_states, vocab_size))
+
+    def milliseconds(compute: Callable[[], Tensor]) -> float:
+        start = time.perf_counter()
+        compute().backward()
+        return 1000 * (time.perf_counter() - start)
+
+    def at_once() -> Tensor:
+        return F.cross_entropy(F.linear(hidden_states, weight), wanted)
+
+    def in_parts() -> Tensor:
+        return cross_entropy_in_parts(hidden_states, weight, wanted, rows)
+
+    return {
+        "all at once": lambda: milliseconds(at_once),
+        f"{rows:,} targets at a time": lambda: milliseconds(in_parts),
+    }
 
 
 def tokenization(options: Options, megabytes: int = 50, only_ours: bool = False) -> None:

@@ -21,6 +21,7 @@ KINDS = {
     "by_hand": ("by_hand.by_hand", "--budget beside twelve settings given by hand (13 min)"),
     "generate": ("parts.generation", "with a key/value cache against the whole window each token"),
     "serve": ("serving.serving", "50 staggered requests: latencies and tokens/s, batched and not"),
+    "loss": ("parts.loss", "of a large vocabulary, all logits at once against parts of them"),
     "tokenize": ("parts.tokenization", "text file to token cache against tiktoken"),
     "scaling": ("scaling.scaling", "`text` or `files`: long texts, many files to token cache"),
     "store": ("token_store.token_store", "a token store: requests, first batch, order on 4 ranks"),

@@ -41,6 +41,17 @@ def test_sides_take_turns():
         in_turn(sides, 0)
 
 
+def test_the_loss_in_parts_is_timed_as_a_run_takes_it(tmp_path, capsys):
+    assert here("loss", "--targets", 600, "--width", 8, "--repeats", 1, "--out", tmp_path) == 0
+    rows = json.loads((tmp_path / "loss.json").read_text())["rows"]
+    names = [row["name"] for row in rows]
+    assert names[:2] == ["1,245 tokens, all at once", "1,245 tokens, 600 targets at a time"]
+    assert names[-1] == "13,340 tokens, 157 targets at a time"  # 8 MB of logits
+    assert all(row["value"] > 0 for row in rows)
+    assert here("loss", "--targets", 0) == 2
+    assert "targets 0: must be at least 1" in capsys.readouterr().err
+
+
 def test_the_table_and_the_json_say_the_same(tmp_path, capsys):
     rows = [Side("plain", 200.0, "seconds", loss=3.5), Side("ours", 16.0, "seconds", 12.5, 3.25)]
     report("loop", rows, str(tmp_path / "new"), "A note.")

@@ -16,7 +16,7 @@ from lit_gpt.checkpoint import read_checkpoint
 from lit_gpt.data import EvalBatches
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.module import LitGPT, LossTotals, cross_entropy_in_parts, next_token_loss
+from lit_gpt.module import LitGPT, LossTotals, cross_entropy_in_parts, next_token_loss, rows_at_once
 from tests import small_run
 
 
@@ -103,10 +103,39 @@ def test_loss_in_parts_has_the_value_and_gradients_of_the_whole(
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         whole = F.cross_entropy(F.linear(hidden_states, weight).float(), targets)
         parts = cross_entropy_in_parts(hidden_states, weight, targets, rows)
+    assert parts.item() == pytest.approx(whole.item(), rel=1e-6)
     expected = torch.autograd.grad(whole, (hidden_states, weight))
     found = torch.autograd.grad(parts, (hidden_states, weight))
     tolerance = {"rtol": 2e-2, "atol": 1e-2} if bf16 else {"rtol": 1e-5, "atol": 1e-6}
     torch.testing.assert_close((parts, *found), (whole, *expected), **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("count", "width", "vocab_size", "rows"),
+    [
+        (256, 80, 1245, 256),  # the default job
+        (1024, 96, 13_340, 157),  # 2**21 logits
+        (313, 96, 13_340, 313),  # not two parts
+        (256, 80, 100_256, 80),  # no fewer than the hidden states are wide
+    ],
+)
+def test_a_cpu_computes_as_many_logits_at_a_time_as_its_cache_holds(count, width, vocab_size, rows):
+    assert rows_at_once(torch.empty(count, width), vocab_size) == rows
+    on_a_gpu = torch.empty(count, width, device="meta")
+    assert rows_at_once(on_a_gpu, vocab_size) == count  # up to 2**28 logits
+    assert rows_at_once(on_a_gpu, (1 << 28) // count + 1) < count
+
+
+def test_a_large_vocabulary_has_the_loss_and_the_gradients_of_the_plain_computation():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(9000, 32, 8, 1, 1, dropout=0.0))
+    x, y = torch.randint(9000, (2, 16, 32)).unbind(0)
+    assert rows_at_once(torch.empty(512, 8), 9000) < 512
+    loss = next_token_loss(model, x, y)
+    whole = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    weights = list(model.parameters())
+    found, expected = torch.autograd.grad(loss, weights), torch.autograd.grad(whole, weights)
+    torch.testing.assert_close((loss, *found), (whole, *expected))
 
 
 def test_a_huge_vocabulary_never_has_all_its_logits_at_once(monkeypatch):
