@@ -77,6 +77,7 @@ class Row:
     learning_rate: float
     dropout: float
     weight_decay: float
+    spelling_rows: int
     bits_per_byte: float
 
 
@@ -105,6 +106,7 @@ def train(
     learning_rate: float = 0.0,
     dropout: float = 0.0,
     weight_decay: float = 0.1,
+    spelling_rows: int = recipe.SPELLING_ROWS,
     out: str = str(ROWS),
     cache: str | None = None,
 ) -> None:
@@ -121,6 +123,7 @@ def train(
         learning_rate: at its peak; 0: the recipe's.
         dropout: see GPTConfig.
         weight_decay: of matrices and tables.
+        spelling_rows: see GPTConfig.
         out: the CSV file.
         cache: folder for encoded texts.
     """
@@ -131,7 +134,9 @@ def train(
     lengths = data.tokenizer.token_lengths()
     torch.manual_seed(0)
     sizes = (data.vocab_size, context_length, d_model, num_blocks, num_heads(d_model))
-    model = GPT(GPTConfig(*sizes, dropout=dropout, style="fast"))
+    config = GPTConfig(*sizes, dropout=dropout, style="fast", spelling_rows=spelling_rows)
+    model = GPT(config)
+    model.spell(data.tokenizer)
     rate = learning_rate or recipe.learning_rate(d_model, "muon")
     optimizer = build_optimizer(
         model,
@@ -172,6 +177,7 @@ def train(
         learning_rate=rate,
         dropout=dropout,
         weight_decay=weight_decay,
+        spelling_rows=spelling_rows,
         bits_per_byte=evaluate(model, data.val_tokens, torch.from_numpy(lengths)),
     )
     is_new = not Path(out).exists()
@@ -221,7 +227,8 @@ def candidate_of(row: Row) -> Candidate:
         row.text_bits,
     )
     sizes = (row.vocab_size, row.context_length, row.d_model, row.num_blocks)
-    config = GPTConfig(*sizes, num_heads(row.d_model), style="fast")
+    more = {"style": "fast", "spelling_rows": row.spelling_rows}
+    config = GPTConfig(*sizes, num_heads(row.d_model), **more)
     return Candidate(known, config, row.batch_size)
 
 

@@ -235,6 +235,7 @@ class Checkpoint:
             if 4 * config.context_length * width > MAX_TABLE:
                 raise ValueError(f"a context of {config.context_length} tokens")
             model = GPT(config)
+            model.spell(tokenizer)
             if lora := self.lora:
                 add_adapters(model, lora)
             model.load_state_dict(weights)

@@ -10,14 +10,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gpt.errors import UserError, check_choice, check_least
 
+PARTS = 6  # of a token's spelling
 CHOICES = {  # possible values
     "position": ("sinusoidal", "learned", "rotary"),
     "norm": ("layer", "rms"),
@@ -74,6 +76,8 @@ class GPTConfig:
         smear: whether each embedding gets a learned share of the one before it (modded-nanogpt).
         bigram_rows: of a table added to the embedding, in which each pair of neighbouring tokens
             has a row, shared by chance with others (modded-nanogpt); 0: no table.
+        spelling_rows: of a table added to the embedding, in which each part of a token's spelling
+            has a row (Bojanowski et al. 2017), shared by chance with others; 0: no table.
         head_size: of each head, D; None: d_model / num_heads.
         hidden_size: of the feed-forward layer, F; None: 4 d_model, or 8/3 d_model for swiglu.
         rotary_base: base of the rotary frequencies; larger means slower rotation.
@@ -111,6 +115,7 @@ class GPTConfig:
     qk_norm: bool | None = None
     smear: bool | None = None
     bigram_rows: int | None = None
+    spelling_rows: int = 0
     head_size: int | None = None
     hidden_size: int | None = None
     rotary_base: float = 10_000
@@ -166,7 +171,7 @@ class GPTConfig:
         others = ("num_kv_heads", "head_size", "hidden_size", "sliding_window")
         names = (*sizes, *others, "rope_original_context")
         check_least(1, **{name: getattr(self, name) for name in names})
-        check_least(0, bigram_rows=self.bigram_rows)
+        check_least(0, bigram_rows=self.bigram_rows, spelling_rows=self.spelling_rows)
         if not 0 <= self.dropout < 1:
             raise UserError("must be in [0, 1)", field="dropout", value=self.dropout)
         if not 1 < self.rotary_base < math.inf:
@@ -206,7 +211,7 @@ class GPTConfig:
         heads = 2 * (self.num_heads + self.num_kv_heads)  # of qkv and out together
         feed_forward = (3 if self.activation == "swiglu" else 2) * self.hidden_size
         block = (heads * self.head_size + feed_forward) * self.d_model
-        rows = self.vocab_size + self.bigram_rows
+        rows = self.vocab_size + self.bigram_rows + self.spelling_rows
         return rows * self.d_model + self.num_blocks * block
 
 
@@ -396,6 +401,32 @@ class Block(nn.Module):
         return added + self.dropout(self.feed_forward(self.feed_forward_norm(read)))
 
 
+class Spelling(Protocol):
+    """What a tokenizer knows of it."""
+
+    def spelling_rows(self, num_rows: int) -> np.ndarray:
+        """In which rows of a table the parts of each token are, (V, PARTS)."""
+
+
+class SpelledEmbedding(nn.Embedding):
+    """Adds to each token's own embedding those of the parts of its spelling.
+
+    Tokens that are spelled alike, as a word with and without its capital, so learn from each other.
+    """
+
+    rows: Tensor  # (V, PARTS) of the table, of each token; only a tokenizer knows them
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config.vocab_size, config.d_model)
+        self.parts = nn.EmbeddingBag(config.spelling_rows, config.d_model, mode="sum")
+        rows = torch.full((config.vocab_size, PARTS), -1, dtype=torch.int32)  # until `spell`
+        self.register_buffer("rows", rows, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        of_parts = self.parts(self.rows[ids].flatten(0, -2))  # (N, C)
+        return super().forward(ids) + of_parts.view(*ids.shape, -1)
+
+
 class Pairs(nn.Module):
     """What the token before each adds to its embedding; the first of a window precedes itself."""
 
@@ -425,7 +456,10 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = c = config
-        self.embedding = nn.Embedding(c.vocab_size, c.d_model)
+        if c.spelling_rows:
+            self.embedding: nn.Embedding = SpelledEmbedding(c)
+        else:
+            self.embedding = nn.Embedding(c.vocab_size, c.d_model)
         # As large as sinusoids, which would drown a smaller table. Where nothing is added to it, a
         # smaller table learns faster; as the output layer too, it has to start with small logits.
         self.scale = 0.02 if c.tie_embeddings else 0.1 if c.position == "rotary" else 1.0
@@ -453,6 +487,8 @@ class GPT(nn.Module):
         for name, weight in self.named_parameters():
             if name in ("embedding.weight", "position"):
                 nn.init.normal_(weight, 0, self.scale)
+            elif name == "embedding.parts.weight":
+                nn.init.normal_(weight, 0, self.scale / 2)
             elif name == "pairs.share":
                 nn.init.constant_(weight, 0.3)
             elif name == "pairs.table.weight":
@@ -462,6 +498,12 @@ class GPT(nn.Module):
                 nn.init.normal_(weight, 0, 0.02 / math.sqrt(2 * len(self.blocks)) if adds else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
+
+    def spell(self, tokenizer: Spelling) -> None:
+        """Finds the parts of each token's spelling; before the first call, if it has any."""
+        if isinstance(self.embedding, SpelledEmbedding):
+            rows = tokenizer.spelling_rows(self.config.spelling_rows)
+            self.embedding.rows.copy_(torch.from_numpy(rows))
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each of `ids` (B, T).
@@ -510,6 +552,7 @@ class GPT(nn.Module):
         """
         total = sum(p.numel() for p in self.parameters())
         vocabulary = self.embedding.weight.numel() * (1 if self.config.tie_embeddings else 2)
+        vocabulary += self.config.spelling_rows * self.config.d_model
         if self.pairs is not None:
             vocabulary += sum(p.numel() for p in self.pairs.parameters())
         return vocabulary, total - vocabulary

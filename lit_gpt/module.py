@@ -283,6 +283,7 @@ class LitGPT(pl.LightningModule):
             self.double()  # Lightning restores weights before it does so, rounded to float32
         if data := getattr(self.trainer, "datamodule", None):
             self.token_lengths = torch.from_numpy(data.tokenizer.token_lengths())
+            self.gpt.spell(data.tokenizer)
 
     def configure_model(self) -> None:
         if shard := getattr(self.trainer.strategy, "shard", None):  # distributed/fsdp2.py

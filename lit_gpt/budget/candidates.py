@@ -49,11 +49,11 @@ class Candidate:
 
     @property
     def vocabulary_weights(self) -> int:
-        """Of the embedding, the output layer and the pairs of tokens."""
+        """Of the embedding, the output layer, the pairs of tokens and the parts of tokens."""
         config = self.config
         assert config.bigram_rows is not None
         rows = config.vocab_size * (1 if config.tie_embeddings else 2) + config.bigram_rows
-        return rows * config.d_model
+        return (rows + config.spelling_rows) * config.d_model
 
     @property
     def weights_per_token(self) -> float:

@@ -28,9 +28,11 @@ BEYOND = 0.1  # of what the first LARGE weights for each token add to overfittin
 class Law:
     """Bits per byte = difficulty + size / N**weights + data / D**tokens + repeated * overfitting.
 
-    N is millions of weights, D millions of useful tokens. Counting pairs of tokens reaches T bits
-    per byte with the best tokenizer and B with this one; the difficulty, which no model and no
-    amount of text takes away, is floor * T**text * (B / T)**pairs.
+    All of it is multiplied by 1 - spelling * (V / 10,000)**vocabulary for models that have
+    `spelling_rows` and a vocabulary of V tokens. N is millions of weights, D millions of useful
+    tokens. Counting pairs of tokens reaches T bits per byte with the best tokenizer and B with this
+    one; the difficulty, which no model and no amount of text takes away, is
+    floor * T**text * (B / T)**pairs.
 
     Args:
         floor: scale of the difficulty.
@@ -41,6 +43,8 @@ class Law:
         text: exponent of T.
         pairs: exponent of B / T.
         repeated: bits per byte for each unit of `overfitting`.
+        spelling: share that the spelling of 10,000 tokens saves.
+        vocabulary: exponent of V.
     """
 
     floor: float
@@ -51,13 +55,15 @@ class Law:
     text: float
     pairs: float
     repeated: float
+    spelling: float
+    vocabulary: float
 
     def difficulty(self, tokenizer: TokenizerFacts) -> float:
         harder = tokenizer.bigram / tokenizer.text_bits
         return self.floor * tokenizer.text_bits**self.text * harder**self.pairs
 
 
-FITTED = Law(0.3595, 0.0166, 0.2339, 0.5813, 0.2918, 1.7400, 0.8643, 0.0248)
+FITTED = Law(0.3595, 0.0166, 0.2339, 0.5813, 0.2918, 1.7400, 0.8643, 0.0248, 0.03, 0.8)
 
 
 def expected(candidate: Candidate, steps: int, law: Law = FITTED) -> float:
@@ -68,7 +74,10 @@ def expected(candidate: Candidate, steps: int, law: Law = FITTED) -> float:
     size = law.size * (candidate.weights / 1e6) ** -law.weights
     data = law.data * (useful / 1e6) ** -law.tokens
     repeated = law.repeated * overfitting(candidate, candidate.epochs(steps))
-    return law.difficulty(tokenizer) + size + data + repeated
+    bits = law.difficulty(tokenizer) + size + data + repeated
+    if candidate.config.spelling_rows:
+        bits *= 1 - law.spelling * (tokenizer.vocab_size / 10_000) ** law.vocabulary
+    return bits
 
 
 def useful_steps(candidate: Candidate, most: int) -> int:

@@ -6,6 +6,7 @@ import math
 
 TABLE_RATE = 3.0
 TABLE_EPS = 1e-4
+SPELLING_ROWS = 4096  # in the fast style
 FIXED = {  # for all: what learns most from a token
     "style": "fast",
     "optimizer": "muon",

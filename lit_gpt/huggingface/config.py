@@ -25,7 +25,7 @@ SCALING = {  # our fields, and those of rope_parameters
         "rope_original_context": "original_max_position_embeddings",
     },
 }
-CHOSEN = ("position", "norm", "qk_norm", "smear", "bigram_rows")  # the last value
+CHOSEN = ("position", "norm", "qk_norm", "smear", "bigram_rows", "spelling_rows")  # the last value
 
 
 def hf_config(config: GPTConfig) -> dict[str, Any]:

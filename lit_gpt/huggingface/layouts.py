@@ -51,6 +51,7 @@ class Layout:
 PLAIN = {  # what no architecture of transformers that is here does
     "smear": (False,),
     "bigram_rows": (0,),
+    "spelling_rows": (0,),
 }
 GPT2 = Layout(
     label="GPT-2",

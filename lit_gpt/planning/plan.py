@@ -140,7 +140,7 @@ def print_model(plan: Plan) -> None:
     gpt = plan.run.model.gpt
     trainer = plan.run.trainer
     outer, blocks = gpt.num_parameters()
-    embedding = gpt.embedding.weight.numel()
+    embedding = sum(p.numel() for p in gpt.embedding.parameters())
     pairs = sum(p.numel() for p in gpt.pairs.parameters()) if gpt.pairs else 0
     parts = {"embedding": embedding, "pairs": pairs, "blocks": blocks}
     listed = "".join(f"{name} {count:,}, " for name, count in parts.items() if count)

@@ -16,6 +16,7 @@ from lit_gpt.text import utf8
 from lit_gpt.text.byte_gaps import SINGLE_BYTES, ByteGaps, check_has_bytes
 from lit_gpt.text.chat import check_template, split_special
 from lit_gpt.text.patterns import check_pattern
+from lit_gpt.text.spelling import spelling_rows
 
 BYTES = "bytes"  # the name of the vocabulary that has one token for each byte
 END_OF_TEXT = b"\n\n"  # how the end of a document reads: as a blank line
@@ -209,6 +210,10 @@ class Tokenizer:
         lengths = np.array([len(token) for token in self.tokens], dtype=np.int64)
         lengths[len(self.ranks) :] = 0  # special tokens are not part of the text
         return lengths
+
+    def spelling_rows(self, num_rows: int) -> np.ndarray:
+        """See text/spelling.py."""
+        return spelling_rows(self.tokens, num_rows)
 
     def compact(self, used: Iterable[int]) -> tuple[Tokenizer, np.ndarray]:
         """Keeps the 256 bytes, the tokens in `used`, the merges that lead to these and end of text.

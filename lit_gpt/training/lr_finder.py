@@ -80,6 +80,7 @@ def range_test(
     # Without our names and checks, in the run's scratch folder: the weights to restore at the end.
     run.trainer.strategy.checkpoint_io = TorchCheckpointIO()
     run.data.trainer = run.trainer
+    run.model.gpt.spell(run.data.tokenizer)
     has_bar = sys.stderr.isatty()  # elsewhere Lightning would draw it too
     hidden = nullcontext() if has_bar else redirect_stderr(io.StringIO())
     with stop_at_once(), hidden, tables_at_their_rate(run.model):

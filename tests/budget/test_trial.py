@@ -32,6 +32,7 @@ def test_counted_weights_are_those_of_the_model():
         assert candidate.vocabulary_weights == 2 * 64 * 300
     assert make(300, 64, 3, tie_embeddings=True).vocabulary_weights == 64 * 300
     assert make(300, 64, 3, bigram_rows=50).vocabulary_weights == 64 * 650
+    assert make(300, 64, 3, spelling_rows=50).vocabulary_weights == 64 * 650
 
 
 def test_probes_have_the_given_choices():

@@ -23,6 +23,7 @@ from lit_gpt.model import (
     sinusoids,
 )
 from lit_gpt.optim import build_optimizer
+from tests.spelling import RandomSpelling
 
 TINY = {"context_length": 8, "d_model": 16, "num_blocks": 2, "num_heads": 4, "dropout": 0.0}
 
@@ -105,6 +106,9 @@ OVERRIDES = [
     ("modern", "bigram_rows", 1, 16),
     ("fast", "smear", False, -16),
     ("fast", "bigram_rows", 8191, 8191 * 16),
+    ("fast", "spelling_rows", 50, 50 * 16),
+    ("classic", "spelling_rows", 1, 16),
+    ("modern", "spelling_rows", 50, 50 * 16),
     ("fast", "tie_embeddings", True, -11 * 16),
     ("fast", "position", "learned", 8 * 16),
 ]
@@ -115,6 +119,7 @@ def tiny(style: str = "classic", **choices) -> GPT:
     """A small model in eval mode, its weights large enough for every token to matter."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(11, style=style, **{**TINY, **choices})).eval()
+    model.spell(RandomSpelling(11))
     for name, weight in model.named_parameters():
         nn.init.normal_(weight, 1.0 if name.endswith("norm.weight") else 0.0, 0.3)
     return model
@@ -258,6 +263,30 @@ def test_positions_are_added_to_the_embedding(choice):
     positions = sinusoids(8, 16) if choice == "sinusoidal" else model.position
     expected = model.embedding.weight[ids[0]] + positions
     torch.testing.assert_close(input_of_blocks(model, ids)[0], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("smear", [True, False])
+def test_the_rows_of_its_parts_are_added_to_a_token_s_embedding(smear):
+    """Also to that of the token before, of which smear takes a share; the output layer has none."""
+    for style in STYLES:
+        model = tiny(style, spelling_rows=5, smear=smear)
+        plain = tiny(style, smear=smear)
+        weights = {n: w for n, w in model.state_dict().items() if n != "embedding.parts.weight"}
+        plain.load_state_dict(weights)
+        if model.config.tie_embeddings:  # apart, as only the input has the parts
+            plain.head.weight = nn.Parameter(plain.head.weight.clone())
+        table = model.state_dict()["embedding.parts.weight"]
+        for token, rows in enumerate(RandomSpelling(11).spelling_rows(5)):
+            for row in rows:
+                plain.embedding.weight[token] += table[row]
+        torch.testing.assert_close(model(some_ids(3, 8)), plain(some_ids(3, 8)))
+
+
+def test_a_model_that_knows_no_spelling_yet_fails():
+    model = GPT(GPTConfig(11, spelling_rows=5, **TINY))
+    with pytest.raises(RuntimeError, match="value -1"):
+        model(some_ids(1, 8))
 
 
 @torch.no_grad()
@@ -660,6 +689,7 @@ def test_classic_style_learns_exactly_as_the_classic_loop():
         ({"head_size": 0}, "head_size 0: must be at least 1"),
         ({"hidden_size": -4}, "hidden_size -4: must be at least 1"),
         ({"bigram_rows": -1}, "bigram_rows -1: must be at least 0"),
+        ({"spelling_rows": -1}, "spelling_rows -1: must be at least 0"),
         ({"smear": 2}, "smear 2: must be one of False, True"),
         ({"style": "fastest"}, "style 'fastest': must be one of classic, modern, fast"),
         ({"rotary_base": 1}, "rotary_base 1: must be above 1"),

@@ -17,6 +17,7 @@ from lit_gpt.model import GPT, GPTConfig, KVCache
 from lit_gpt.text.tokenizer import Tokenizer
 from lit_gpt.text.utf8 import stream_text
 from lit_gpt.text.vocabularies import load_tokenizer
+from tests.spelling import RandomSpelling
 
 GREEDY = Sampling(temperature=0)
 TEXT = "农夫山泉 天然水 550ml*24瓶\nOreo cookies 97 g, the quick brown fox 🦊\n"
@@ -37,6 +38,7 @@ def small_model(
     torch.manual_seed(seed)
     sizes = {"context_length": context_length, "d_model": 16, "num_blocks": 2, "num_heads": 4}
     model = GPT(GPTConfig(vocab_size, style=style, **sizes, **choices)).eval()
+    model.spell(RandomSpelling(vocab_size))
     for weight in model.parameters():
         if weight.ndim > 1:
             nn.init.normal_(weight, std=1.0 if weight is model.embedding.weight else 0.5)
@@ -268,6 +270,7 @@ def test_the_cache_holds_grouped_keys_and_values(num_kv_heads):
         ("fast", {}),
         ("fast", {"bigram_rows": 50}),
         ("fast", {"bigram_rows": 50, "smear": False}),
+        ("fast", {"spelling_rows": 20}),
         ("classic", {"bigram_rows": 50}),
         ("classic", {"sliding_window": 3}),
         ("modern", {"sliding_window": 4, "num_kv_heads": 1}),
