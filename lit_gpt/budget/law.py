@@ -63,7 +63,7 @@ class Law:
         return self.floor * tokenizer.text_bits**self.text * harder**self.pairs
 
 
-FITTED = Law(0.3595, 0.0166, 0.2339, 0.5813, 0.2918, 1.7400, 0.8643, 0.0248, 0.03, 0.8)
+FITTED = Law(0.3566, 0.0173, 0.2440, 0.5726, 0.2840, 1.7406, 0.8768, 0.0209, 0.0169, 0.7491)
 
 
 def expected(candidate: Candidate, steps: int, law: Law = FITTED) -> float:

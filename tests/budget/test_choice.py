@@ -66,7 +66,7 @@ SHORT = text(80_000, bpe_1024=(1024, 2.9, 2.45))
 
 
 def choose_in(seconds: float, facts: TextFacts, spent: float = 10.0, rates=LAPTOP, **given):
-    fixed = MODERN | {name: given[name] for name in MODERN if name in given}
+    fixed = MODERN | {n: given[n] for n in (*MODERN, "spelling_rows") if n in given}
     return choose(Budget(seconds, spent, given, fixed), facts, rates)
 
 
@@ -178,6 +178,7 @@ def test_a_large_model_that_repeats_its_text_takes_more_weight_decay():
     small = {"d_model": 16, "num_blocks": 1, "max_steps": 50}
     for changed, decay, reason in (
         ({}, 1.0, "the model is large enough to learn the text by heart"),
+        ({"max_steps": 16}, 0.3, "the model is large enough to learn the text by heart"),
         ({"max_steps": 10}, 0.1, "the text is read once"),
         (small, 0.1, "the model is too small to learn the text by heart"),
     ):
@@ -215,6 +216,7 @@ GIVEN = {
     "order": "random",
     "style": "classic",
     "tie_embeddings": True,
+    "spelling_rows": 50,
     "dropout": 0.25,
     "optimizer": "adamw",
     "learning_rate": 2e-3,
@@ -246,7 +248,14 @@ def test_an_option_that_is_given_is_kept(name):
     assert sorted(found.options) == sorted(set(CHOSEN) - {name})
     candidate = found.plan.candidate
     config = candidate.config
-    if name in ("d_model", "num_blocks", "num_heads", "context_length", "tie_embeddings"):
+    if name in (
+        "d_model",
+        "num_blocks",
+        "num_heads",
+        "context_length",
+        "tie_embeddings",
+        "spelling_rows",
+    ):
         assert getattr(config, name) == GIVEN[name]
     in_use = {
         "batch_size": candidate.batch_size,

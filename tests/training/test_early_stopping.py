@@ -16,6 +16,8 @@ from tests.conftest import Result
 # Steps of this size go up and down, which makes evaluations without an improvement.
 NOISY = {"model.learning_rate": 0.03, "trainer.val_check_interval": 5, "trainer.max_steps": 400}
 
+EVALUATIONS: list[tuple[int, float]] = []  # see `whole`
+
 
 def losses(result: Result) -> list[tuple[int, float]]:
     """The validation losses after step 0, as history.json has them."""
@@ -39,8 +41,10 @@ def stop_of(evaluations: list[tuple[int, float]], patience: int, min_delta: floa
 
 @pytest.fixture
 def whole(train) -> list[tuple[int, float]]:
-    """All evaluations of a run that doesn't stop early."""
-    return losses(train(**NOISY))
+    """All evaluations of a run that doesn't stop early, done once: all tests have one text."""
+    if not EVALUATIONS:
+        EVALUATIONS.extend(losses(train(**NOISY)))
+    return EVALUATIONS
 
 
 @pytest.mark.parametrize(("patience", "min_delta"), [(1, 0.0), (3, 0.0), (2, 0.05)])
