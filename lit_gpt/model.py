@@ -10,16 +10,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_gpt.embeddings import Pairs, SpelledEmbedding, Spelling, make_embedding
 from lit_gpt.errors import UserError, check_choice, check_least
 
-PARTS = 6  # of a token's spelling
 CHOICES = {  # possible values
     "position": ("sinusoidal", "learned", "rotary"),
     "norm": ("layer", "rms"),
@@ -401,52 +400,6 @@ class Block(nn.Module):
         return added + self.dropout(self.feed_forward(self.feed_forward_norm(read)))
 
 
-class Spelling(Protocol):
-    """What a tokenizer knows of it."""
-
-    def spelling_rows(self, num_rows: int) -> np.ndarray:
-        """In which rows of a table the parts of each token are, (V, PARTS)."""
-
-
-class SpelledEmbedding(nn.Embedding):
-    """Adds to each token's own embedding those of the parts of its spelling.
-
-    Tokens that are spelled alike, as a word with and without its capital, so learn from each other.
-    """
-
-    rows: Tensor  # (V, PARTS) of the table, of each token; only a tokenizer knows them
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__(config.vocab_size, config.d_model)
-        self.parts = nn.EmbeddingBag(config.spelling_rows, config.d_model, mode="sum")
-        rows = torch.full((config.vocab_size, PARTS), -1, dtype=torch.int32)  # until `spell`
-        self.register_buffer("rows", rows, persistent=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        of_parts = self.parts(self.rows[ids].flatten(0, -2))  # (N, C)
-        return super().forward(ids) + of_parts.view(*ids.shape, -1)
-
-
-class Pairs(nn.Module):
-    """What the token before each adds to its embedding; the first of a window precedes itself."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        c = config
-        self.share = nn.Parameter(torch.empty(c.d_model)) if c.smear else None
-        self.table = nn.Embedding(c.bigram_rows, c.d_model) if c.bigram_rows else None
-
-    def forward(self, ids: Tensor, before: Tensor, embedding: nn.Embedding) -> Tensor:
-        """Of ids and those before them, (B, T) each: (B, T, C)."""
-        x = embedding(ids)
-        if self.share is not None:
-            x = x + self.share * embedding(before)
-        if self.table is not None:
-            # Two primes spread the pairs over the rows, as in modded-nanogpt.
-            x = x + self.table((36_313 * ids ^ 27_191 * before) % self.table.num_embeddings)
-        return x
-
-
 class GPT(nn.Module):
     """A decoder-only Transformer: ids (B, T) in, the logits (B, T, V) of the next tokens out."""
 
@@ -456,10 +409,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = c = config
-        if c.spelling_rows:
-            self.embedding: nn.Embedding = SpelledEmbedding(c)
-        else:
-            self.embedding = nn.Embedding(c.vocab_size, c.d_model)
+        self.embedding = make_embedding(c.vocab_size, c.d_model, c.spelling_rows)
         # As large as sinusoids, which would drown a smaller table. Where nothing is added to it, a
         # smaller table learns faster; as the output layer too, it has to start with small logits.
         self.scale = 0.02 if c.tie_embeddings else 0.1 if c.position == "rotary" else 1.0
@@ -472,7 +422,8 @@ class GPT(nn.Module):
         else:
             self.register_buffer("position", None, persistent=False)
             self.rotary = rotary_table(c.context_length, rotary_rates(c))
-        self.pairs = Pairs(c) if c.smear or c.bigram_rows else None
+        has_pairs = c.smear or c.bigram_rows
+        self.pairs = Pairs(c.d_model, c.smear, c.bigram_rows) if has_pairs else None
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.num_blocks))
         self.norm = make_norm(c, c.d_model)
@@ -500,10 +451,9 @@ class GPT(nn.Module):
                 nn.init.zeros_(weight)
 
     def spell(self, tokenizer: Spelling) -> None:
-        """Finds the parts of each token's spelling; before the first call, if it has any."""
+        """Takes the parts of each token's spelling, if any count: before the first call."""
         if isinstance(self.embedding, SpelledEmbedding):
-            rows = tokenizer.spelling_rows(self.config.spelling_rows)
-            self.embedding.rows.copy_(torch.from_numpy(rows))
+            self.embedding.spell(tokenizer)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each of `ids` (B, T).

@@ -19,6 +19,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 from torchmetrics import Metric
 
+from lit_gpt.cross_entropy import (
+    at_least_float32,
+    cross_entropy_in_parts,
+    is_half,
+    rows_at_once,
+)
 from lit_gpt.errors import UserError, check_choice, check_least
 from lit_gpt.lora import LoraConfig, LoraLayers, add_adapters, is_adapter
 from lit_gpt.model import GPT, GPTConfig
@@ -37,19 +43,6 @@ if TYPE_CHECKING:  # the schema of the files: a layer above, and of no use at ru
     from lit_gpt.checkpoint import Contents
 
 SPLITS = ("train", "val")  # the order of TextDataModule's evaluation loaders
-MAX_LOGITS = 1 << 28  # 1 GiB as float32; up to there, a GPU is faster if it computes all at once
-# 8 MB: half of 16, from where on parts are faster on a CPU. They stay in its cache, and what is
-# above 32 MB, the system takes back and clears at each step: the loss of 1,024 targets among 13,340
-# tokens took 115 ms at once, 42 in parts.
-CACHED_LOGITS = 1 << 21
-
-
-def is_half(x: Tensor) -> bool:
-    return x.dtype in (torch.bfloat16, torch.float16)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if is_half(x) else x
 
 
 def next_token_loss(model: GPT, x: Tensor, y: Tensor) -> Tensor:
@@ -64,39 +57,6 @@ def next_token_loss(model: GPT, x: Tensor, y: Tensor) -> Tensor:
     if rows >= len(targets):
         return F.cross_entropy(at_least_float32(model.head(hidden_states)), targets)
     return cross_entropy_in_parts(hidden_states, model.head.weight, targets, rows)
-
-
-def rows_at_once(hidden_states: Tensor, vocab_size: int) -> int:
-    """For how many of the hidden states (N, C) the logits are best computed at a time."""
-    count, size = hidden_states.shape
-    if hidden_states.is_cpu:
-        # At least C rows, as each part adds a (V, C) to the output layer's gradient.
-        rows = max(size, CACHED_LOGITS // vocab_size)
-        if count >= 2 * rows:
-            return rows
-    return count if count * vocab_size <= MAX_LOGITS else max(1, MAX_LOGITS // 4 // vocab_size)
-
-
-def cross_entropy_in_parts(
-    hidden_states: Tensor, weight: Tensor, targets: Tensor, rows: int
-) -> Tensor:
-    """The mean cross-entropy of targets (N,), for hidden states (N, C) and output weights (V, C).
-
-    Only `rows` rows of the logits (N, V) and of their gradient exist at a time.
-    """
-    # Since torch 2.13; in half precision, it rounds the loss to that.
-    in_half = is_half(weight) or torch.is_autocast_enabled(weight.device.type)
-    if hasattr(F, "linear_cross_entropy") and not in_half:
-        options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
-        return F.linear_cross_entropy(hidden_states, weight, targets, options=options)
-
-    def summed_loss(part: Tensor, part_targets: Tensor) -> Tensor:
-        logits = at_least_float32(F.linear(part, weight))
-        return F.cross_entropy(logits, part_targets, reduction="sum")
-
-    parts = zip(hidden_states.split(rows), targets.split(rows), strict=True)
-    losses = [recompute(summed_loss, *part, use_reentrant=False) for part in parts]
-    return torch.stack(losses).sum() / (targets != IGNORED).sum()
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:

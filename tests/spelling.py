@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lit_gpt.model import PARTS
+from lit_gpt.embeddings import PARTS
 
 
 class RandomSpelling:

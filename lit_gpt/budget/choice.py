@@ -99,12 +99,14 @@ class Choice:
         options: by plain name, without those that the user gave.
         reasons: a line for each decision.
         bits_per_byte: expected, and the ends of a range of it.
+        rivals: the best candidate of each tokenizer, the best ones first.
     """
 
     plan: Plan
     options: dict[str, Any]
     reasons: list[str]
     bits_per_byte: tuple[float, float, float]
+    rivals: list[Candidate]
 
 
 def choose(budget: Budget, text: TextFacts, times_of: Callable[[Candidate], Times]) -> Choice:
@@ -136,7 +138,16 @@ def choose(budget: Budget, text: TextFacts, times_of: Callable[[Candidate], Time
         options={name: value for name, value in options.items() if name not in budget.given},
         reasons=reasons_of(budget, plans, best, options),
         bits_per_byte=(best.bits_per_byte, low, high),
+        rivals=best_of_each(plans),
     )
+
+
+def best_of_each(plans: list[Plan]) -> list[Candidate]:
+    """The best candidate of each tokenizer, the best ones first."""
+    best: dict[str, Candidate] = {}
+    for plan in sorted(plans, key=lambda plan: plan.bits_per_byte):
+        best.setdefault(plan.candidate.tokenizer.name, plan.candidate)
+    return list(best.values())
 
 
 def smallest_of_the_best(plans: list[Plan]) -> Plan:

@@ -17,6 +17,7 @@ from lit_gpt.budget.trial import Rates, Times, Trial
 from lit_gpt.command import seconds_since_start
 from lit_gpt.text.splits import Splits
 
+RIVALS = 4  # tokenizers whose best candidates are timed, before one is chosen
 TRIES = 3  # candidates that are timed at most, each the best once the one before was timed
 SMALLER = 0.7  # of one that did not fit into the memory: the next is tried below that
 CHECK = 200  # times the seconds of a step: the budget from which threads are measured again
@@ -25,11 +26,14 @@ SHORTEST = 16  # tokens of a window, with which the text is encoded
 
 @dataclass
 class Corrected:
-    """Rates, corrected by the times of the candidates that were timed."""
+    """Rates, corrected by the times of the candidates that were timed.
+
+    Each tokenizer has a factor of its own, as the rates are least exact for large vocabularies.
+    """
 
     rates: Rates
     trial: Trial
-    factor: float = 1.0
+    factors: dict[str, float] = field(default_factory=dict)
     timed: dict[tuple[Any, ...], Times] = field(default_factory=dict)
     is_closed: bool = False  # to candidates that were not timed
     too_large: float = math.inf  # bytes moved in a step: the memory is too small for these
@@ -40,7 +44,8 @@ class Corrected:
         if self.is_closed or candidate.bytes_moved >= self.too_large:
             return Times(math.inf, math.inf, math.inf)
         times = self.rates(candidate)
-        return Times(times.step * self.factor, times.eval_batch * self.factor, times.token)
+        factor = self.factors.get(candidate.tokenizer.name, 1.0)
+        return Times(times.step * factor, times.eval_batch * factor, times.token)
 
     def time(self, candidate: Candidate) -> bool:
         """Times it; False: that has been done."""
@@ -49,7 +54,7 @@ class Corrected:
         times = self.timed[candidate.key] = self.trial.time(candidate)
         found = times.step / self.rates(candidate).step
         if found < 10:  # else it was too large for the memory, or paged
-            self.factor = found
+            self.factors[candidate.tokenizer.name] = found
         if math.isinf(times.step):
             self.too_large = min(self.too_large, SMALLER * candidate.bytes_moved)
         return True
@@ -89,20 +94,29 @@ def plan_budget(
         now = Budget(seconds, seconds_since_start(), given, fixed, trial.threads)
         return choose(now, facts, clock)
 
+    def check_threads(choice: Choice) -> None:
+        if CHECK * choice.plan.times.step < seconds:
+            trial.set_threads(choice.plan.candidate)  # a large one may be faster on all
+
     name = given.get("tokenizer")
     first: Choice | None = None
     facts = measure()
     if name is None:
         first = choose_now(facts)
+        check_threads(first)
+        for candidate in first.rivals[:RIVALS]:
+            clock.time(candidate)
+        first = choose_now(facts)
         name = first.plan.candidate.tokenizer.name
     splits = encode(name, given.get("context_length", SHORTEST))
     exact = exact_facts(splits, name, facts.tokenizers[0].text_bits)
+    rivals = len(clock.timed)
     while True:
-        fitting = sum(math.isfinite(times.step) for times in clock.timed.values())
-        clock.is_closed = fitting == TRIES
+        times = [*clock.timed.values()][rivals:]
+        clock.is_closed = sum(math.isfinite(time.step) for time in times) == TRIES
         choice = choose_now(exact)
-        if not clock.timed and CHECK * choice.plan.times.step < seconds:
-            trial.set_threads(choice.plan.candidate)  # a large one may be faster on all
+        if not clock.timed:
+            check_threads(choice)
         if not clock.time(choice.plan.candidate):
             break
     if first is not None:  # which compared the tokenizers

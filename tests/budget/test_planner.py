@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,9 +11,9 @@ import torch
 
 from lit_gpt.budget import planner
 from lit_gpt.budget.choice import Choice
-from lit_gpt.budget.planner import TRIES, plan_budget
+from lit_gpt.budget.planner import RIVALS, TRIES, plan_budget
 from lit_gpt.budget.trial import Rates, Times
-from tests.budget.test_choice import LAPTOP, LONG, choose_in
+from tests.budget.test_choice import ENGLISH, LAPTOP, LONG, choose_in
 
 FASTER = Rates(tuple(rate / 100 for rate in LAPTOP.seconds))
 NONE = Times(math.inf, math.inf, math.inf)
@@ -75,3 +76,49 @@ def test_few_candidates_are_timed(plan):
     choice, tried = plan(math.inf, factor=1.3)
     assert 1 <= len(tried) <= TRIES
     assert choice.plan.candidate.bytes_moved in tried
+
+
+def test_the_best_of_each_tokenizer_is_timed_before_one_is_chosen(monkeypatch):
+    """Where the steps of the first choice's turn out to be slow, another wins."""
+    only = {facts.name: replace(ENGLISH, tokenizers=(facts,)) for facts in ENGLISH.tokenizers}
+    monkeypatch.setattr(planner, "exact_facts", lambda _, name, bits: only[name])
+    monkeypatch.setattr(planner, "seconds_since_start", lambda: 10.0)
+    expected = choose_in(60, ENGLISH).plan.candidate.tokenizer.name
+    tried = []
+
+    class Machine:
+        threads = None
+        slow = None
+
+        def __init__(self, *_):
+            pass
+
+        def rates(self, budget):
+            return LAPTOP
+
+        def set_threads(self, candidate):
+            pass
+
+        def time(self, candidate):
+            tried.append(candidate.tokenizer.name)
+            times = LAPTOP(candidate)
+            return replace(times, step=times.step * (9 if tried[-1] == self.slow else 1))
+
+    def run(slow: str | None) -> str:
+        tried.clear()
+        monkeypatch.setattr(Machine, "slow", slow)
+        monkeypatch.setattr(planner, "Trial", Machine)
+        choice = plan_budget(
+            60,
+            lambda: ENGLISH,
+            lambda *_: None,
+            given={},
+            fixed={"style": "modern"},
+            device=torch.device("cpu"),
+            precision="32-true",
+        )
+        assert len(set(tried[:RIVALS])) == RIVALS
+        return choice.plan.candidate.tokenizer.name
+
+    assert run(None) == expected == tried[0]
+    assert run(expected) != expected

@@ -11,12 +11,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
-from lit_gpt import module
+from lit_gpt import cross_entropy
 from lit_gpt.checkpoint import read_checkpoint
+from lit_gpt.cross_entropy import cross_entropy_in_parts, rows_at_once
 from lit_gpt.data import EvalBatches
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.module import LitGPT, LossTotals, cross_entropy_in_parts, next_token_loss, rows_at_once
+from lit_gpt.module import LitGPT, LossTotals, next_token_loss
 from tests import small_run
 
 
@@ -142,7 +143,7 @@ def test_a_huge_vocabulary_never_has_all_its_logits_at_once(monkeypatch):
     x, y = torch.randint(11, (2, 3, 6)).unbind(0)
 
     def run(limit: int) -> list[torch.Tensor]:
-        monkeypatch.setattr(module, "MAX_LOGITS", limit)
+        monkeypatch.setattr(cross_entropy, "MAX_LOGITS", limit)
         model, calls = small_gpt(), []
         model.head.register_forward_hook(lambda *_: calls.append(1))
         loss = next_token_loss(model, x, y)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lit_gpt.model import PARTS
+from lit_gpt.embeddings import PARTS
 from lit_gpt.text.spelling import parts, spelling_rows
 from lit_gpt.text.vocabularies import load_tokenizer
 
