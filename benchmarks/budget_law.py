@@ -213,7 +213,7 @@ def is_usual(row: Row) -> bool:
     epochs, weights = candidate.epochs(row.steps), candidate.weights_per_token
     regular = (recipe.dropout(epochs, weights), recipe.weight_decay(epochs, weights))
     if not row.spelling_rows:  # the recipe of the time
-        is_by_heart = (epochs - 1) * epochs * weights > 50
+        is_by_heart = recipe.repetition(epochs, weights) > 50
         is_long = epochs > recipe.MOST_EPOCHS
         regular = (0.1 if is_long and is_by_heart else 0.0, 1.0 if is_by_heart else 0.1)
     rate = recipe.learning_rate(row.d_model, "muon")

@@ -334,8 +334,8 @@ def repetition_reason(best: Plan) -> str:
     """Why dropout and weight decay are what they are."""
     if best.epochs <= 1:
         return "the text is read once"
-    is_small = recipe.weight_decay(best.epochs, best.candidate.weights_per_token) == 0.1
-    return f"the model is {'too small' if is_small else 'large enough'} to learn the text by heart"
+    is_large = recipe.is_by_heart(best.epochs, best.candidate.weights_per_token)
+    return f"the model is {'large enough' if is_large else 'too small'} to learn the text by heart"
 
 
 def steps_reason(given: Mapping[str, Any], best: Plan) -> str:

@@ -17,9 +17,7 @@ FIXED = {  # for all: what learns most from a token
     "order": "shuffled",  # each token once an epoch
 }
 RATES = {"muon": (6e-3, 80), "adamw": (3e-3, 80)}  # learning rates at this width
-# Weights (tables included) for each token, times passes, times passes less one: from where on a
-# model learns its text by heart, and from where on it does nothing else.
-BY_HEART = (15.0, 120.0)
+BY_HEART = (15.0, 120.0)  # `repetition` from where on a model learns some of its text so, or most
 # Up to four teach nearly as much as new text (Muennighoff et al. 2023). Of these models, one that
 # read tinyshakespeare 12 times ended at 2.254 bits per byte, and one that read it 3 times at 2.115.
 MOST_EPOCHS = 4
@@ -33,6 +31,15 @@ def learning_rate(width: int, optimizer: str) -> float:
 
 def warmup_steps(steps: int) -> int:
     return min(100, steps // 20)
+
+
+def repetition(epochs: float, weights_per_token: float) -> float:
+    """Weights (tables included) for each token, times passes, times passes less one."""
+    return (epochs - 1) * epochs * weights_per_token
+
+
+def is_by_heart(epochs: float, weights_per_token: float) -> bool:
+    return repetition(epochs, weights_per_token) > BY_HEART[0]
 
 
 def weight_decay(epochs: float, weights_per_token: float) -> float:
@@ -51,9 +58,9 @@ def weight_decay(epochs: float, weights_per_token: float) -> float:
     | 12 | 3.0 | | 2.064 | 2.073 |
     | 17 | 4.0 | | 2.079 | 2.038 |
     """
-    repeated = (epochs - 1) * epochs * weights_per_token
-    some, much = BY_HEART
-    return 1.0 if repeated > much else 0.3 if repeated > some else 0.1
+    if not is_by_heart(epochs, weights_per_token):
+        return 0.1
+    return 1.0 if repetition(epochs, weights_per_token) > BY_HEART[1] else 0.3
 
 
 def dropout(epochs: float, weights_per_token: float) -> float:
