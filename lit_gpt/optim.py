@@ -263,7 +263,8 @@ def learning_rate_factor(
 
     Args:
         horizons: (step, last step) pairs instead of `max_steps`: from `step` on, what is left of
-            the fall takes until `last step`.
+            the fall takes until `last step`. If that is so late that a run planned for it from
+            the beginning would not have fallen as far, the rate rises to where that run's is.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -275,6 +276,7 @@ def learning_rate_factor(
     for (start, last), end in zip(plan, ends, strict=True):
         start = max(start, warmup_steps)
         if (done := min(step, end) - start) > 0:
+            progress = min(progress, (start - warmup_steps) / max(1, last - warmup_steps))
             progress += (1.0 - progress) * min(1.0, done / max(1, last - start))
     fall = progress if schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
     return 1.0 - (1.0 - final_share) * fall

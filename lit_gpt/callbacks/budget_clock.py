@@ -6,6 +6,7 @@ import statistics
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,34 +22,30 @@ TARGET = 0.98  # of the budget: where the end is aimed at
 AT_EVALUATIONS = 0.01  # of the budget: a larger miss is corrected
 BETWEEN = 0.03  # the same between evaluations, where less is known
 LEAVING = 1.0  # seconds from the end of training to that of the process, the final loss left out
-NEWEST = (5, 100)  # steps, at least and at most, whose median is the present pace
+PRESENT = 0.15  # of the steps that are left: so many past ones show how long these will take
+LEAST_STEPS = 5
 FURTHEST = 1 << 40  # no run has more steps
 
 
 class Pace:
-    """How long the parts of a run take now: by the newest of each, without outliers.
+    """How long the parts of a run take now.
 
-    A machine that becomes slower does so for steps and evaluations alike. So an evaluation's
-    seconds are kept with those of a step at that time.
+    A machine that becomes slower does so for steps and evaluations alike. So the seconds of an
+    evaluation are kept with those of a step at that time.
     """
 
     def __init__(self) -> None:
         self.steps: deque[float] = deque(maxlen=10_000)  # seconds of each
         self.others: dict[str, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=3))
-        self.num_newest = NEWEST[0]
 
-    def average(self) -> float:
-        """Seconds of a step: the mean of the newer half without its longest twentieth."""
-        newer = sorted(list(self.steps)[len(self.steps) // 2 :])
-        dropped = max(1, len(newer) // 20) if len(newer) > 2 else 0
-        return statistics.fmean(newer[: len(newer) - dropped])
+    def step(self, num_newest: int) -> float:
+        """Seconds of a step: the mean of the newest, without the slowest tenth, perhaps stalled."""
+        newest = sorted(islice(reversed(self.steps), num_newest))
+        stalled = max(1, len(newest) // 10) if len(newest) > 2 else 0
+        return statistics.fmean(newest[: len(newest) - stalled]) if newest else 0.0
 
-    def now(self) -> float:
-        """Seconds of a step at this moment."""
-        return statistics.median(list(self.steps)[-self.num_newest :])
-
-    def add(self, part: str, seconds: float) -> None:
-        self.others[part].append((seconds, self.average() if self.steps else 0.0))
+    def add(self, part: str, seconds: float, step: float) -> None:
+        self.others[part].append((seconds, step))
 
     def of(self, part: str, step: float) -> float:
         """Seconds of another part when a step takes `step` seconds."""
@@ -56,23 +53,18 @@ class Pace:
         seconds = [taken * step / then if then else taken for taken, then in known]
         return statistics.median(seconds) if seconds else 0.0
 
-    def begin_interval(self, moment: float) -> None:
-        """Drops all but the newest steps; `moment`: how many seconds they should cover."""
-        if average := self.average():
-            least, most = NEWEST
-            self.num_newest = min(most, max(least, round(moment / average)))
-        while len(self.steps) > 2 * self.num_newest:
-            self.steps.popleft()
-
 
 class BudgetClock(Callback):
     """Plans another last step for a new run whose process would not end on time.
 
     It aims at 98 % of the budget. At each evaluation, before its checkpoints are saved, it corrects
     a plan that would miss that by more than a hundredth of the budget; between evaluations, one
-    that would miss it by three hundredths, if the next evaluation comes too late. The plan is in
-    LitGPT's `horizons`, by which the run can be repeated. A resumed run keeps its plan, so that it
-    equals one without interruption.
+    that would miss it by three hundredths, if the next evaluation comes too late. The machine is
+    expected to be as fast as in a past a seventh as long as what is left: a stall of some seconds
+    doesn't end a long run early, and a run near its end follows each change.
+
+    The plan is in LitGPT's `horizons`, by which the run can be repeated. A resumed run keeps its
+    plan, so that it equals one without interruption.
 
     Args:
         seconds: the budget, from the start of the process to its end.
@@ -104,6 +96,7 @@ class BudgetClock(Callback):
         self.num_windows = 0  # of the present evaluation
         self.began = 0.0  # the present evaluation
         self.since = 0.0  # of the present step, or of what follows an evaluation
+        self.checked = 0.0  # when the plan was last looked at between evaluations
         self.is_paused = False  # by an evaluation and what follows it
         self.is_due = False  # the first evaluation's plan, which waits until a checkpoint was saved
 
@@ -120,19 +113,19 @@ class BudgetClock(Callback):
         self.is_paused = False
         self.since = self.clock()
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         if self.is_paused:
             self.is_paused = False
-            self.pace.add("saving", self._lap())
+            self._add(trainer, "saving", self._lap())
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
         if (i + 1) % trainer.accumulate_grad_batches == 0:
             self.pace.steps.append(self._lap())
-            choose = self._last_step if self.is_due else self._last_step_now
             is_evaluated = trainer.global_step % interval(trainer) == 0  # next, and plans then
             if not is_evaluated and len(self.pace.steps) >= 3:
+                choose = self._last_step if self.is_due else self._last_step_between
                 self._plan(trainer, pl_module, choose)
                 self.is_due = False
 
@@ -149,23 +142,30 @@ class BudgetClock(Callback):
         if trainer.strategy.root_device.type != "cpu":
             torch.accelerator.synchronize()
         if self.num_windows:
-            self.pace.add("window", (self.clock() - self.began) / self.num_windows)
+            self._add(trainer, "window", (self.clock() - self.began) / self.num_windows)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.since = self.clock()
         self.is_paused = True
-        self.pace.add("evaluation", self.since - self.began)
+        self._add(trainer, "evaluation", self.since - self.began)
         if self.pace.steps:
             self.is_due = not self.pace.others["saving"]  # as soon as a checkpoint was timed
             if not self.is_due:
                 self._plan(trainer, pl_module, self._last_step)
-            self.pace.begin_interval(AT_EVALUATIONS * self.seconds)
 
     def _lap(self) -> float:
         """Seconds since the last lap."""
         now = self.clock()
         seconds, self.since = now - self.since, now
         return seconds
+
+    def _step(self, trainer: pl.Trainer) -> float:
+        """Seconds of a step, as far as can be told now."""
+        left = trainer.max_steps - trainer.global_step
+        return self.pace.step(max(LEAST_STEPS, round(PRESENT * left)))
+
+    def _add(self, trainer: pl.Trainer, part: str, seconds: float) -> None:
+        self.pace.add(part, seconds, self._step(trainer))
 
     def _plan(
         self,
@@ -190,25 +190,30 @@ class BudgetClock(Callback):
             f"({planned:,} would end after {end:,.1f} s of {self.seconds:,.0f} s)"
         )
 
-    def _last_step(self, trainer: pl.Trainer) -> tuple[int, float]:
-        """The last step to plan for, and after how many seconds the present plan would end."""
-        return self._in_time(trainer, self.pace.average(), AT_EVALUATIONS)
-
-    def _last_step_now(self, trainer: pl.Trainer) -> tuple[int, float]:
-        """The same between evaluations, if the next one would come too late to decide."""
-        pace = self.pace.now()
+    def _last_step_between(self, trainer: pl.Trainer) -> tuple[int, float]:
+        """As `_last_step`, if the next evaluation would come too late to decide."""
         step, planned, every = trainer.global_step, trainer.max_steps, interval(trainer)
+        if self.clock() - self.checked < BETWEEN / 10 * self.seconds:
+            return planned, 0.0
+        self.checked = self.clock()
+        pace = self._step(trainer)
         next_evaluation = (step // every + 1) * every
         pause = self.pace.of("evaluation", pace) + self.pace.of("saving", pace)
         wait = (next_evaluation - step) * pace + pause
         left = TARGET * self.seconds - self.clock() - self._closing(pace)
         if next_evaluation < planned and wait <= left / 2:
             return planned, 0.0
-        return self._in_time(trainer, pace, BETWEEN)
+        return self._last_step(trainer, BETWEEN)
 
-    def _in_time(self, trainer: pl.Trainer, pace: float, tolerance: float) -> tuple[int, float]:
-        """The same at a pace of seconds a step, if the present plan misses by more than a share."""
+    def _last_step(
+        self, trainer: pl.Trainer, tolerance: float = AT_EVALUATIONS
+    ) -> tuple[int, float]:
+        """The last step to plan for, and after how many seconds the present plan would end.
+
+        Another than the present, if that would miss its end by more than a share of the budget.
+        """
         step, planned, every = trainer.global_step, trainer.max_steps, interval(trainer)
+        pace = self._step(trainer)
         now = self.clock()
         saving = self.pace.of("saving", pace)
         pause = self.pace.of("evaluation", pace) + saving

@@ -192,6 +192,20 @@ def test_a_hiccup_costs_its_own_time_and_no_more(on, budget, step):
     assert STEPS - 12 <= result.run.trainer.global_step <= STEPS
 
 
+@pytest.mark.parametrize("step", [30, 60, 120, 150])
+@pytest.mark.parametrize(("steps", "slower"), [(3, 10), (4, 6), (10, 3)])
+def test_a_stall_is_not_taken_for_the_machines_speed(on, budget, step, steps, slower):
+    """Some 20 of 270 seconds are lost, and with them 20 steps, not the learning rate."""
+    stalled = Machine(lambda at: slower if step <= at < step + steps else 1.0)
+    result = on(stalled, budget)
+    assert 0.95 * budget <= stalled.seconds <= 1.05 * budget
+    assert all(last >= 0.5 * STEPS for _, last, _ in replanned(result))
+    assert result.run.trainer.global_step >= STEPS - 40
+    straight = [min(1.0, (at + 1) / 4, 1 - (at - 4) / (STEPS - 4)) for at in range(STEPS)]
+    for rate, share in zip(stalled.rates, straight, strict=False):
+        assert rate >= (share - 0.25) * max(stalled.rates)
+
+
 def test_a_hiccup_of_an_evaluation_is_not_expected_of_the_next_ones(on, budget):
     machine = Machine()
     lost = pl.Callback()
@@ -226,13 +240,16 @@ def test_a_run_that_is_late_already_ends_at_once_and_not_before_min_steps(on):
 def factor(step: int, horizons: list[list[int]], warmup: int, schedule: str, least: float) -> float:
     """The learning rate's share of its peak, by going from step to step.
 
-    Each step takes an equal part of what is left until the last step of the plan of its time.
+    Each step takes an equal part of what is left until the last step of the plan of its time. A
+    new plan first gives back what a run of its length wouldn't have taken.
     """
     if step < warmup:
         return (step + 1) / warmup
     left = 1.0
     for at in range(warmup, step):
-        last = [last for start, last in horizons if start <= at][-1]
+        begun, last = [(start, last) for start, last in horizons if start <= at][-1]
+        if at == begun:
+            left = max(left, (last - at) / (last - warmup))
         left -= left / max(1, last - at) if at < last else 0.0
     share = left if schedule == "linear" else (1 + math.cos(math.pi * (1 - left))) / 2
     return least + (1 - least) * share
@@ -270,6 +287,13 @@ def test_a_straight_line_by_hand():
     found = [learning_rate_factor(step, 40, 0, "linear", 0.0, horizons) for step in (25, 28, 40)]
     assert found == pytest.approx([0.5, 0.4, 0.0])
     assert learning_rate_factor(30, 40, 0, "constant", 0.0, horizons) == 1.0
+
+
+def test_a_longer_plan_gives_the_rate_back_that_a_shorter_one_took():
+    """Planned for 100, for 30 at step 20, and for 100 again at 25: then as if never shortened."""
+    horizons = [[0, 100], [20, 30], [25, 100]]
+    found = [learning_rate_factor(at, 100, 0, "linear", 0.0, horizons) for at in (20, 25, 26, 60)]
+    assert found == pytest.approx([0.8, 0.4, 0.74, 0.4])
 
 
 def halting(step: int) -> float:
@@ -358,7 +382,7 @@ def test_a_resumed_run_is_the_one_without_interruption(on, budget, tmp_path, sto
 
 def test_a_replan_after_the_last_checkpoint_is_forgotten_by_a_kill(on, budget, tmp_path):
     """The checkpoint has an earlier plan: the resumed run is exactly the run of that plan."""
-    machine = Machine(lambda step: 2.0 if step >= 170 else 1.0)
+    machine = Machine(lambda step: 4.0 if step >= 170 else 1.0)
     planned: list[int] = []
 
     class Copy(pl.Callback):
