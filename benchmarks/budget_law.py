@@ -78,6 +78,7 @@ class Row:
     dropout: float
     weight_decay: float
     spelling_rows: int
+    softmax_cutoff: float
     bits_per_byte: float
 
 
@@ -107,6 +108,7 @@ def train(
     dropout: float = 0.0,
     weight_decay: float = 0.1,
     spelling_rows: int = recipe.SPELLING_ROWS,
+    softmax_cutoff: float = 0.0,
     out: str = str(ROWS),
     cache: str | None = None,
 ) -> None:
@@ -124,6 +126,7 @@ def train(
         dropout: see GPTConfig.
         weight_decay: of matrices and tables.
         spelling_rows: see GPTConfig.
+        softmax_cutoff: see GPTConfig.
         out: the CSV file.
         cache: folder for encoded texts.
     """
@@ -134,7 +137,13 @@ def train(
     lengths = data.tokenizer.token_lengths()
     torch.manual_seed(0)
     sizes = (data.vocab_size, context_length, d_model, num_blocks, num_heads(d_model))
-    config = GPTConfig(*sizes, dropout=dropout, style="fast", spelling_rows=spelling_rows)
+    config = GPTConfig(
+        *sizes,
+        dropout=dropout,
+        style="fast",
+        spelling_rows=spelling_rows,
+        softmax_cutoff=softmax_cutoff,
+    )
     model = GPT(config)
     model.spell(data.tokenizer)
     rate = learning_rate or recipe.learning_rate(d_model, "muon")
@@ -178,6 +187,7 @@ def train(
         dropout=dropout,
         weight_decay=weight_decay,
         spelling_rows=spelling_rows,
+        softmax_cutoff=softmax_cutoff,
         bits_per_byte=evaluate(model, data.val_tokens, torch.from_numpy(lengths)),
     )
     is_new = not Path(out).exists()
@@ -231,8 +241,8 @@ def candidate_of(row: Row) -> Candidate:
         row.text_bits,
     )
     sizes = (row.vocab_size, row.context_length, row.d_model, row.num_blocks)
-    more = {"style": "fast", "spelling_rows": row.spelling_rows}
-    config = GPTConfig(*sizes, num_heads(row.d_model), **more)
+    parts = {"spelling_rows": row.spelling_rows, "softmax_cutoff": row.softmax_cutoff}
+    config = GPTConfig(*sizes, num_heads(row.d_model), style="fast", **parts)
     return Candidate(known, config, row.batch_size)
 
 

@@ -1,4 +1,7 @@
-"""The cross-entropy of a large vocabulary, in parts. Shapes: N targets, C d_model, V vocabulary."""
+"""The cross-entropy of a large vocabulary, in parts or in two steps.
+
+Shapes: N targets, C d_model, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,54 @@ def rows_at_once(hidden_states: Tensor, vocab_size: int) -> int:
         if count >= 2 * rows:
             return rows
     return count if count * vocab_size <= MAX_LOGITS else max(1, MAX_LOGITS // 4 // vocab_size)
+
+
+def cross_entropy(head: nn.Linear, hidden_states: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy of targets (N,), given the input of the output layer (N, C).
+
+    Of the targets that are not IGNORED. In float32, or float64 if the weights are.
+    """
+    if isinstance(head, AdaptiveHead):
+        return head.cross_entropy(hidden_states, targets)
+    return one_softmax(hidden_states, head.weight, targets)
+
+
+def one_softmax(hidden_states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The same for output weights (V, C)."""
+    rows = rows_at_once(hidden_states, len(weight))
+    if rows >= len(targets):
+        return F.cross_entropy(at_least_float32(F.linear(hidden_states, weight)), targets)
+    return cross_entropy_in_parts(hidden_states, weight, targets, rows)
+
+
+class AdaptiveHead(nn.Linear):
+    """An output layer that decides in two steps (adaptive softmax, Grave et al. 2017).
+
+    First between the tokens below `cutoff` and, as one, all others, then between those. Training
+    computes the second step only for the targets that need it: BPE's first tokens are the frequent
+    ones.
+    """
+
+    def __init__(self, d_model: int, vocab_size: int, cutoff: int) -> None:
+        super().__init__(d_model, vocab_size, bias=False)
+        self.cutoff = cutoff
+        self.others = nn.Parameter(torch.empty(1, d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (..., V) of both steps together, for x (..., C)."""
+        first, second = at_least_float32(super().forward(x)).tensor_split([self.cutoff], dim=-1)
+        others = at_least_float32(F.linear(x, self.others))  # (..., 1)
+        return torch.cat([first, others + second.log_softmax(-1)], dim=-1)
+
+    def cross_entropy(self, hidden_states: Tensor, targets: Tensor) -> Tensor:
+        first, second = self.weight.tensor_split([self.cutoff])
+        first = torch.cat([first, self.others])  # (cutoff + 1, C)
+        loss = one_softmax(hidden_states, first, targets.clamp(max=self.cutoff))
+        (rare,) = (targets >= self.cutoff).nonzero(as_tuple=True)
+        if not len(rare):
+            return loss
+        others = one_softmax(hidden_states[rare], second, targets[rare] - self.cutoff)
+        return loss + others * (len(rare) / (targets != IGNORED).sum())
 
 
 def cross_entropy_in_parts(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_gpt.cross_entropy import AdaptiveHead
 from lit_gpt.embeddings import Pairs, SpelledEmbedding, Spelling, make_embedding
 from lit_gpt.errors import UserError, check_choice, check_least
 
@@ -77,6 +78,9 @@ class GPTConfig:
             has a row, shared by chance with others (modded-nanogpt); 0: no table.
         spelling_rows: of a table added to the embedding, in which each part of a token's spelling
             has a row (Bojanowski et al. 2017), shared by chance with others; 0: no table.
+        softmax_cutoff: share of the vocabulary, its first tokens, that the output layer decides
+            between first, all others being one (adaptive softmax, Grave et al. 2017); 0: one
+            softmax over all tokens.
         head_size: of each head, D; None: d_model / num_heads.
         hidden_size: of the feed-forward layer, F; None: 4 d_model, or 8/3 d_model for swiglu.
         rotary_base: base of the rotary frequencies; larger means slower rotation.
@@ -115,6 +119,7 @@ class GPTConfig:
     smear: bool | None = None
     bigram_rows: int | None = None
     spelling_rows: int = 0
+    softmax_cutoff: float = 0.0
     head_size: int | None = None
     hidden_size: int | None = None
     rotary_base: float = 10_000
@@ -171,8 +176,9 @@ class GPTConfig:
         names = (*sizes, *others, "rope_original_context")
         check_least(1, **{name: getattr(self, name) for name in names})
         check_least(0, bigram_rows=self.bigram_rows, spelling_rows=self.spelling_rows)
-        if not 0 <= self.dropout < 1:
-            raise UserError("must be in [0, 1)", field="dropout", value=self.dropout)
+        for name in ("dropout", "softmax_cutoff"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise UserError("must be in [0, 1)", field=name, value=value)
         if not 1 < self.rotary_base < math.inf:
             raise UserError("must be above 1", field="rotary_base", value=self.rotary_base)
         if not isinstance(self.sliding_window, int | None):
@@ -204,6 +210,11 @@ class GPTConfig:
             problem = "needs the context length before it"
             hint = "give `rope_original_context`"
             raise UserError(problem, field="rope_scaling", value=self.rope_scaling, hint=hint)
+
+    @property
+    def cutoff(self) -> int:
+        """How many tokens the output layer decides between first; 0: all."""
+        return int(self.softmax_cutoff * self.vocab_size)
 
     def least_weights(self) -> int:
         """The number of weights in the matrices, without the output layer: a lower bound."""
@@ -427,7 +438,10 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.num_blocks))
         self.norm = make_norm(c, c.d_model)
-        self.head = nn.Linear(c.d_model, c.vocab_size, bias=False)
+        if c.cutoff:
+            self.head: nn.Linear = AdaptiveHead(c.d_model, c.vocab_size, c.cutoff)
+        else:
+            self.head = nn.Linear(c.d_model, c.vocab_size, bias=False)
         if c.tie_embeddings:
             self.head.weight = self.embedding.weight
         self._initialize()
@@ -503,6 +517,7 @@ class GPT(nn.Module):
         total = sum(p.numel() for p in self.parameters())
         vocabulary = self.embedding.weight.numel() * (1 if self.config.tie_embeddings else 2)
         vocabulary += self.config.spelling_rows * self.config.d_model
+        vocabulary += self.config.d_model if self.config.cutoff else 0
         if self.pairs is not None:
             vocabulary += sum(p.numel() for p in self.pairs.parameters())
         return vocabulary, total - vocabulary

@@ -15,16 +15,10 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 from torchmetrics import Metric
 
-from lit_gpt.cross_entropy import (
-    at_least_float32,
-    cross_entropy_in_parts,
-    is_half,
-    rows_at_once,
-)
+from lit_gpt.cross_entropy import cross_entropy, is_half
 from lit_gpt.errors import UserError, check_choice, check_least
 from lit_gpt.lora import LoraConfig, LoraLayers, add_adapters, is_adapter
 from lit_gpt.model import GPT, GPTConfig
@@ -51,12 +45,7 @@ def next_token_loss(model: GPT, x: Tensor, y: Tensor) -> Tensor:
     Of the targets that are not IGNORED, of which there must be one. In float32, or float64 if the
     weights are, whatever the precision of the model.
     """
-    hidden_states = model.hidden_states(x).flatten(0, 1)  # (N, C)
-    targets = y.flatten()  # (N,)
-    rows = rows_at_once(hidden_states, len(model.head.weight))
-    if rows >= len(targets):
-        return F.cross_entropy(at_least_float32(model.head(hidden_states)), targets)
-    return cross_entropy_in_parts(hidden_states, model.head.weight, targets, rows)
+    return cross_entropy(model.head, model.hidden_states(x).flatten(0, 1), y.flatten())
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:

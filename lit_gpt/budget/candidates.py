@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from lit_gpt.budget import recipe
 from lit_gpt.budget.text_facts import TokenizerFacts
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
@@ -53,12 +54,18 @@ class Candidate:
         config = self.config
         assert config.bigram_rows is not None
         rows = config.vocab_size * (1 if config.tie_embeddings else 2) + config.bigram_rows
-        return (rows + config.spelling_rows) * config.d_model
+        return (rows + config.spelling_rows + bool(config.cutoff)) * config.d_model
 
     @property
     def weights_per_token(self) -> float:
         """Of the training text."""
         return (self.weights + self.vocabulary_weights) / self.tokenizer.train_tokens
+
+    @property
+    def head_rows(self) -> float:
+        """Rows of the output layer that a target is compared with, on average."""
+        size, cutoff = self.config.vocab_size, self.config.cutoff
+        return cutoff + (1 - self.tokenizer.frequent) * (size - cutoff) if cutoff else size
 
     @property
     def flops(self) -> float:
@@ -68,7 +75,7 @@ class Candidate:
         itself.
         """
         config = self.config
-        head = config.vocab_size * config.d_model
+        head = self.head_rows * config.d_model
         attention = config.num_blocks * config.context_length * config.num_heads * head_size(config)
         products = 6 * self.step_tokens * (self.weights + head + 2 * attention)
         return products + (self.muon_flops if self.optimizer == "muon" else 0)
@@ -83,7 +90,7 @@ class Candidate:
     def bytes_moved(self) -> float:
         """Of a step, roughly, in arithmetic that waits for the memory: logits, moments, norms."""
         config = self.config
-        logits = 5 * self.step_tokens * config.vocab_size
+        logits = 5 * self.step_tokens * self.head_rows
         moments = 7 * (self.weights + self.vocabulary_weights)
         activations = 40 * self.step_tokens * config.num_blocks * config.d_model
         return 4.0 * (logits + moments + activations)
@@ -139,13 +146,17 @@ def candidates(
             sizes = {"d_model": width, "num_blocks": depth, "num_heads": heads}
             sizes |= {"vocab_size": tokenizer.vocab_size, "context_length": context}
             try:
-                config = GPTConfig(**{**fixed, **sizes})
+                configs = [
+                    GPTConfig(**{**fixed, **sizes, "softmax_cutoff": cutoff})
+                    for cutoff in cutoffs(fixed, tokenizer.vocab_size)
+                ]
             except UserError as error:
                 problem = error
                 continue
             more = (given.get("optimizer", "muon"), given.get("accumulate_grad_batches", 1))
             found += (
                 Candidate(tokenizer, config, batch, *more)
+                for config in configs
                 for batch in choices(given, "batch_size", BATCHES)
                 if "batch_size" in given or batch * context <= MOST_BATCH_TOKENS
             )
@@ -155,6 +166,14 @@ def candidates(
             "too short for a window and a validation split", field="path", hint=hint
         )
     return found
+
+
+def cutoffs(fixed: Mapping[str, Any], vocab_size: int) -> tuple[float, ...]:
+    """Of the output layer's first softmax: none, and in the fast style the recipe's."""
+    if "softmax_cutoff" in fixed:
+        return (fixed["softmax_cutoff"],)
+    is_worth = fixed.get("style") == "fast" and vocab_size >= recipe.LEAST_ADAPTIVE
+    return (0.0, recipe.SOFTMAX_CUTOFF) if is_worth else (0.0,)
 
 
 def choices(given: Mapping[str, Any], name: str, values: tuple[int, ...]) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ TOKENIZER = 1  # the place of its reason
 CHOSEN = (  # plain names of the options that are chosen, unless they are given
     *("tokenizer", "context_length", "batch_size", "order"),
     *("style", "d_model", "num_blocks", "num_heads", "tie_embeddings", "dropout"),
-    "spelling_rows",
+    *("spelling_rows", "softmax_cutoff"),
     *("optimizer", "learning_rate", "table_rate", "table_eps", "weight_decay"),
     *("schedule", "warmup_steps"),
     *("max_steps", "val_check_interval", "limit_val_batches", "max_tokens", "threads"),
@@ -252,6 +252,7 @@ def options_of(budget: Budget, plan: Plan) -> dict[str, Any]:
         "num_heads": config.num_heads,
         **recipe.FIXED,
         "spelling_rows": config.spelling_rows,
+        "softmax_cutoff": config.softmax_cutoff,
         "dropout": recipe.dropout(plan.epochs, candidate.weights_per_token),
         "optimizer": optimizer,
         "learning_rate": recipe.learning_rate(config.d_model, optimizer),
@@ -282,7 +283,8 @@ def reasons_of(budget: Budget, plans: list[Plan], best: Plan, options: dict[str,
         f"vocabulary{model_reason(given, plans, best)}",
         f"Batch: {best.candidate.batch_size} x {config.context_length} tokens"
         f"{marked(given, 'batch_size')}, {duration(best.times.step)} a step"
-        f"{' on one thread, as more are hardly faster' if budget.threads == 1 else ''}",
+        f"{' on one thread, as more are hardly faster' if budget.threads == 1 else ''}"
+        f"{', with the frequent tokens decided first' if config.softmax_cutoff else ''}",
         f"Steps: {best.steps:,}, {best.epochs:.2g} epochs{steps_reason(given, best)}",
         f"Dropout {options['dropout']:g}{marked(given, 'dropout')}, weight decay "
         f"{options['weight_decay']:g}{marked(given, 'weight_decay')}: "

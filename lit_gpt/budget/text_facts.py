@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lit_gpt.budget.recipe import SOFTMAX_CUTOFF
 from lit_gpt.text.bpe import CAREFUL, load_trainer, training_text
 from lit_gpt.text.cutting import cut_safely
 from lit_gpt.text.files import Reader, TextFiles
@@ -42,6 +43,8 @@ class TokenizerFacts:
         bigram: bits per byte of the validation text, predicted from counts of pairs of tokens.
         text_bits: the lowest `bigram` of any tokenizer: how hard the text is.
         encoding: seconds to train it and to encode both splits; 0 once that is done.
+        frequent: share of the text's tokens that are among the first SOFTMAX_CUTOFF of the
+            vocabulary.
     """
 
     name: str
@@ -52,6 +55,7 @@ class TokenizerFacts:
     bigram: float
     text_bits: float
     encoding: float = 0.0
+    frequent: float = 0.7
 
 
 @dataclass(frozen=True)
@@ -249,7 +253,12 @@ def facts_of(tokenizer: Tokenizer, sample: Sample, training: float) -> Tokenizer
         bigram=bigram,
         text_bits=bigram,
         encoding=encoding / sample.share,
+        frequent=frequent_share(train, tokenizer),
     )
+
+
+def frequent_share(ids: np.ndarray, tokenizer: Tokenizer) -> float:
+    return float((ids < int(SOFTMAX_CUTOFF * tokenizer.vocab_size)).mean()) if len(ids) else 1.0
 
 
 def encode(tokenizer: Tokenizer, parts: Parts) -> np.ndarray:
@@ -290,5 +299,6 @@ def exact_facts(splits: Splits, name: str, text_bits: float = math.inf) -> TextF
         val_tokens=len(splits.val),
         bigram=bigram,
         text_bits=min(bigram, text_bits),
+        frequent=frequent_share(sample, tokenizer),
     )
     return TextFacts(train_bytes, (facts,))

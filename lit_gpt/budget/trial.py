@@ -144,7 +144,7 @@ class Trial:
     def probe(self, vocab_size: int, width: int, depth: int, context: int, batch: int) -> Candidate:
         tokenizer = TokenizerFacts("bytes", vocab_size, 1.0, 1, 1, 8.0, 8.0)
         sizes = {"d_model": width, "num_blocks": depth, "num_heads": num_heads(width)}
-        names = ("style", "dropout", "spelling_rows", *STYLES["classic"])
+        names = ("style", "dropout", "spelling_rows", "softmax_cutoff", *STYLES["classic"])
         choices = {name: self.fixed[name] for name in names if name in self.fixed}
         config = GPTConfig(**{**choices, **sizes}, vocab_size=vocab_size, context_length=context)
         return Candidate(tokenizer, config, batch, self.optimizer)
@@ -176,6 +176,9 @@ class Trial:
         optimizer = build_optimizer(model, 1e-4, 0.1, (0.9, 0.95), fused, self.optimizer)
         shape = (candidate.batch_size, config.context_length)
         ids = torch.randint(config.vocab_size, shape, device=self.device)  # (B, T)
+        if first := config.cutoff:  # as many of these as in a text
+            is_frequent = torch.rand(shape, device=self.device) < candidate.tokenizer.frequent
+            ids = torch.where(is_frequent, ids % first, first + ids % (config.vocab_size - first))
 
         def step() -> None:
             model.train()

@@ -25,7 +25,9 @@ SCALING = {  # our fields, and those of rope_parameters
         "rope_original_context": "original_max_position_embeddings",
     },
 }
-CHOSEN = ("position", "norm", "qk_norm", "smear", "bigram_rows", "spelling_rows")  # the last value
+CHOSEN = (  # the last value
+    *("position", "norm", "qk_norm", "smear", "bigram_rows", "spelling_rows", "softmax_cutoff"),
+)
 
 
 def hf_config(config: GPTConfig) -> dict[str, Any]:

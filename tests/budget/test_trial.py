@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from lit_gpt.budget.candidates import Candidate
 from lit_gpt.budget.text_facts import TokenizerFacts
 from lit_gpt.budget.trial import Rates, Times, Trial, features, fit_rates
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.module import next_token_loss
 
 MODERN = {"style": "modern", "tie_embeddings": False}
 
@@ -33,6 +35,7 @@ def test_counted_weights_are_those_of_the_model():
     assert make(300, 64, 3, tie_embeddings=True).vocabulary_weights == 64 * 300
     assert make(300, 64, 3, bigram_rows=50).vocabulary_weights == 64 * 650
     assert make(300, 64, 3, spelling_rows=50).vocabulary_weights == 64 * 650
+    assert make(300, 64, 3, softmax_cutoff=0.2).vocabulary_weights == 64 * 601
 
 
 def test_probes_have_the_given_choices():
@@ -50,6 +53,28 @@ def test_arithmetic_of_a_step_is_counted_as_torch_counts_it():
         model(ids).sum().backward()
     counted = candidate.flops - candidate.muon_flops
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_an_output_layer_in_two_steps_computes_the_second_for_rare_targets_alone():
+    """Of 300 tokens, 60 are decided first; of the targets, a quarter are others."""
+    plain, adaptive = make(300, 64, 2), make(300, 64, 2, softmax_cutoff=0.2)
+    adaptive = replace(adaptive, tokenizer=replace(adaptive.tokenizer, frequent=0.75))
+    saved = 300 - 60 - 240 / 4
+    assert plain.flops - adaptive.flops == 6 * 4 * 64 * 64 * saved
+    assert plain.bytes_moved - adaptive.bytes_moved == 20 * 4 * 64 * saved - 28 * 64
+
+
+def test_a_trial_has_as_many_frequent_tokens_as_the_text(quick, monkeypatch):
+    seen = []
+
+    def loss(model, x, y):
+        seen.append(y)
+        return next_token_loss(model, x, y)
+
+    monkeypatch.setattr(trial_module, "next_token_loss", loss)
+    quick.time(make(1000, 32, 1, 64, 64, softmax_cutoff=0.2))
+    assert (seen[0] < 200).float().mean() == pytest.approx(0.7, abs=0.03)
+    assert seen[0].max() > 900
 
 
 def test_muon_multiplies_each_matrix_five_times_with_itself():

@@ -109,6 +109,8 @@ OVERRIDES = [
     ("fast", "spelling_rows", 50, 50 * 16),
     ("classic", "spelling_rows", 1, 16),
     ("modern", "spelling_rows", 50, 50 * 16),
+    ("fast", "softmax_cutoff", 0.3, 16),
+    ("classic", "softmax_cutoff", 0.99, 16),
     ("fast", "tie_embeddings", True, -11 * 16),
     ("fast", "position", "learned", 8 * 16),
 ]
@@ -281,6 +283,23 @@ def test_the_rows_of_its_parts_are_added_to_a_token_s_embedding(smear):
             for row in rows:
                 plain.embedding.weight[token] += table[row]
         torch.testing.assert_close(model(some_ids(3, 8)), plain(some_ids(3, 8)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cutoff", [1, 4, 10])
+def test_an_adaptive_output_layer_decides_in_two_steps(cutoff):
+    """A rare token's probability is that of a rare one, times its own among these."""
+    model = tiny("fast", softmax_cutoff=(cutoff + 0.5) / 11).double()
+    hidden_states = model.hidden_states(some_ids(1, 8))[0]
+    scores = hidden_states @ model.head.weight.T
+    others = hidden_states @ model.head.others[0]
+    for place, found in enumerate(model(some_ids(1, 8))[0].softmax(-1).tolist()):
+        first = [math.exp(score) for score in [*scores[place, :cutoff], others[place]]]
+        second = [math.exp(score) for score in scores[place, cutoff:]]
+        expected = [share / sum(first) for share in first[:-1]]
+        expected += [first[-1] / sum(first) * share / sum(second) for share in second]
+        assert found == pytest.approx(expected)
+        assert sum(found) == pytest.approx(1)
 
 
 def test_a_model_that_knows_no_spelling_yet_fails():
@@ -690,6 +709,8 @@ def test_classic_style_learns_exactly_as_the_classic_loop():
         ({"hidden_size": -4}, "hidden_size -4: must be at least 1"),
         ({"bigram_rows": -1}, "bigram_rows -1: must be at least 0"),
         ({"spelling_rows": -1}, "spelling_rows -1: must be at least 0"),
+        ({"softmax_cutoff": -0.1}, "softmax_cutoff -0.1: must be in [0, 1)"),
+        ({"softmax_cutoff": 1}, "softmax_cutoff 1: must be in [0, 1)"),
         ({"smear": 2}, "smear 2: must be one of False, True"),
         ({"style": "fastest"}, "style 'fastest': must be one of classic, modern, fast"),
         ({"rotary_base": 1}, "rotary_base 1: must be above 1"),

@@ -18,6 +18,7 @@ from lit_gpt.data import EvalBatches
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.module import LitGPT, LossTotals, next_token_loss
+from lit_gpt.windows import IGNORED
 from tests import small_run
 
 
@@ -61,6 +62,22 @@ def test_loss_in_parts_of_half_precision_weights_is_in_float32(dtype):
     whole = F.cross_entropy(F.linear(hidden_states, weight).float(), targets)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(whole.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("targets", [range(11), range(3), range(3, 11), [10, 10, 2, IGNORED]])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_loss_in_two_steps_is_that_of_the_logits(targets, dtype):
+    """Whether targets are frequent, rare, or none."""
+    model = small_gpt(style="fast", softmax_cutoff=0.3).to(dtype)
+    chosen = torch.tensor([*targets])
+    x, y = torch.randint(11, (4, 6)), chosen[torch.randint(len(chosen), (4, 6))]
+    loss = next_token_loss(model, x, y)
+    whole = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    assert loss.dtype == whole.dtype != torch.bfloat16
+    weights = list(model.parameters())
+    found, expected = torch.autograd.grad(loss, weights), torch.autograd.grad(whole, weights)
+    tolerance = {"rtol": 2e-2, "atol": 1e-2} if dtype is torch.bfloat16 else {}
+    torch.testing.assert_close((loss, *found), (whole, *expected), **tolerance)
 
 
 def test_totals_weigh_losses_by_tokens_and_keep_a_nan():
@@ -127,11 +144,14 @@ def test_a_cpu_computes_as_many_logits_at_a_time_as_its_cache_holds(count, width
     assert rows_at_once(on_a_gpu, (1 << 28) // count + 1) < count
 
 
-def test_a_large_vocabulary_has_the_loss_and_the_gradients_of_the_plain_computation():
+@pytest.mark.parametrize("softmax_cutoff", [0.0, 0.25])  # the second step alone is large too
+def test_a_large_vocabulary_has_the_loss_and_the_gradients_of_the_plain_computation(
+    softmax_cutoff,
+):
     torch.manual_seed(0)
-    model = GPT(GPTConfig(9000, 32, 8, 1, 1, dropout=0.0))
-    x, y = torch.randint(9000, (2, 16, 32)).unbind(0)
-    assert rows_at_once(torch.empty(512, 8), 9000) < 512
+    model = GPT(GPTConfig(12_000, 32, 8, 1, 1, dropout=0.0, softmax_cutoff=softmax_cutoff))
+    x, y = torch.randint(12_000, (2, 32, 32)).unbind(0)
+    assert rows_at_once(torch.empty(700, 8), 9000) < 700
     loss = next_token_loss(model, x, y)
     whole = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
     weights = list(model.parameters())
@@ -144,11 +164,17 @@ def test_a_huge_vocabulary_never_has_all_its_logits_at_once(monkeypatch):
 
     def run(limit: int) -> list[torch.Tensor]:
         monkeypatch.setattr(cross_entropy, "MAX_LOGITS", limit)
-        model, calls = small_gpt(), []
-        model.head.register_forward_hook(lambda *_: calls.append(1))
+        at_once = []
+
+        def in_parts(hidden_states, weight, targets, rows):
+            at_once.append(rows)
+            return cross_entropy_in_parts(hidden_states, weight, targets, rows)
+
+        monkeypatch.setattr(cross_entropy, "cross_entropy_in_parts", in_parts)
+        model = small_gpt()
         loss = next_token_loss(model, x, y)
         loss.backward()
-        assert bool(calls) == (limit >= 18 * 11)  # the whole output layer, or never
+        assert at_once == ([] if limit >= 18 * 11 else [4])  # a quarter of the limit
         return [loss, *(p.grad for p in model.parameters())]
 
     torch.testing.assert_close(run(18 * 11 - 1), run(18 * 11), rtol=1e-5, atol=1e-7)
