@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 from lit_gpt.windows import IGNORED
 
 MAX_LOGITS = 1 << 28  # 1 GiB as float32; up to there, a GPU is faster if it computes all at once
-# 8 MB: half of 16, from where on parts are faster on a CPU. They stay in its cache, and what is
-# above 32 MB, the system takes back and clears at each step: the loss of 1,024 targets among 13,340
-# tokens took 115 ms at once, 42 in parts.
+# 8 MB as float32: from there on, parts are faster on a CPU. They stay in its cache, and the system
+# takes back larger ones and clears them at each step: the loss of 1,024 targets among 13,340 tokens
+# took 115 ms at once, 42 in parts; that of 512 among 4,700 took 27 and 19.
 CACHED_LOGITS = 1 << 21
 
 
@@ -30,11 +30,10 @@ def at_least_float32(x: Tensor) -> Tensor:
 def rows_at_once(hidden_states: Tensor, vocab_size: int) -> int:
     """For how many of the hidden states (N, C) the logits are best computed at a time."""
     count, size = hidden_states.shape
-    if hidden_states.is_cpu:
+    if hidden_states.is_cpu and count * vocab_size > CACHED_LOGITS:
+        parts = -(-count * vocab_size // CACHED_LOGITS)
         # At least C rows, as each part adds a (V, C) to the output layer's gradient.
-        rows = max(size, CACHED_LOGITS // vocab_size)
-        if count >= 2 * rows:
-            return rows
+        return min(count, max(size, -(-count // parts)))
     return count if count * vocab_size <= MAX_LOGITS else max(1, MAX_LOGITS // 4 // vocab_size)
 
 

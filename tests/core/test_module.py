@@ -132,9 +132,11 @@ def test_loss_in_parts_has_the_value_and_gradients_of_the_whole(
     ("count", "width", "vocab_size", "rows"),
     [
         (256, 80, 1245, 256),  # the default job
-        (1024, 96, 13_340, 157),  # 2**21 logits
-        (313, 96, 13_340, 313),  # not two parts
+        (512, 64, 4096, 512),  # 2**21 logits
+        (512, 64, 4097, 256),  # two parts
+        (1024, 96, 13_340, 147),  # seven
         (256, 80, 100_256, 80),  # no fewer than the hidden states are wide
+        (70, 80, 100_256, 70),  # all there are
     ],
 )
 def test_a_cpu_computes_as_many_logits_at_a_time_as_its_cache_holds(count, width, vocab_size, rows):
