@@ -29,11 +29,11 @@ class Poison(pl.Callback):
         self.weights: dict[int, torch.Tensor] = {}
 
     def on_train_start(self, trainer, pl_module) -> None:
-        def spoil(module, args, logits):
+        def spoil(module, args, hidden_states):
             now = module.training and trainer.global_step + 1 in self.steps
-            return logits * self.value if now and self.what == "loss" else logits
+            return hidden_states * self.value if now and self.what == "loss" else hidden_states
 
-        pl_module.gpt.head.register_forward_hook(spoil)
+        pl_module.gpt.norm.register_forward_hook(spoil)  # the input of the output layer
 
     def on_after_backward(self, trainer, pl_module) -> None:
         if self.what == "gradient" and trainer.global_step + 1 in self.steps:
