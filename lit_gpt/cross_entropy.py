@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 from lit_gpt.windows import IGNORED
 
 MAX_LOGITS = 1 << 28  # 1 GiB as float32; up to there, a GPU is faster if it computes all at once
-# 8 MB as float32: from there on, parts are faster on a CPU. They stay in its cache, and the system
-# takes back larger ones and clears them at each step: the loss of 1,024 targets among 13,340 tokens
-# took 115 ms at once, 42 in parts; that of 512 among 4,700 took 27 and 19.
+# 8 MB as float32: from there on, parts are faster on a CPU, whose cache holds them. The system even
+# takes back what is larger than 32 MB, and clears it at each step. The loss of 1,024 targets among
+# 13,340 tokens took 115 ms at once, 42 in parts; that of 512 among 4,700 took 27 and 19.
 CACHED_LOGITS = 1 << 21
 
 
@@ -33,14 +33,18 @@ def rows_at_once(hidden_states: Tensor, vocab_size: int) -> int:
     if hidden_states.is_cpu and count * vocab_size > CACHED_LOGITS:
         parts = -(-count * vocab_size // CACHED_LOGITS)
         # At least C rows, as each part adds a (V, C) to the output layer's gradient.
-        return min(count, max(size, -(-count // parts)))
+        return min(count, max(size, -(-count // parts)), max(1, MAX_LOGITS // vocab_size))
     return count if count * vocab_size <= MAX_LOGITS else max(1, MAX_LOGITS // 4 // vocab_size)
 
 
 def cross_entropy(head: nn.Linear, hidden_states: Tensor, targets: Tensor) -> Tensor:
-    """The mean cross-entropy of targets (N,), given the input of the output layer (N, C).
+    """The mean cross-entropy of those targets (N,) that are not IGNORED.
 
-    Of the targets that are not IGNORED. In float32, or float64 if the weights are.
+    In float32, or float64 if the weights are.
+
+    Args:
+        head: the output layer.
+        hidden_states: its input, (N, C).
     """
     if isinstance(head, AdaptiveHead):
         return head.cross_entropy(hidden_states, targets)
@@ -48,7 +52,7 @@ def cross_entropy(head: nn.Linear, hidden_states: Tensor, targets: Tensor) -> Te
 
 
 def one_softmax(hidden_states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The same for output weights (V, C)."""
+    """The mean cross-entropy for hidden states (N, C), output weights (V, C) and targets (N,)."""
     rows = rows_at_once(hidden_states, len(weight))
     if rows >= len(targets):
         return F.cross_entropy(at_least_float32(F.linear(hidden_states, weight)), targets)

@@ -78,8 +78,8 @@ class GPTConfig:
             has a row, shared by chance with others (modded-nanogpt); 0: no table.
         spelling_rows: of a table added to the embedding, in which each part of a token's spelling
             has a row (Bojanowski et al. 2017), shared by chance with others; 0: no table.
-        softmax_cutoff: share of the vocabulary, its first tokens, that the output layer decides
-            between first, all others being one (adaptive softmax, Grave et al. 2017); 0: one
+        softmax_cutoff: the leading share of the vocabulary that the first of two softmaxes covers,
+            with one entry for all other tokens (adaptive softmax, Grave et al. 2017); 0: one
             softmax over all tokens.
         head_size: of each head, D; None: d_model / num_heads.
         hidden_size: of the feed-forward layer, F; None: 4 d_model, or 8/3 d_model for swiglu.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -65,7 +66,13 @@ class Candidate:
     def head_rows(self) -> float:
         """Rows of the output layer that a target is compared with, on average."""
         size, cutoff = self.config.vocab_size, self.config.cutoff
-        return cutoff + (1 - self.tokenizer.frequent) * (size - cutoff) if cutoff else size
+        return cutoff + (1 - self.frequent) * (size - cutoff) if cutoff else size
+
+    @property
+    def frequent(self) -> float:
+        """Share of the text's tokens below the cutoff; a power of it, exact for the recipe's."""
+        power = math.log(self.config.softmax_cutoff) / math.log(recipe.SOFTMAX_CUTOFF)
+        return self.tokenizer.frequent**power
 
     @property
     def flops(self) -> float:
@@ -98,7 +105,9 @@ class Candidate:
     @property
     def key(self) -> tuple[Any, ...]:
         """What the time of a step depends on."""
-        return (*vars(self.config).values(), self.batch_size, self.optimizer, self.accumulate)
+        config = vars(self.config).values()
+        frequent = self.tokenizer.frequent if self.config.cutoff else 1.0
+        return (*config, self.batch_size, self.optimizer, self.accumulate, frequent)
 
 
 def head_size(config: GPTConfig) -> int:

@@ -284,7 +284,7 @@ def reasons_of(budget: Budget, plans: list[Plan], best: Plan, options: dict[str,
         f"Batch: {best.candidate.batch_size} x {config.context_length} tokens"
         f"{marked(given, 'batch_size')}, {duration(best.times.step)} a step"
         f"{' on one thread, as more are hardly faster' if budget.threads == 1 else ''}"
-        f"{', with the frequent tokens decided first' if config.softmax_cutoff else ''}",
+        f"{', with an output layer in two steps' if config.cutoff else ''}",
         f"Steps: {best.steps:,}, {best.epochs:.2g} epochs{steps_reason(given, best)}",
         f"Dropout {options['dropout']:g}{marked(given, 'dropout')}, weight decay "
         f"{options['weight_decay']:g}{marked(given, 'weight_decay')}: "

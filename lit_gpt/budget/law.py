@@ -80,7 +80,7 @@ def expected(candidate: Candidate, steps: int, law: Law = FITTED) -> float:
     bits = law.difficulty(tokenizer) + size + data + repeated
     if candidate.config.spelling_rows:
         bits *= 1 - law.spelling * (tokenizer.vocab_size / 10_000) ** law.vocabulary
-    return bits * (ADAPTIVE if candidate.config.softmax_cutoff else 1)
+    return bits * (ADAPTIVE if candidate.config.cutoff else 1)
 
 
 def useful_steps(candidate: Candidate, most: int) -> int:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -33,9 +34,7 @@ def set_threads(number: int | None) -> None:
 
 
 def thread_times(step: Callable[[], Any], limit: float = 1.0) -> dict[int, float]:
-    """The shortest seconds of a step on one thread, and on as many as PyTorch uses now.
-
-    The shortest, as other work may stall a few steps of either.
+    """The median seconds of a step on one thread, and on as many as PyTorch uses now.
 
     Args:
         step: one step of the model.
@@ -53,7 +52,7 @@ def thread_times(step: Callable[[], Any], limit: float = 1.0) -> dict[int, float
                 found.append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(usual)
-    return {number: min(found[1:]) for number, found in times.items()}
+    return {number: median(found[1:]) for number, found in times.items()}
 
 
 def bfloat16_slowdown(config: GPTConfig, precision: str, batch_size: int) -> float:

@@ -177,7 +177,7 @@ class Trial:
         shape = (candidate.batch_size, config.context_length)
         ids = torch.randint(config.vocab_size, shape, device=self.device)  # (B, T)
         if first := config.cutoff:  # as many of these as in a text
-            is_frequent = torch.rand(shape, device=self.device) < candidate.tokenizer.frequent
+            is_frequent = torch.rand(shape, device=self.device) < candidate.frequent
             ids = torch.where(is_frequent, ids % first, first + ids % (config.vocab_size - first))
 
         def step() -> None:

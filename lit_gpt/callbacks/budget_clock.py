@@ -31,7 +31,7 @@ class Pace:
     """How long the parts of a run take now.
 
     A machine that becomes slower does so for steps and evaluations alike. So the seconds of an
-    evaluation are kept with those of a step at that time.
+    evaluation are kept with those that a step was expected to take at that time.
     """
 
     def __init__(self) -> None:
@@ -59,8 +59,8 @@ class BudgetClock(Callback):
 
     It aims at 98 % of the budget. At each evaluation, before its checkpoints are saved, it corrects
     a plan that would miss that by more than a hundredth of the budget; between evaluations, one
-    that would miss it by three hundredths, if the next evaluation comes too late. The machine is
-    expected to be as fast as in a past a seventh as long as what is left: a stall of some seconds
+    that would miss it by three hundredths, if the next evaluation comes too late. A step is
+    expected to take as long as the latest did, 15 % as many as are left: a stall of some seconds
     doesn't end a long run early, and a run near its end follows each change.
 
     The plan is in LitGPT's `horizons`, by which the run can be repeated. A resumed run keeps its
@@ -210,7 +210,7 @@ class BudgetClock(Callback):
     ) -> tuple[int, float]:
         """The last step to plan for, and after how many seconds the present plan would end.
 
-        Another than the present, if that would miss its end by more than a share of the budget.
+        It is the present one unless that misses the target by more than a share of the budget.
         """
         step, planned, every = trainer.global_step, trainer.max_steps, interval(trainer)
         pace = self._step(trainer)
