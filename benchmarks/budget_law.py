@@ -243,8 +243,8 @@ def candidate_of(row: Row) -> Candidate:
         row.text_bits,
     )
     sizes = (row.vocab_size, row.context_length, row.d_model, row.num_blocks)
-    parts = {"spelling_rows": row.spelling_rows, "softmax_cutoff": row.softmax_cutoff}
-    config = GPTConfig(*sizes, num_heads(row.d_model), style="fast", **parts)
+    more = {"style": "fast", "spelling_rows": row.spelling_rows}
+    config = GPTConfig(*sizes, num_heads(row.d_model), **more)
     return Candidate(known, config, row.batch_size)
 
 

@@ -516,8 +516,8 @@ class GPT(nn.Module):
         """
         total = sum(p.numel() for p in self.parameters())
         vocabulary = self.embedding.weight.numel() * (1 if self.config.tie_embeddings else 2)
-        vocabulary += self.config.spelling_rows * self.config.d_model
-        vocabulary += self.config.d_model if self.config.cutoff else 0
+        rows = self.config.spelling_rows + bool(self.config.cutoff)
+        vocabulary += rows * self.config.d_model
         if self.pairs is not None:
             vocabulary += sum(p.numel() for p in self.pairs.parameters())
         return vocabulary, total - vocabulary

@@ -150,22 +150,19 @@ def candidates(
     for tokenizer, context in product(tokenizers, choices(given, "context_length", CONTEXTS)):
         if context >= min(tokenizer.train_tokens, tokenizer.val_tokens):
             continue
-        for width, depth in shapes(given):
+        cuts = cutoffs(fixed, tokenizer.vocab_size)
+        for (width, depth), cutoff in product(shapes(given), cuts):
             heads = given.get("num_heads", num_heads(width))
             sizes = {"d_model": width, "num_blocks": depth, "num_heads": heads}
             sizes |= {"vocab_size": tokenizer.vocab_size, "context_length": context}
             try:
-                configs = [
-                    GPTConfig(**{**fixed, **sizes, "softmax_cutoff": cutoff})
-                    for cutoff in cutoffs(fixed, tokenizer.vocab_size)
-                ]
+                config = GPTConfig(**{**fixed, **sizes, "softmax_cutoff": cutoff})
             except UserError as error:
                 problem = error
                 continue
             more = (given.get("optimizer", "muon"), given.get("accumulate_grad_batches", 1))
             found += (
                 Candidate(tokenizer, config, batch, *more)
-                for config in configs
                 for batch in choices(given, "batch_size", BATCHES)
                 if "batch_size" in given or batch * context <= MOST_BATCH_TOKENS
             )

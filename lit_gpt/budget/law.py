@@ -17,9 +17,8 @@ from lit_gpt.budget.text_facts import TokenizerFacts
 
 RANGE = (0.86, 1.16)  # reached / expected, a text's mean: 21 of 22 that the fit had not seen
 REPEATS = 15.4  # passes after which a repeated text is worth 1 - 1/e of new ones (Muennighoff)
-ADAPTIVE = (
-    1.002  # of the bits per byte, with an output layer in two steps: the mean of 12 pairs of runs
-)
+# Times the bits per byte, for an output layer in two steps: the mean of 12 pairs of runs.
+ADAPTIVE = 1.002
 FEWER = 0.9  # `useful_steps` tries this share of the steps, again and again
 # Tokens per step at which half of all are wasted, in a run of so many; it grows with their root.
 CRITICAL = (1500, 256_000)
