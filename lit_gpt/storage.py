@@ -93,7 +93,7 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
 
     Raises:
         OSError: there is no such file, or it can't be read.
-        ValueError: it is something else than a file, or too large.
+        ValueError: it isn't a regular file, or it is too large.
     """
     if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device has no end
         raise ValueError(f"{path.name} is not a regular file")

@@ -68,7 +68,7 @@ def as_folder(source: str | Path) -> Path:
     """The folder itself, or for a GGUF file one in the cache, made when it is first asked for.
 
     Raises:
-        UserError: the file can't be read, or holds a model that ours can't be; or there is no room
+        UserError: the file can't be read, or its model can't be imported; or there is no room
             for it.
     """
     path = Path(os.path.expanduser(source))
