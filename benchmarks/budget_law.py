@@ -78,6 +78,7 @@ class Row:
     dropout: float
     weight_decay: float
     spelling_rows: int
+    output_spelling_rows: int
     softmax_cutoff: float
     bits_per_byte: float
 
@@ -108,6 +109,7 @@ def train(
     dropout: float = 0.0,
     weight_decay: float = 0.1,
     spelling_rows: int = recipe.SPELLING_ROWS,
+    output_spelling_rows: int = recipe.SPELLING_ROWS,
     softmax_cutoff: float = 0.0,
     out: str = str(ROWS),
     cache: str | None = None,
@@ -126,6 +128,7 @@ def train(
         dropout: see GPTConfig.
         weight_decay: of matrices and tables.
         spelling_rows: see GPTConfig.
+        output_spelling_rows: see GPTConfig.
         softmax_cutoff: see GPTConfig.
         out: the CSV file.
         cache: folder for encoded texts.
@@ -142,6 +145,7 @@ def train(
         dropout=dropout,
         style="fast",
         spelling_rows=spelling_rows,
+        output_spelling_rows=output_spelling_rows,
         softmax_cutoff=softmax_cutoff,
     )
     model = GPT(config)
@@ -187,6 +191,7 @@ def train(
         dropout=dropout,
         weight_decay=weight_decay,
         spelling_rows=spelling_rows,
+        output_spelling_rows=output_spelling_rows,
         softmax_cutoff=softmax_cutoff,
         bits_per_byte=evaluate(model, data.val_tokens, torch.from_numpy(lengths)),
     )
@@ -244,6 +249,7 @@ def candidate_of(row: Row) -> Candidate:
     )
     sizes = (row.vocab_size, row.context_length, row.d_model, row.num_blocks)
     more = {"style": "fast", "spelling_rows": row.spelling_rows}
+    more |= {"output_spelling_rows": row.output_spelling_rows}
     config = GPTConfig(*sizes, num_heads(row.d_model), **more)
     return Candidate(known, config, row.batch_size)
 

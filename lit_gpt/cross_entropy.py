@@ -1,4 +1,4 @@
-"""The cross-entropy of a large vocabulary, in parts or in two steps.
+"""The output layer and its cross-entropy, of a large vocabulary in parts or in two steps.
 
 Shapes: N targets, C d_model, V vocabulary.
 """
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
+from lit_gpt.embeddings import Parts
 from lit_gpt.windows import IGNORED
 
 MAX_LOGITS = 1 << 28  # 1 GiB as float32; up to there, a GPU is faster if it computes all at once
@@ -37,20 +38,6 @@ def rows_at_once(hidden_states: Tensor, vocab_size: int) -> int:
     return count if count * vocab_size <= MAX_LOGITS else max(1, MAX_LOGITS // 4 // vocab_size)
 
 
-def cross_entropy(head: nn.Linear, hidden_states: Tensor, targets: Tensor) -> Tensor:
-    """The mean cross-entropy of those targets (N,) that are not IGNORED.
-
-    In float32, or float64 if the weights are.
-
-    Args:
-        head: the output layer.
-        hidden_states: its input, (N, C).
-    """
-    if isinstance(head, AdaptiveHead):
-        return head.cross_entropy(hidden_states, targets)
-    return one_softmax(hidden_states, head.weight, targets)
-
-
 def one_softmax(hidden_states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The mean cross-entropy for hidden states (N, C), output weights (V, C) and targets (N,)."""
     rows = rows_at_once(hidden_states, len(weight))
@@ -59,27 +46,48 @@ def one_softmax(hidden_states: Tensor, weight: Tensor, targets: Tensor) -> Tenso
     return cross_entropy_in_parts(hidden_states, weight, targets, rows)
 
 
-class AdaptiveHead(nn.Linear):
-    """An output layer that decides in two steps (adaptive softmax, Grave et al. 2017).
+class OutputLayer(nn.Linear):
+    """A vector for each token, whose product with a hidden state is the token's logit.
 
-    First between the tokens below `cutoff` and, as one, all others, then between those. Training
-    computes the second step only for the targets that need it: BPE's first tokens are the frequent
-    ones.
+    Args:
+        cutoff: it decides in two steps (adaptive softmax, Grave et al. 2017), first between the
+            tokens below this one and, as one, all others, then between those. Training computes the
+            second step only for the targets that need it: BPE's first tokens are the frequent ones.
+            0: in one step.
+        spelling_rows: of a table of the parts of tokens' spelling, which are added to their
+            vectors; 0: no table.
     """
 
-    def __init__(self, d_model: int, vocab_size: int, cutoff: int) -> None:
+    def __init__(
+        self, d_model: int, vocab_size: int, cutoff: int = 0, spelling_rows: int = 0
+    ) -> None:
         super().__init__(d_model, vocab_size, bias=False)
         self.cutoff = cutoff
-        self.others = nn.Parameter(torch.empty(1, d_model))
+        self.others = nn.Parameter(torch.empty(1, d_model)) if cutoff else None
+        self.parts = Parts(vocab_size, d_model, spelling_rows) if spelling_rows else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (..., V) of both steps together, for x (..., C)."""
-        first, second = at_least_float32(super().forward(x)).tensor_split([self.cutoff], dim=-1)
+        logits = super().forward(x)
+        if self.parts is not None:
+            logits = logits + self.parts.logits(x)
+        if self.others is None:
+            return logits
+        first, second = at_least_float32(logits).tensor_split([self.cutoff], dim=-1)
         others = at_least_float32(F.linear(x, self.others))  # (..., 1)
         return torch.cat([first, others + second.log_softmax(-1)], dim=-1)
 
     def cross_entropy(self, hidden_states: Tensor, targets: Tensor) -> Tensor:
-        first, second = self.weight.tensor_split([self.cutoff])
+        """The mean for hidden states (N, C) and those targets (N,) that are not IGNORED.
+
+        In float32, or float64 if the weights are.
+        """
+        weight = self.weight
+        if self.parts is not None:
+            weight = weight + self.parts.of_all_tokens()
+        if self.others is None:
+            return one_softmax(hidden_states, weight, targets)
+        first, second = weight.tensor_split([self.cutoff])
         first = torch.cat([first, self.others])  # (cutoff + 1, C)
         loss = one_softmax(hidden_states, first, targets.clamp(max=self.cutoff))
         (rare,) = (targets >= self.cutoff).nonzero(as_tuple=True)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt.cross_entropy import AdaptiveHead
-from lit_gpt.embeddings import Pairs, SpelledEmbedding, Spelling, make_embedding
+from lit_gpt.cross_entropy import OutputLayer
+from lit_gpt.embeddings import Pairs, Parts, Spelling, make_embedding
 from lit_gpt.errors import UserError, check_choice, check_least
 
 CHOICES = {  # possible values
@@ -78,6 +78,7 @@ class GPTConfig:
             has a row, shared by chance with others (modded-nanogpt); 0: no table.
         spelling_rows: of a table added to the embedding, in which each part of a token's spelling
             has a row (Bojanowski et al. 2017), shared by chance with others; 0: no table.
+        output_spelling_rows: of another such table, which is added to the output layer.
         softmax_cutoff: the leading share of the vocabulary that the first of two softmaxes covers,
             with one entry for all other tokens (adaptive softmax, Grave et al. 2017); 0: one
             softmax over all tokens.
@@ -119,6 +120,7 @@ class GPTConfig:
     smear: bool | None = None
     bigram_rows: int | None = None
     spelling_rows: int = 0
+    output_spelling_rows: int = 0
     softmax_cutoff: float = 0.0
     head_size: int | None = None
     hidden_size: int | None = None
@@ -175,7 +177,8 @@ class GPTConfig:
         others = ("num_kv_heads", "head_size", "hidden_size", "sliding_window")
         names = (*sizes, *others, "rope_original_context")
         check_least(1, **{name: getattr(self, name) for name in names})
-        check_least(0, bigram_rows=self.bigram_rows, spelling_rows=self.spelling_rows)
+        tables = ("bigram_rows", "spelling_rows", "output_spelling_rows")
+        check_least(0, **{name: getattr(self, name) for name in tables})
         for name in ("dropout", "softmax_cutoff"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise UserError("must be in [0, 1)", field=name, value=value)
@@ -221,7 +224,7 @@ class GPTConfig:
         heads = 2 * (self.num_heads + self.num_kv_heads)  # of qkv and out together
         feed_forward = (3 if self.activation == "swiglu" else 2) * self.hidden_size
         block = (heads * self.head_size + feed_forward) * self.d_model
-        rows = self.vocab_size + self.bigram_rows + self.spelling_rows
+        rows = self.vocab_size + self.bigram_rows + self.spelling_rows + self.output_spelling_rows
         return rows * self.d_model + self.num_blocks * block
 
 
@@ -438,10 +441,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.num_blocks))
         self.norm = make_norm(c, c.d_model)
-        if c.cutoff:
-            self.head: nn.Linear = AdaptiveHead(c.d_model, c.vocab_size, c.cutoff)
-        else:
-            self.head = nn.Linear(c.d_model, c.vocab_size, bias=False)
+        self.head = OutputLayer(c.d_model, c.vocab_size, c.cutoff, c.output_spelling_rows)
         if c.tie_embeddings:
             self.head.weight = self.embedding.weight
         self._initialize()
@@ -456,7 +456,7 @@ class GPT(nn.Module):
                 nn.init.normal_(weight, 0, self.scale / 2)
             elif name == "pairs.share":
                 nn.init.constant_(weight, 0.3)
-            elif name == "pairs.table.weight":
+            elif name in ("pairs.table.weight", "head.parts.weight"):
                 nn.init.zeros_(weight)
             elif weight.ndim > 1:
                 adds = name.endswith("out.weight")
@@ -466,8 +466,12 @@ class GPT(nn.Module):
 
     def spell(self, tokenizer: Spelling) -> None:
         """Takes the parts of each token's spelling, if any count: before the first call."""
-        if isinstance(self.embedding, SpelledEmbedding):
-            self.embedding.spell(tokenizer)
+        tables = [module for module in self.modules() if isinstance(module, Parts)]
+        for num_rows in {table.num_rows for table in tables}:
+            rows = torch.from_numpy(tokenizer.spelling_rows(num_rows))
+            for table in tables:
+                if table.num_rows == num_rows:
+                    table.spell(rows)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each of `ids` (B, T).
@@ -516,8 +520,8 @@ class GPT(nn.Module):
         """
         total = sum(p.numel() for p in self.parameters())
         vocabulary = self.embedding.weight.numel() * (1 if self.config.tie_embeddings else 2)
-        rows = self.config.spelling_rows + bool(self.config.cutoff)
-        vocabulary += rows * self.config.d_model
+        c = self.config
+        vocabulary += (c.spelling_rows + c.output_spelling_rows + bool(c.cutoff)) * c.d_model
         if self.pairs is not None:
             vocabulary += sum(p.numel() for p in self.pairs.parameters())
         return vocabulary, total - vocabulary

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 from torchmetrics import Metric
 
-from lit_gpt.cross_entropy import cross_entropy, is_half
+from lit_gpt.cross_entropy import is_half
 from lit_gpt.errors import UserError, check_choice, check_least
 from lit_gpt.lora import LoraConfig, LoraLayers, add_adapters, is_adapter
 from lit_gpt.model import GPT, GPTConfig
@@ -45,7 +45,7 @@ def next_token_loss(model: GPT, x: Tensor, y: Tensor) -> Tensor:
     Of the targets that are not IGNORED, of which there must be one. In float32, or float64 if the
     weights are, whatever the precision of the model.
     """
-    return cross_entropy(model.head, model.hidden_states(x).flatten(0, 1), y.flatten())
+    return model.head.cross_entropy(model.hidden_states(x).flatten(0, 1), y.flatten())
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ from lit_gpt.budget.candidates import Candidate, num_heads
 from lit_gpt.budget.processor import thread_times
 from lit_gpt.budget.text_facts import TokenizerFacts
 from lit_gpt.command import resource_error
+from lit_gpt.embeddings import Parts
 from lit_gpt.model import GPT, STYLES, GPTConfig
 from lit_gpt.module import next_token_loss
 from lit_gpt.optim import OptimizerKind, build_optimizer
@@ -144,7 +145,8 @@ class Trial:
     def probe(self, vocab_size: int, width: int, depth: int, context: int, batch: int) -> Candidate:
         tokenizer = TokenizerFacts("bytes", vocab_size, 1.0, 1, 1, 8.0, 8.0)
         sizes = {"d_model": width, "num_blocks": depth, "num_heads": num_heads(width)}
-        names = ("style", "dropout", "spelling_rows", "softmax_cutoff", *STYLES["classic"])
+        tables = ("spelling_rows", "output_spelling_rows", "softmax_cutoff")
+        names = ("style", "dropout", *tables, *STYLES["classic"])
         choices = {name: self.fixed[name] for name in names if name in self.fixed}
         config = GPTConfig(**{**choices, **sizes}, vocab_size=vocab_size, context_length=context)
         return Candidate(tokenizer, config, batch, self.optimizer)
@@ -170,8 +172,9 @@ class Trial:
         """An optimizer step, and an evaluation of B windows of T tokens."""
         config = candidate.config
         model = GPT(config).to(self.device, weight_type(self.precision))
-        for rows in model.embedding.buffers():  # of the parts of a token's spelling
-            rows.random_(config.spelling_rows)
+        for module in model.modules():
+            if isinstance(module, Parts):
+                module.spell(torch.randint_like(module.rows, module.num_rows))
         fused = self.precision != "16-mixed"
         optimizer = build_optimizer(model, 1e-4, 0.1, (0.9, 0.95), fused, self.optimizer)
         shape = (candidate.batch_size, config.context_length)

@@ -26,7 +26,8 @@ SCALING = {  # our fields, and those of rope_parameters
     },
 }
 CHOSEN = (  # the last value
-    *("position", "norm", "qk_norm", "smear", "bigram_rows", "spelling_rows", "softmax_cutoff"),
+    *("position", "norm", "qk_norm", "smear", "bigram_rows", "spelling_rows"),
+    *("output_spelling_rows", "softmax_cutoff"),
 )
 
 

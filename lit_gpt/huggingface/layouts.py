@@ -52,6 +52,7 @@ PLAIN = {  # what no architecture of transformers that is here does
     "smear": (False,),
     "bigram_rows": (0,),
     "spelling_rows": (0,),
+    "output_spelling_rows": (0,),
     "softmax_cutoff": (0.0,),
 }
 GPT2 = Layout(
