@@ -100,19 +100,20 @@ def make_embedding(vocab_size: int, d_model: int, spelling_rows: int) -> nn.Embe
 
 
 class Pairs(nn.Module):
-    """What the token before each adds to its embedding; the first of a window precedes itself."""
+    """What the token before each adds to its embedding."""
 
     def __init__(self, d_model: int, smear: bool, bigram_rows: int) -> None:
         super().__init__()
         self.share = nn.Parameter(torch.empty(d_model)) if smear else None
         self.table = nn.Embedding(bigram_rows, d_model) if bigram_rows else None
 
-    def forward(self, ids: Tensor, before: Tensor, embedding: nn.Embedding) -> Tensor:
-        """Of ids and those before them, (B, T) each: (B, T, C)."""
+    def forward(self, ids: Tensor, first: Tensor, embedding: nn.Embedding) -> Tensor:
+        """Of ids (B, T), before which are `first` (B, 1): (B, T, C)."""
         x = embedding(ids)
         if self.share is not None:
-            x = x + self.share * embedding(before)
+            x = x + self.share * torch.cat([embedding(first), x[:, :-1]], dim=1)
         if self.table is not None:
+            before = torch.cat([first, ids[:, :-1]], dim=1)  # (B, T)
             # Two primes spread the pairs over the rows, as in modded-nanogpt.
             x = x + self.table((36_313 * ids ^ 27_191 * before) % self.table.num_embeddings)
         return x

@@ -490,8 +490,9 @@ class GPT(nn.Module):
         if self.pairs is None:
             x = self.embedding(ids)  # (B, T, C)
         else:
+            # The first token of a window precedes itself.
             first = ids[:, :1] if cache is None or cache.last is None else cache.last
-            x = self.pairs(ids, torch.cat([first, ids[:, :-1]], dim=1), self.embedding)
+            x = self.pairs(ids, first, self.embedding)
         if self.position is not None:
             x = x + self.position[places]  # (T, C) is added to each row, or (B, T, C)
         x = self.dropout(x)

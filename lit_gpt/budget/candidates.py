@@ -10,6 +10,7 @@ from typing import Any
 
 from lit_gpt.budget import recipe
 from lit_gpt.budget.text_facts import TokenizerFacts
+from lit_gpt.embeddings import PARTS
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
 
@@ -55,7 +56,8 @@ class Candidate:
         config = self.config
         assert config.bigram_rows is not None
         rows = config.vocab_size * (1 if config.tie_embeddings else 2) + config.bigram_rows
-        return (rows + config.spelling_rows + bool(config.cutoff)) * config.d_model
+        rows += config.spelling_rows + config.output_spelling_rows + bool(config.cutoff)
+        return rows * config.d_model
 
     @property
     def weights_per_token(self) -> float:
@@ -100,7 +102,8 @@ class Candidate:
         logits = 5 * self.step_tokens * self.head_rows
         moments = 7 * (self.weights + self.vocabulary_weights)
         activations = 40 * self.step_tokens * config.num_blocks * config.d_model
-        return 4.0 * (logits + moments + activations)
+        spelled = 2 * PARTS * config.vocab_size * config.d_model * bool(config.output_spelling_rows)
+        return 4.0 * (logits + moments + activations + spelled)
 
     @property
     def key(self) -> tuple[Any, ...]:

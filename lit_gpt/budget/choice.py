@@ -34,7 +34,7 @@ TOKENIZER = 1  # the place of its reason
 CHOSEN = (  # plain names of the options that are chosen, unless they are given
     *("tokenizer", "context_length", "batch_size", "order"),
     *("style", "d_model", "num_blocks", "num_heads", "tie_embeddings", "dropout"),
-    *("spelling_rows", "softmax_cutoff"),
+    *("spelling_rows", "output_spelling_rows", "softmax_cutoff"),
     *("optimizer", "learning_rate", "table_rate", "table_eps", "weight_decay"),
     *("schedule", "warmup_steps"),
     *("max_steps", "val_check_interval", "limit_val_batches", "max_tokens", "threads"),
@@ -252,6 +252,7 @@ def options_of(budget: Budget, plan: Plan) -> dict[str, Any]:
         "num_heads": config.num_heads,
         **recipe.FIXED,
         "spelling_rows": config.spelling_rows,
+        "output_spelling_rows": config.output_spelling_rows,
         "softmax_cutoff": config.softmax_cutoff,
         "dropout": recipe.dropout(plan.epochs, candidate.weights_per_token),
         "optimizer": optimizer,

@@ -66,7 +66,7 @@ SHORT = text(80_000, bpe_1024=(1024, 2.9, 2.45))
 
 
 def choose_in(seconds: float, facts: TextFacts, spent: float = 10.0, rates=LAPTOP, **given):
-    names = (*MODERN, "spelling_rows", "softmax_cutoff")
+    names = (*MODERN, "spelling_rows", "output_spelling_rows", "softmax_cutoff")
     fixed = MODERN | {n: given[n] for n in names if n in given}
     return choose(Budget(seconds, spent, given, fixed), facts, rates)
 
@@ -230,6 +230,7 @@ GIVEN = {
     "style": "classic",
     "tie_embeddings": True,
     "spelling_rows": 50,
+    "output_spelling_rows": 50,
     "softmax_cutoff": 0.1,
     "dropout": 0.25,
     "optimizer": "adamw",
@@ -269,6 +270,7 @@ def test_an_option_that_is_given_is_kept(name):
         "context_length",
         "tie_embeddings",
         "spelling_rows",
+        "output_spelling_rows",
         "softmax_cutoff",
     ):
         assert getattr(config, name) == GIVEN[name]

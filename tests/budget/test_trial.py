@@ -35,6 +35,7 @@ def test_counted_weights_are_those_of_the_model():
     assert make(300, 64, 3, tie_embeddings=True).vocabulary_weights == 64 * 300
     assert make(300, 64, 3, bigram_rows=50).vocabulary_weights == 64 * 650
     assert make(300, 64, 3, spelling_rows=50).vocabulary_weights == 64 * 650
+    assert make(300, 64, 3, output_spelling_rows=40).vocabulary_weights == 64 * 640
     assert make(300, 64, 3, softmax_cutoff=0.2).vocabulary_weights == 64 * 601
 
 

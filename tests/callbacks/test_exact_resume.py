@@ -89,7 +89,8 @@ def test_so_it_does_in_every_precision(record, precision):
 def test_so_it_does_in_the_fast_style(record, precision, optimizer):
     options = {"model.style": "fast", "model.optimizer": optimizer, "model.schedule": "linear"}
     options |= {"model.table_rate": 3.0, "model.table_eps": 1e-3, "model.bigram_rows": 500}
-    options |= {"model.spelling_rows": 300, "model.softmax_cutoff": 0.5}
+    options |= {"model.spelling_rows": 300, "model.output_spelling_rows": 200}
+    options |= {"model.softmax_cutoff": 0.5}
     options |= {"trainer.precision": precision, "trainer.deterministic": True}
     whole, whole_weights, _ = record(**options)
     first, _, run = record(3, **options)

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from lit_gpt.model import (
     rotate,
     sinusoids,
 )
+from lit_gpt.module import next_token_loss
 from lit_gpt.optim import build_optimizer
 from tests.spelling import RandomSpelling
 
@@ -109,6 +111,9 @@ OVERRIDES = [
     ("fast", "spelling_rows", 50, 50 * 16),
     ("classic", "spelling_rows", 1, 16),
     ("modern", "spelling_rows", 50, 50 * 16),
+    ("fast", "output_spelling_rows", 50, 50 * 16),
+    ("classic", "output_spelling_rows", 2, 2 * 16),
+    ("modern", "output_spelling_rows", 50, 50 * 16),
     ("fast", "softmax_cutoff", 0.3, 16),
     ("classic", "softmax_cutoff", 0.99, 16),
     ("fast", "tie_embeddings", True, -11 * 16),
@@ -270,19 +275,37 @@ def test_positions_are_added_to_the_embedding(choice):
 @torch.no_grad()
 @pytest.mark.parametrize("smear", [True, False])
 def test_the_rows_of_its_parts_are_added_to_a_token_s_embedding(smear):
-    """Also to that of the token before, of which smear takes a share; the output layer has none."""
-    for style in STYLES:
-        model = tiny(style, spelling_rows=5, smear=smear)
-        plain = tiny(style, smear=smear)
-        weights = {n: w for n, w in model.state_dict().items() if n != "embedding.parts.weight"}
+    """Also to that of the token before, of which smear takes a share.
+
+    The output layer has a table of its own, which adds to what it is tied to.
+    """
+    for style, cutoff in product(STYLES, (0.0, 0.4)):
+        choices = {"smear": smear, "softmax_cutoff": cutoff}
+        model = tiny(style, spelling_rows=5, output_spelling_rows=7, **choices)
+        plain = tiny(style, **choices)
+        weights = {n: w for n, w in model.state_dict().items() if "parts" not in n}
         plain.load_state_dict(weights)
-        if model.config.tie_embeddings:  # apart, as only the input has the parts
+        if model.config.tie_embeddings:  # apart, as their parts differ
             plain.head.weight = nn.Parameter(plain.head.weight.clone())
-        table = model.state_dict()["embedding.parts.weight"]
-        for token, rows in enumerate(RandomSpelling(11).spelling_rows(5)):
-            for row in rows:
-                plain.embedding.weight[token] += table[row]
-        torch.testing.assert_close(model(some_ids(3, 8)), plain(some_ids(3, 8)))
+        for name, size in (("embedding", 5), ("head", 7)):
+            table = model.state_dict()[f"{name}.parts.weight"]
+            for token, rows in enumerate(RandomSpelling(11).spelling_rows(size)):
+                for row in rows:
+                    plain.state_dict()[f"{name}.weight"][token] += table[row]
+        x, y = some_ids(3, 8), some_ids(3, 8)
+        torch.testing.assert_close(model(x), plain(x))
+        torch.testing.assert_close(next_token_loss(model, x, y), next_token_loss(plain, x, y))
+
+
+@pytest.mark.parametrize("cutoff", [0.0, 0.4])
+def test_the_gradients_of_spelling_are_those_of_the_logits(cutoff):
+    """The loss adds up the rows of all tokens, and its gradient takes a way of its own."""
+    model = tiny("fast", output_spelling_rows=7, softmax_cutoff=cutoff).double()
+    x, y = some_ids(3, 8), some_ids(3, 8)
+    weights = (model.head.parts.weight, model.head.weight)
+    found = torch.autograd.grad(next_token_loss(model, x, y), weights)
+    loss = nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    torch.testing.assert_close(found, torch.autograd.grad(loss, weights))
 
 
 @torch.no_grad()
@@ -303,9 +326,10 @@ def test_an_adaptive_output_layer_decides_in_two_steps(cutoff):
 
 
 def test_a_model_that_knows_no_spelling_yet_fails():
-    model = GPT(GPTConfig(11, spelling_rows=5, **TINY))
-    with pytest.raises(RuntimeError, match="value -1"):
-        model(some_ids(1, 8))
+    for name in ("spelling_rows", "output_spelling_rows"):
+        model = GPT(GPTConfig(11, **{name: 5}, **TINY))
+        with pytest.raises(RuntimeError, match="value -1"):
+            model(some_ids(1, 8))
 
 
 @torch.no_grad()
@@ -346,7 +370,8 @@ def test_few_pairs_share_a_row():
     model, rows = GPT(config), []
     model.pairs.table.register_forward_pre_hook(lambda table, args: rows.append(args[0]))
     every = torch.arange(1000)
-    model.pairs(every.expand(1000, 1000), every[:, None].expand(1000, 1000), model.embedding)
+    first, ids = torch.cartesian_prod(every, every).split(1, dim=1)  # (1,000,000, 1) each
+    model.pairs(ids, first, model.embedding)
     hits = torch.bincount(rows[0].flatten(), minlength=8191)
     assert hits.sum() == 1_000_000
     assert (hits - 1_000_000 / 8191).abs().max() < 6 * math.sqrt(1_000_000 / 8191)
@@ -709,6 +734,7 @@ def test_classic_style_learns_exactly_as_the_classic_loop():
         ({"hidden_size": -4}, "hidden_size -4: must be at least 1"),
         ({"bigram_rows": -1}, "bigram_rows -1: must be at least 0"),
         ({"spelling_rows": -1}, "spelling_rows -1: must be at least 0"),
+        ({"output_spelling_rows": -1}, "output_spelling_rows -1: must be at least 0"),
         ({"softmax_cutoff": -0.1}, "softmax_cutoff -0.1: must be in [0, 1)"),
         ({"softmax_cutoff": 1}, "softmax_cutoff 1: must be in [0, 1)"),
         ({"smear": 2}, "smear 2: must be one of False, True"),

@@ -22,7 +22,7 @@ ADAMW = {"trainer.accumulate_grad_batches": 2, "trainer.gradient_clip_val": 0.5}
 ADAMW |= {"trainer.limit_val_batches": 3, "checkpoints.every_n_steps": 3}
 MUON = MODERN | {"model.optimizer": "muon", "model.schedule": "cosine", "model.table_rate": 2.0}
 MUON |= {"checkpoints.every_n_steps": 3, "model.activation_checkpointing": True}
-MUON |= {"model.spelling_rows": 50, "model.softmax_cutoff": 0.5}
+MUON |= {"model.spelling_rows": 50, "model.output_spelling_rows": 40, "model.softmax_cutoff": 0.5}
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ ARCHITECTURES = [
     ("classic", {"position": "learned"}),
     ("modern", {"num_kv_heads": 2}),
     ("fast", {"bigram_rows": 50, "spelling_rows": 20, "softmax_cutoff": 0.3}),
+    ("fast", {"output_spelling_rows": 20, "softmax_cutoff": 0.3}),
     ("modern", {"sliding_window": 3}),
     ("classic", {"position": "rotary", "rotary_fraction": 0.5, "parallel_residual": True}),
 ]

@@ -271,6 +271,7 @@ def test_the_cache_holds_grouped_keys_and_values(num_kv_heads):
         ("fast", {"bigram_rows": 50}),
         ("fast", {"bigram_rows": 50, "smear": False}),
         ("fast", {"spelling_rows": 20}),
+        ("fast", {"output_spelling_rows": 20}),
         ("fast", {"softmax_cutoff": 0.3}),
         ("classic", {"bigram_rows": 50}),
         ("classic", {"sliding_window": 3}),

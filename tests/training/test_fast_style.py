@@ -19,7 +19,7 @@ from lit_gpt.training.train import build_run
 from tests.conftest import ROOT, SMALL, command_line
 
 FAST = {"model.style": "fast", "model.bigram_rows": 500, "model.spelling_rows": 300}
-FAST |= {"model.softmax_cutoff": 0.5}
+FAST |= {"model.output_spelling_rows": 200, "model.softmax_cutoff": 0.5}
 RATES = {"model.table_rate": 3.0, "model.table_eps": 1e-3, "model.learning_rate": 6e-3}
 MUON = {"model.optimizer": "muon", "model.schedule": "linear", "data.order": "shuffled"}
 ALL = FAST | RATES | MUON
@@ -50,7 +50,8 @@ def test_the_configuration_trains_the_fast_style(train):
     assert (result.status, result.err) == (0, "")
     config = result.run.model.gpt.config
     assert (config.style, config.smear, config.bigram_rows) == ("fast", True, 0)
-    assert (config.spelling_rows, config.softmax_cutoff) == (4096, 0.35)
+    assert (config.spelling_rows, config.output_spelling_rows) == (4096, 4096)
+    assert config.softmax_cutoff == 0.35
     groups = result.run.trainer.optimizers[0].param_groups
     initial = [group["initial_lr"] for group in groups]
     assert initial == pytest.approx([6e-3, 6e-3, 18e-3, 6e-3])  # tables three times as fast
@@ -66,6 +67,7 @@ def test_every_part_of_the_pairs_learns(fast):
         "gpt.pairs.table.weight",
         "gpt.embedding.parts.weight",
         "gpt.head.others",
+        "gpt.head.parts.weight",
     ):
         assert not torch.equal(start[name], end[name]), name
     assert (start["gpt.pairs.share"] - 0.3).abs().max() > 1e-3
@@ -79,6 +81,8 @@ def test_every_part_of_the_pairs_learns(fast):
         ("model.bigram_rows", 501),
         ("model.spelling_rows", 0),
         ("model.spelling_rows", 301),
+        ("model.output_spelling_rows", 0),
+        ("model.output_spelling_rows", 201),
         ("model.softmax_cutoff", 0.0),
         ("model.softmax_cutoff", 0.7),
         ("model.table_rate", 1.0),
@@ -111,6 +115,7 @@ def test_the_same_run_twice_is_the_same_bit_for_bit(fast, optimizer, precision):
         ({"model.table_eps": 1e-8}, "table_eps was 0.001 and is now 1e-08"),
         ({"model.bigram_rows": 400}, "bigram_rows was 500 and is now 400"),
         ({"model.spelling_rows": 0}, "spelling_rows was 300 and is now 0"),
+        ({"model.output_spelling_rows": 0}, "output_spelling_rows was 200 and is now 0"),
         ({"model.softmax_cutoff": 0.0}, "softmax_cutoff was 0.5 and is now 0.0"),
         ({"model.smear": False}, "smear was True and is now False"),
         ({"model.style": "modern"}, "tie_embeddings was False and is now True, smear was True and"),

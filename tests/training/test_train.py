@@ -325,6 +325,7 @@ CHANGES = {  # each option changes the run
     "model.smear": True,
     "model.bigram_rows": 50,
     "model.spelling_rows": 50,
+    "model.output_spelling_rows": 50,
     "model.softmax_cutoff": 0.5,
     "model.qkv_bias": False,
     "model.norm_eps": 0.1,
