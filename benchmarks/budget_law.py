@@ -207,7 +207,7 @@ def train(
 def read_rows(path: str) -> list[Row]:
     """The runs that were made with the recipe's settings, without those of bytes.
 
-    Nor those with an output layer in two steps, which the law has a constant for.
+    Nor those whose output layer is spelled or has two steps: the law has constants for these.
 
     Raises:
         UserError: no such file, or one of other columns.
@@ -224,7 +224,7 @@ def read_rows(path: str) -> list[Row]:
 
 
 def is_usual(row: Row) -> bool:
-    if row.tokenizer == "bytes" or row.softmax_cutoff:
+    if row.tokenizer == "bytes" or row.output_spelling_rows or row.softmax_cutoff:
         return False
     candidate = candidate_of(row)
     epochs, weights = candidate.epochs(row.steps), candidate.weights_per_token

@@ -19,6 +19,7 @@ RANGE = (0.86, 1.16)  # reached / expected, a text's mean: 21 of 22 that the fit
 REPEATS = 15.4  # passes after which a repeated text is worth 1 - 1/e of new ones (Muennighoff)
 # Times the bits per byte, for an output layer in two steps: the mean of 12 pairs of runs.
 ADAPTIVE = 1.002
+OUTPUT = 0.58  # of what spelling saves, that of the output layer saves again: 12 pairs of runs
 FEWER = 0.9  # `useful_steps` tries this share of the steps, again and again
 # Tokens per step at which half of all are wasted, in a run of so many; it grows with their root.
 CRITICAL = (1500, 256_000)
@@ -31,10 +32,10 @@ class Law:
     """Bits per byte = difficulty + size / N**weights + data / D**tokens + repeated * overfitting.
 
     All of it is multiplied by 1 - spelling * (V / 10,000)**vocabulary for models that have
-    `spelling_rows` and a vocabulary of V tokens. N is millions of weights, D millions of useful
-    tokens. Counting pairs of tokens reaches T bits per byte with the best tokenizer and B with this
-    one; the difficulty, which no model and no amount of text takes away, is
-    floor * T**text * (B / T)**pairs.
+    `spelling_rows` and a vocabulary of V tokens, and likewise for `output_spelling_rows`. N is
+    millions of weights, D millions of useful tokens. Counting pairs of tokens reaches T bits per
+    byte with the best tokenizer and B with this one; the difficulty, which no model and no amount
+    of text takes away, is floor * T**text * (B / T)**pairs.
 
     Args:
         floor: scale of the difficulty.
@@ -77,9 +78,13 @@ def expected(candidate: Candidate, steps: int, law: Law = FITTED) -> float:
     data = law.data * (useful / 1e6) ** -law.tokens
     repeated = law.repeated * overfitting(candidate, candidate.epochs(steps))
     bits = law.difficulty(tokenizer) + size + data + repeated
-    if candidate.config.spelling_rows:
-        bits *= 1 - law.spelling * (tokenizer.vocab_size / 10_000) ** law.vocabulary
-    return bits * (ADAPTIVE if candidate.config.cutoff else 1)
+    config = candidate.config
+    saved = law.spelling * (tokenizer.vocab_size / 10_000) ** law.vocabulary
+    if config.spelling_rows:
+        bits *= 1 - saved
+    if config.output_spelling_rows:
+        bits *= 1 - OUTPUT * saved
+    return bits * (ADAPTIVE if config.cutoff else 1)
 
 
 def useful_steps(candidate: Candidate, most: int) -> int:

@@ -84,8 +84,8 @@ def plan_budget(
     """
     chosen = {name: recipe.FIXED[name] for name in ("style", "tie_embeddings")}
     if fixed.get("style") in (None, "fast"):
-        chosen |= {"spelling_rows": recipe.SPELLING_ROWS}
-        chosen |= {"output_spelling_rows": recipe.SPELLING_ROWS}
+        tables = ("spelling_rows", "output_spelling_rows")
+        chosen |= dict.fromkeys(tables, recipe.SPELLING_ROWS)
     fixed = {**chosen, "dropout": given.get("dropout", 0.0), **fixed}
     optimizer = given.get("optimizer", recipe.FIXED["optimizer"])
     trial = Trial(device, precision, optimizer, dict(fixed), "threads" in given)
