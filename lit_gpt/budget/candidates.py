@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -45,12 +46,12 @@ class Candidate:
         """Passes over the training text."""
         return steps * self.step_tokens / self.tokenizer.train_tokens
 
-    @property
+    @cached_property
     def weights(self) -> int:
         """Of the blocks, without biases and norms: what scaling laws count."""
         return self.config.num_blocks * sum(m * n for m, n in matrices(self.config))
 
-    @property
+    @cached_property
     def vocabulary_weights(self) -> int:
         """Of the embedding, the output layer, the pairs of tokens and the parts of tokens."""
         config = self.config
