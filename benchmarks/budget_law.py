@@ -228,11 +228,14 @@ def is_usual(row: Row) -> bool:
         return False
     candidate = candidate_of(row)
     epochs, weights = candidate.epochs(row.steps), candidate.weights_per_token
-    regular = (recipe.dropout(epochs, weights), recipe.weight_decay(epochs, weights))
-    if not row.spelling_rows:  # the recipe of the time
-        is_by_heart = recipe.repetition(epochs, weights) > 50
-        is_long = epochs > recipe.MOST_EPOCHS
-        regular = (0.1 if is_long and is_by_heart else 0.0, 1.0 if is_by_heart else 0.1)
+    repeated = recipe.repetition(epochs, weights)
+    is_long = epochs > recipe.MOST_EPOCHS
+    # The recipe of the time.
+    if row.spelling_rows:
+        decay = 1.0 if repeated > 120 else 0.3 if repeated > 15 else 0.1
+        regular = (0.1 if is_long and repeated > 120 else 0.0, decay)
+    else:
+        regular = (0.1 if is_long and repeated > 50 else 0.0, 1.0 if repeated > 50 else 0.1)
     rate = recipe.learning_rate(row.d_model, "muon")
     return (row.dropout, row.weight_decay) == regular and row.learning_rate == rate
 

@@ -18,10 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.measure import Options, Side, at_least_one, flops_per_token, read_text, report
 from benchmarks.step import Size, config, measure_size, report_steps
-from lit_gpt.cross_entropy import cross_entropy_in_parts
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.module import next_token_loss
 from lit_gpt.optim import build_optimizer
+from lit_gpt.output_layer import cross_entropy_in_parts
 
 # Dense bfloat16 operations per second, from NVIDIA's data sheets.
 PEAK_FLOPS = {

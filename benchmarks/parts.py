@@ -22,9 +22,9 @@ from benchmarks.measure import (
     report,
     run_script,
 )
-from lit_gpt.cross_entropy import cross_entropy_in_parts, rows_at_once
 from lit_gpt.generation.sampling import Sampling, generate
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.output_layer import cross_entropy_in_parts, rows_at_once
 
 VOCABULARIES = (1245, 4096, 8192, 13_340)  # of the loss
 SAMPLE_VOCABULARY = 1245  # rows of the sample corpus: the default job's model

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt.cross_entropy import OutputLayer
 from lit_gpt.embeddings import Pairs, Parts, Spelling, make_embedding
 from lit_gpt.errors import UserError, check_choice, check_least
+from lit_gpt.output_layer import OutputLayer
 
 CHOICES = {  # possible values
     "position": ("sinusoidal", "learned", "rotary"),

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 from torchmetrics import Metric
 
-from lit_gpt.cross_entropy import is_half
 from lit_gpt.errors import UserError, check_choice, check_least
 from lit_gpt.lora import LoraConfig, LoraLayers, add_adapters, is_adapter
 from lit_gpt.model import GPT, GPTConfig
@@ -31,6 +30,7 @@ from lit_gpt.optim import (
     learning_rate_factor,
 )
 from lit_gpt.optimizer_state import save_by_name
+from lit_gpt.output_layer import is_half
 from lit_gpt.windows import IGNORED
 
 if TYPE_CHECKING:  # the schema of the files: a layer above, and of no use at run time

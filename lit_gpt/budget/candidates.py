@@ -66,6 +66,13 @@ class Candidate:
         return (self.weights + self.vocabulary_weights) / self.tokenizer.train_tokens
 
     @property
+    def own_weights_per_token(self) -> float:
+        """Without those of spelling, which tokens share."""
+        config = self.config
+        shared = (config.spelling_rows + config.output_spelling_rows) * config.d_model
+        return self.weights_per_token - shared / self.tokenizer.train_tokens
+
+    @property
     def head_rows(self) -> float:
         """Rows of the output layer that a target is compared with, on average."""
         size, cutoff = self.config.vocab_size, self.config.cutoff

@@ -243,6 +243,11 @@ def options_of(budget: Budget, plan: Plan) -> dict[str, Any]:
     candidate = plan.candidate
     config = candidate.config
     optimizer = candidate.optimizer
+    rate = recipe.learning_rate(config.d_model, optimizer)
+    repeats = (plan.epochs, candidate.own_weights_per_token)
+    decay = recipe.weight_decay(
+        *repeats, budget.given.get("learning_rate", rate), 1 / candidate.epochs(1)
+    )
     return {
         "tokenizer": candidate.tokenizer.name,
         "context_length": config.context_length,
@@ -254,10 +259,10 @@ def options_of(budget: Budget, plan: Plan) -> dict[str, Any]:
         "spelling_rows": config.spelling_rows,
         "output_spelling_rows": config.output_spelling_rows,
         "softmax_cutoff": config.softmax_cutoff,
-        "dropout": recipe.dropout(plan.epochs, candidate.weights_per_token),
+        "dropout": recipe.dropout(*repeats),
         "optimizer": optimizer,
-        "learning_rate": recipe.learning_rate(config.d_model, optimizer),
-        "weight_decay": recipe.weight_decay(plan.epochs, candidate.weights_per_token),
+        "learning_rate": rate,
+        "weight_decay": decay,
         "warmup_steps": recipe.warmup_steps(plan.steps),
         "max_steps": plan.steps,
         "val_check_interval": max(1, -(-plan.steps // EVALUATIONS)),
@@ -337,7 +342,7 @@ def repetition_reason(best: Plan) -> str:
     """Why dropout and weight decay are what they are."""
     if best.epochs <= 1:
         return "the text is read once"
-    is_large = recipe.is_by_heart(best.epochs, best.candidate.weights_per_token)
+    is_large = recipe.is_by_heart(best.epochs, best.candidate.own_weights_per_token)
     return f"the model is {'large enough' if is_large else 'too small'} to learn the text by heart"
 
 

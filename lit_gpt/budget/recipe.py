@@ -21,7 +21,10 @@ FIXED = {  # for all: what learns most from a token
     "order": "shuffled",  # each token once an epoch
 }
 RATES = {"muon": (6e-3, 80), "adamw": (3e-3, 80)}  # learning rates at this width
-BY_HEART = (15.0, 120.0)  # `repetition` from where on a model learns some of its text so, or most
+BY_HEART = (12.0, 100.0)  # `repetition` from where on a model learns some of its text so, or most
+DECAY = (0.1, 1.3)  # least and most
+REACH = 80.0  # passes that the weights average over, for a `repetition` of one
+REACHES = (0.65, 3.0)  # least and most
 # Up to four teach nearly as much as new text (Muennighoff et al. 2023). Of these models, one that
 # read tinyshakespeare 12 times ended at 2.254 bits per byte, and one that read it 3 times at 2.115.
 MOST_EPOCHS = 4
@@ -38,7 +41,11 @@ def warmup_steps(steps: int) -> int:
 
 
 def repetition(epochs: float, weights_per_token: float) -> float:
-    """Weights (tables included) for each token, times passes, times passes less one."""
+    """How far a model may learn a text by heart: w * passes * (passes - 1).
+
+    Args:
+        weights_per_token: w, of the training text: without those of spelling, which tokens share.
+    """
     return (epochs - 1) * epochs * weights_per_token
 
 
@@ -46,25 +53,38 @@ def is_by_heart(epochs: float, weights_per_token: float) -> bool:
     return repetition(epochs, weights_per_token) > BY_HEART[0]
 
 
-def weight_decay(epochs: float, weights_per_token: float) -> float:
-    """More than the usual for a model that would learn its text by heart: a larger one needs fewer
-    passes for that.
+def weight_decay(epochs: float, weights_per_token: float, rate: float, epoch_steps: float) -> float:
+    """More than the usual for a model that would learn its text by heart.
 
-    As in Kim et al. 2025, Pre-training under infinite compute. Bits per byte measured with compact
-    cl100k_base, on tinyshakespeare, but for English travels (*) and the C code of jq (**):
+    As in Kim et al. 2025, Pre-training under infinite compute. Weights are an average of their
+    updates that reaches back 1 / (rate * decay) steps (Wang and Aitchison 2024, How to set AdamW's
+    weight decay as you scale model and dataset size), and what counts is how many passes over the
+    text these are. Bits per byte measured with compact cl100k_base on tinyshakespeare, but for
+    English travels (*), also with bpe:4096 (**), and the C code of jq (***):
 
-    | weights per token | passes | decay 0.1 | 0.3 | 1.0 |
-    |---|---|---|---|---|
-    | 3 * | 2.5 | 2.205 | 2.210 | |
-    | 12 | 1.9 | 2.101 | 2.091 | |
-    | 7 ** | 2.8 | 1.612 | 1.608 | |
-    | 14 * | 2.9 | 2.172 | 2.129 | 2.166 |
-    | 12 | 3.0 | | 2.064 | 2.073 |
-    | 17 | 4.0 | | 2.079 | 2.038 |
+    | repetition | passes that it reached back: bits per byte |
+    |---|---|
+    | 9 ** | 3.0: 2.205, 1.0: 2.210 |
+    | 18 | 6.9: 2.101, 2.3: 2.091 |
+    | 31 *** | 3.5: 1.612, 1.2: 1.608 |
+    | 61 | 2.3: 2.064, 0.7: 2.073 |
+    | 69 * | 3.6: 2.172, 1.2: 2.129, 0.4: 2.166 |
+    | 122 | 1.0: 2.035, 0.7: 2.020, 0.3: 2.043 |
+    | 177 | 2.7: 2.079, 0.8: 2.038 |
+    | 216 | 1.5: 2.030, 0.9: 1.999, 0.7: 1.997 |
+
+    Args:
+        rate: the learning rate's peak.
+        epoch_steps: steps of a pass.
     """
     if not is_by_heart(epochs, weights_per_token):
-        return 0.1
-    return 1.0 if repetition(epochs, weights_per_token) > BY_HEART[1] else 0.3
+        return DECAY[0]
+    passes = clamp(REACH / repetition(epochs, weights_per_token), REACHES)
+    return clamp(float(f"{1 / (rate * passes * epoch_steps):.2g}"), DECAY)
+
+
+def clamp(value: float, limits: tuple[float, float]) -> float:
+    return min(max(value, limits[0]), limits[1])
 
 
 def dropout(epochs: float, weights_per_token: float) -> float:
@@ -73,4 +93,5 @@ def dropout(epochs: float, weights_per_token: float) -> float:
     On tinyshakespeare, read 3.8 times with a weight decay of 1.0, a dropout of 0.1 changed 2.088
     bits per byte to 2.108.
     """
-    return 0.1 if epochs > MOST_EPOCHS and weight_decay(epochs, weights_per_token) == 1.0 else 0.0
+    is_long = epochs > MOST_EPOCHS and repetition(epochs, weights_per_token) > BY_HEART[1]
+    return 0.1 if is_long else 0.0

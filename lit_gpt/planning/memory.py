@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from lit_gpt.cross_entropy import MAX_LOGITS
 from lit_gpt.errors import UserError
 from lit_gpt.lora import LoraConfig, adapted_layers, add_adapters
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.output_layer import MAX_LOGITS
 
 # The CUDA context takes about 0.4 GB (PyTorch issue 107667). In torchtitan's runs, the allocator
 # reserved 6 to 15 % more than the tensors' sum (docs/scaling.md#planning).

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lit_gpt import cross_entropy
+from lit_gpt import output_layer
 from lit_gpt.data import EvalBatches, TextDataModule, TrainBatches, read_windows
 from lit_gpt.evaluation.whole_text import WholeText, whole_loss
 from lit_gpt.model import GPT, GPTConfig
@@ -46,7 +46,7 @@ def nats_of(model: GPT, packs: Packs, number: int) -> list[float]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_loss_is_the_mean_over_the_targets_that_count(dtype, limit, data, model, monkeypatch):
     """At once and in parts."""
-    monkeypatch.setattr(cross_entropy, "MAX_LOGITS", limit)
+    monkeypatch.setattr(output_layer, "MAX_LOGITS", limit)
     packs = data.windows["train"]
     x, y = read_windows(packs, np.arange(4), T)
     assert x.shape == y.shape == (4, T)

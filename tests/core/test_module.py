@@ -11,13 +11,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
-from lit_gpt import cross_entropy
+from lit_gpt import output_layer
 from lit_gpt.checkpoint import read_checkpoint
-from lit_gpt.cross_entropy import cross_entropy_in_parts, rows_at_once
 from lit_gpt.data import EvalBatches
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.module import LitGPT, LossTotals, next_token_loss
+from lit_gpt.output_layer import cross_entropy_in_parts, rows_at_once
 from lit_gpt.windows import IGNORED
 from tests import small_run
 
@@ -165,14 +165,14 @@ def test_a_huge_vocabulary_never_has_all_its_logits_at_once(monkeypatch):
     x, y = torch.randint(11, (2, 3, 6)).unbind(0)
 
     def run(limit: int) -> list[torch.Tensor]:
-        monkeypatch.setattr(cross_entropy, "MAX_LOGITS", limit)
+        monkeypatch.setattr(output_layer, "MAX_LOGITS", limit)
         at_once = []
 
         def in_parts(hidden_states, weight, targets, rows):
             at_once.append(rows)
             return cross_entropy_in_parts(hidden_states, weight, targets, rows)
 
-        monkeypatch.setattr(cross_entropy, "cross_entropy_in_parts", in_parts)
+        monkeypatch.setattr(output_layer, "cross_entropy_in_parts", in_parts)
         model = small_gpt()
         loss = next_token_loss(model, x, y)
         loss.backward()

@@ -19,11 +19,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lit_gpt.cross_entropy import MAX_LOGITS
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, Block, GPTConfig
 from lit_gpt.module import next_token_loss
 from lit_gpt.optim import build_optimizer
+from lit_gpt.output_layer import MAX_LOGITS
 from lit_gpt.planning.memory import (
     PRECISIONS,
     activation_bytes,
