@@ -23,7 +23,10 @@ class Spelling(Protocol):
 
 
 class _SumOfParts(torch.autograd.Function):
-    """Like `embedding_bag`, whose own backward pass takes several times as long as its forward."""
+    """The sum of each token's parts.
+
+    Backward, it sums over the tokens of each part, several times as fast as `embedding_bag` does.
+    """
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, rows: Tensor, tokens: Tensor, starts: Tensor) -> Tensor:

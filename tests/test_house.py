@@ -122,8 +122,8 @@ def test_the_import_contract_holds(tmp_path):
 def test_the_package_shows_its_core_files_and_a_folder_for_each_wing():
     shown = [path for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")]
     core = (
-        "__init__ __main__ checkpoint checkpoint_file command cross_entropy data embeddings errors "
-        "lora model module optim optimizer_state storage windows"
+        "__init__ __main__ checkpoint checkpoint_file command data embeddings errors lora model "
+        "module optim optimizer_state output_layer storage windows"
     )
     assert sorted(path.stem for path in shown if path.is_file()) == core.split()
     wings = (

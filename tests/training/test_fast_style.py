@@ -191,7 +191,7 @@ def test_the_card_names_the_pairs(fast):
     result = fast()
     gpt = result.run.model.gpt
     blocks = sum(p.numel() for p in gpt.blocks.parameters()) + 16
-    tables = (2 * gpt.config.vocab_size + 300 + 500 + 1 + 1) * 16
+    tables = (2 * gpt.config.vocab_size + 300 + 500 + 200 + 1 + 1) * 16
     parts = f"(embedding, pairs and output {tables:,}, blocks {blocks:,})"
     assert f"Parameters: {tables + blocks:,} {parts}\n" in result.out
 
