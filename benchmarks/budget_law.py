@@ -251,9 +251,13 @@ def candidate_of(row: Row) -> Candidate:
         row.text_bits,
     )
     sizes = (row.vocab_size, row.context_length, row.d_model, row.num_blocks)
-    more = {"style": "fast", "spelling_rows": row.spelling_rows}
-    more |= {"output_spelling_rows": row.output_spelling_rows}
-    config = GPTConfig(*sizes, num_heads(row.d_model), **more)
+    config = GPTConfig(
+        *sizes,
+        num_heads(row.d_model),
+        style="fast",
+        spelling_rows=row.spelling_rows,
+        output_spelling_rows=row.output_spelling_rows,
+    )
     return Candidate(known, config, row.batch_size)
 
 

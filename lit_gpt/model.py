@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -466,12 +466,10 @@ class GPT(nn.Module):
 
     def spell(self, tokenizer: Spelling) -> None:
         """Takes the parts of each token's spelling, if any count: before the first call."""
-        tables = [module for module in self.modules() if isinstance(module, Parts)]
-        for num_rows in {table.num_rows for table in tables}:
-            rows = torch.from_numpy(tokenizer.spelling_rows(num_rows))
-            for table in tables:
-                if table.num_rows == num_rows:
-                    table.spell(rows)
+        rows_of = cache(tokenizer.spelling_rows)
+        for module in self.modules():
+            if isinstance(module, Parts):
+                module.spell(torch.from_numpy(rows_of(module.num_rows)))
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each of `ids` (B, T).
@@ -519,10 +517,9 @@ class GPT(nn.Module):
 
         Tied weights count once.
         """
-        total = sum(p.numel() for p in self.parameters())
-        vocabulary = self.embedding.weight.numel() * (1 if self.config.tie_embeddings else 2)
-        c = self.config
-        vocabulary += (c.spelling_rows + c.output_spelling_rows + bool(c.cutoff)) * c.d_model
+        in_tables = [*self.embedding.parameters(), *self.head.parameters()]
         if self.pairs is not None:
-            vocabulary += sum(p.numel() for p in self.pairs.parameters())
+            in_tables += self.pairs.parameters()
+        total = sum(p.numel() for p in self.parameters())
+        vocabulary = sum(p.numel() for p in set(in_tables))
         return vocabulary, total - vocabulary

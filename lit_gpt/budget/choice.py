@@ -243,11 +243,9 @@ def options_of(budget: Budget, plan: Plan) -> dict[str, Any]:
     candidate = plan.candidate
     config = candidate.config
     optimizer = candidate.optimizer
-    rate = recipe.learning_rate(config.d_model, optimizer)
+    usual = recipe.learning_rate(config.d_model, optimizer)
+    rate = budget.given.get("learning_rate", usual)
     repeats = (plan.epochs, candidate.own_weights_per_token)
-    decay = recipe.weight_decay(
-        *repeats, budget.given.get("learning_rate", rate), 1 / candidate.epochs(1)
-    )
     return {
         "tokenizer": candidate.tokenizer.name,
         "context_length": config.context_length,
@@ -262,7 +260,7 @@ def options_of(budget: Budget, plan: Plan) -> dict[str, Any]:
         "dropout": recipe.dropout(*repeats),
         "optimizer": optimizer,
         "learning_rate": rate,
-        "weight_decay": decay,
+        "weight_decay": recipe.weight_decay(*repeats, rate, 1 / candidate.epochs(1)),
         "warmup_steps": recipe.warmup_steps(plan.steps),
         "max_steps": plan.steps,
         "val_check_interval": max(1, -(-plan.steps // EVALUATIONS)),

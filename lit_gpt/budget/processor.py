@@ -66,8 +66,14 @@ def bfloat16_slowdown(config: GPTConfig, precision: str, batch_size: int) -> flo
         batch_size: windows of a batch; no more than have 128 tokens are used.
     """
     length = min(config.context_length, 128)
-    small = replace(config, num_blocks=1, vocab_size=64, context_length=length)
-    small = replace(small, spelling_rows=0, output_spelling_rows=0)  # no tokenizer spells it
+    small = replace(
+        config,
+        num_blocks=1,
+        vocab_size=64,
+        spelling_rows=0,
+        output_spelling_rows=0,
+        context_length=length,
+    )
     ids = torch.zeros(min(batch_size, 128 // length), length, dtype=torch.long)  # (B, T)
     with torch.random.fork_rng(devices=[]):
         single_model = GPT(small)

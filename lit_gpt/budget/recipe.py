@@ -59,19 +59,7 @@ def weight_decay(epochs: float, weights_per_token: float, rate: float, epoch_ste
     As in Kim et al. 2025, Pre-training under infinite compute. Weights are an average of their
     updates that reaches back 1 / (rate * decay) steps (Wang and Aitchison 2024, How to set AdamW's
     weight decay as you scale model and dataset size), and what counts is how many passes over the
-    text these are. Bits per byte measured with compact cl100k_base on tinyshakespeare, but for
-    English travels (*), also with bpe:4096 (**), and the C code of jq (***):
-
-    | repetition | passes that it reached back: bits per byte |
-    |---|---|
-    | 9 ** | 3.0: 2.205, 1.0: 2.210 |
-    | 18 | 6.9: 2.101, 2.3: 2.091 |
-    | 31 *** | 3.5: 1.612, 1.2: 1.608 |
-    | 61 | 2.3: 2.064, 0.7: 2.073 |
-    | 69 * | 3.6: 2.172, 1.2: 2.129, 0.4: 2.166 |
-    | 122 | 1.0: 2.035, 0.7: 2.020, 0.3: 2.043 |
-    | 177 | 2.7: 2.079, 0.8: 2.038 |
-    | 216 | 1.5: 2.030, 0.9: 1.999, 0.7: 1.997 |
+    text these are. docs/budget.md#the-recipe has what was measured.
 
     Args:
         rate: the learning rate's peak.
