@@ -88,8 +88,8 @@ def plan_budget(
         chosen |= dict.fromkeys(tables, recipe.SPELLING_ROWS)
     fixed = {**chosen, "dropout": given.get("dropout", 0.0), **fixed}
     optimizer = given.get("optimizer", recipe.FIXED["optimizer"])
-    trial = Trial(device, precision, optimizer, dict(fixed), "threads" in given)
-    clock = Corrected(trial.rates(seconds), trial)
+    trial = Trial(device, precision, optimizer, dict(fixed), "threads" in given, seconds)
+    clock = Corrected(trial.rates(), trial)
 
     def choose_now(facts: TextFacts) -> Choice:
         now = Budget(seconds, seconds_since_start(), given, fixed, trial.threads)

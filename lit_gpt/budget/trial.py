@@ -26,10 +26,12 @@ PROBES = (  # vocabulary, width, blocks, context, windows: from the start-up of 
     *((256, 32, 2, 64, 4), (256, 64, 8, 64, 4), (8192, 64, 2, 128, 4), (256, 128, 4, 128, 8)),
     *((4096, 256, 6, 128, 8), (8192, 512, 8, 256, 16), (32768, 768, 12, 512, 16)),
 )
-ENOUGH = 0.25  # seconds of steps for each
+ENOUGH = (0.25, 1 / 600)  # seconds of steps for each: at most, and of the budget
 LONGEST = 0.8  # seconds of a step: larger models are not tried
+STEPS = 3  # that a probe takes at least, with what else it does
 WHOLE = (0.05, 2.0, 5.0)  # of the budget for all of them, but seconds at least and at most
 LEAST_FEATURES = 4
+LARGER = 3.0  # times the operations: a step for which threads are measured again
 WORTH = 1.2  # all threads are used if they make steps at least this many times as fast as one
 
 
@@ -105,6 +107,7 @@ class Trial:
         optimizer: adamw or muon.
         fixed: arguments of GPTConfig besides the sizes.
         are_threads_given: whether to keep PyTorch's number of threads.
+        budget: seconds of the whole run.
 
     Attributes:
         threads: 1 where more are hardly faster; None: PyTorch's number.
@@ -115,17 +118,21 @@ class Trial:
     optimizer: OptimizerKind = "muon"
     fixed: dict[str, Any] = field(default_factory=dict)
     are_threads_given: bool = False
+    budget: float = math.inf
     threads: int | None = field(default=None, init=False)
     usual_threads: int = field(default_factory=torch.get_num_threads, init=False)
+    _flops: float = field(default=0.0, init=False)  # of the step that chose the threads
 
-    def rates(self, budget: float) -> Rates:
-        """Times models from tiny to as large as this machine computes in a second.
+    @property
+    def enough(self) -> float:
+        """Seconds of steps for each candidate."""
+        most, share = ENOUGH
+        return min(most, share * self.budget)
 
-        Args:
-            budget: seconds of the whole run.
-        """
+    def rates(self) -> Rates:
+        """Times models from tiny to as large as this machine computes in a second."""
         share, least, most = WHOLE
-        whole = min(most, max(least, share * budget))
+        whole = min(most, max(least, share * self.budget))
         start = time.perf_counter()
         self.set_threads(self.probe(*PROBES[2]))  # about as large as what a minute allows
         found: list[tuple[Candidate, float]] = []
@@ -133,8 +140,8 @@ class Trial:
             candidate = self.probe(*probe)
             if len(found) >= LEAST_FEATURES:
                 before, seconds = found[-1]
-                is_late = time.perf_counter() - start > whole
-                if is_late or seconds * candidate.flops / before.flops > LONGEST:
+                step = seconds * candidate.flops / before.flops  # at most, as a larger one
+                if step > LONGEST or time.perf_counter() - start + STEPS * step > whole:
                     break
             seconds = self.time(candidate).step
             if math.isinf(seconds):
@@ -162,10 +169,10 @@ class Trial:
 
     def _time(self, candidate: Candidate) -> Times:
         step, evaluate = self.build(candidate)
-        seconds = self.repeat(step)
+        seconds = self.repeat(step, self.enough)
         width = candidate.config.context_length
-        batch = self.repeat(lambda: evaluate(candidate.batch_size, width), ENOUGH / 8)
-        token = self.repeat(lambda: evaluate(1, 1), ENOUGH / 16)
+        batch = self.repeat(lambda: evaluate(candidate.batch_size, width), self.enough / 8)
+        token = self.repeat(lambda: evaluate(1, 1), self.enough / 16)
         return Times(seconds, batch, token)
 
     def build(self, candidate: Candidate) -> tuple[Callable[[], None], Callable[[int, int], None]]:
@@ -205,13 +212,17 @@ class Trial:
         """Has PyTorch compute on one thread from here on, unless all are clearly faster.
 
         Threads wait for each other at each operation. So where other programs run, as they may
-        later, a small model's steps take many times as long on all threads as on one.
+        later, a small model's steps take many times as long on all threads as on one. For a
+        candidate of about the size that was measured last, nothing is measured again.
 
         Args:
             limit: seconds to measure for.
         """
         if self.device.type != "cpu" or self.usual_threads == 1 or self.are_threads_given:
             return
+        if candidate.flops < LARGER * self._flops:
+            return
+        self._flops = candidate.flops
         torch.set_num_threads(self.usual_threads)
         seconds = thread_times(self.build(candidate)[0], limit)
         is_slower = WORTH * seconds[self.usual_threads] > seconds[1]
@@ -224,7 +235,7 @@ class Trial:
         dtype = dtypes.get(self.precision)
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
-    def repeat(self, call: Callable[[], None], enough: float = ENOUGH) -> float:
+    def repeat(self, call: Callable[[], None], enough: float) -> float:
         """The median of some calls after a first one; at least one is timed."""
         call()
         self.wait()

@@ -31,7 +31,7 @@ def machine(rates: Rates, time: Callable[[Candidate], Times]) -> type:
         def __init__(self, *_):
             pass
 
-        def rates(self, budget):
+        def rates(self):
             return rates
 
         def set_threads(self, candidate):

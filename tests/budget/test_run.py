@@ -45,7 +45,7 @@ def process(monkeypatch):
     monkeypatch.setattr(planner, "seconds_since_start", seconds_since_start)
     clock = partial(BudgetClock, clock=seconds_since_start)
     monkeypatch.setattr(train_command, "BudgetClock", clock)
-    monkeypatch.setattr(trial_module, "ENOUGH", 0.0)
+    monkeypatch.setattr(trial_module, "ENOUGH", (0.0, 0.0))
     monkeypatch.setattr(trial_module, "PROBES", trial_module.PROBES[:4])
     monkeypatch.setattr(recipe, "MOST_EPOCHS", 0.5)
 

@@ -125,7 +125,7 @@ def test_each_batch_of_a_step_counts():
 @pytest.fixture
 def quick(monkeypatch):
     """A trial that stops as soon as it may."""
-    monkeypatch.setattr(trial_module, "ENOUGH", 0.0)
+    monkeypatch.setattr(trial_module, "ENOUGH", (0.0, 0.0))
     return Trial(torch.device("cpu"), fixed=dict(MODERN))
 
 
@@ -134,8 +134,28 @@ def test_a_trial_ends_when_its_time_is_over(quick, monkeypatch):
     monkeypatch.setattr(trial_module, "PROBES", 7 * [(64, 16, 1, 16, 1)])
     timed = []
     monkeypatch.setattr(quick, "time", lambda c: timed.append(c) or Times(0.1, 0.03, 0.01))
-    quick.rates(60)
+    quick.rates()
     assert len(timed) == trial_module.LEAST_FEATURES
+
+
+def test_a_probe_that_would_end_too_late_is_left_out(quick, monkeypatch):
+    """Of three seconds, a model of half a second a step would take half."""
+    clock = iter(range(100))
+    monkeypatch.setattr(trial_module.time, "perf_counter", lambda: 0.5 * next(clock))
+    sizes = [(64, 16, 1, 16, windows) for windows in (1, 1, 1, 1, 2, 8)]
+    monkeypatch.setattr(trial_module, "PROBES", sizes)
+    timed = []
+    monkeypatch.setattr(quick, "time", lambda c: timed.append(c) or Times(0.1, 0.03, 0.01))
+    quick.budget = 20.0  # of which the trial takes two seconds
+    quick.optimizer = "adamw"  # its operations grow with the windows
+    quick.rates()
+    assert [c.batch_size for c in timed] == [1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("budget", "seconds"), [(60, 0.1), (150, 0.25), (3600, 0.25)])
+def test_in_a_short_budget_candidates_are_timed_for_less_long(budget, seconds):
+    trial = Trial(torch.device("cpu"), budget=budget)
+    assert trial.enough == pytest.approx(seconds)
 
 
 def test_a_step_an_evaluation_and_a_token_are_timed(quick):
@@ -208,6 +228,10 @@ def test_more_threads_are_used_where_they_are_clearly_faster(
     trial.set_threads(make(100, 16, 1, 16, 2))
     assert (trial.threads, torch.get_num_threads()) == (threads, threads or 2)
     assert steps == [None]  # of the candidate
+    trial.set_threads(make(100, 16, 1, 16, 4))  # nearly alike
+    assert len(steps) == 1
+    trial.set_threads(make(100, 16, 1, 16, 64))
+    assert len(steps) == 2
 
 
 def test_a_given_number_of_threads_is_kept(two_threads, monkeypatch):
