@@ -185,6 +185,8 @@ def activation_bytes(
     size += precision.product * c.d_model  # input of the output layer
     size += c.d_model if c.dropout else 0
     size += precision.residual * c.d_model if c.smear else 0
+    made = c.cutoff + (c.vocab_size if c.output_spelling_rows else 0)  # rows of the output layer
+    head = 0 if precision.is_mixed else precision.weight * made * c.d_model  # else they are copies
     block = num_tokens * block_bytes(c, precision)
     if lora:
         fields_of_config = tuple(asdict(config).items())
@@ -192,8 +194,8 @@ def activation_bytes(
     if c.sliding_window and c.sliding_window < c.context_length:
         block += precision.product * c.context_length**2  # the mask, as added to the scores
     if checkpointing:
-        return num_tokens * (size + c.num_blocks * precision.residual * c.d_model) + block
-    return num_tokens * size + c.num_blocks * block
+        return head + num_tokens * (size + c.num_blocks * precision.residual * c.d_model) + block
+    return head + num_tokens * size + c.num_blocks * block
 
 
 def logits_bytes(num_tokens: int, vocab_size: int) -> int:

@@ -33,6 +33,7 @@ from lit_gpt.planning.memory import (
     find_precision,
     logits_bytes,
 )
+from tests.spelling import RandomSpelling
 
 B, T, V = 2, 64, 300
 SIZES = {"d_model": 64, "num_blocks": 3, "num_heads": 4, "dropout": 0.0}
@@ -42,6 +43,7 @@ MODELS = {
     "modern": {"style": "modern"},
     "llama": {"style": "modern", "num_kv_heads": 2, "qk_norm": False, "hidden_size": 224},
     "fast": {"style": "fast"},
+    "spelled": {"style": "fast", "spelling_rows": 64, "output_spelling_rows": 64},
     "qwen2": {"style": "modern", "qk_norm": False, "qkv_bias": True},
     "neox": {"position": "rotary", "activation": "gelu", "parallel_residual": True}
     | {"rotary_fraction": 0.25},
@@ -87,6 +89,7 @@ def autocast(precision: str) -> torch.autocast:
 
 def saved_bytes(model: GPT, precision: str) -> int:
     """Bytes of all storages that autograd keeps, but for the model's own."""
+    model.spell(RandomSpelling(V))
     own = {t.untyped_storage()._cdata for t in itertools.chain(model.parameters(), model.buffers())}
     kept = {}
 
