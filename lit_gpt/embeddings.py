@@ -16,10 +16,10 @@ PARTS = 6  # of a token's spelling
 
 
 class Spelling(Protocol):
-    """What a tokenizer knows of it."""
+    """A tokenizer that knows how its tokens are spelled."""
 
     def spelling_rows(self, num_rows: int) -> np.ndarray:
-        """In which rows of a table the parts of each token are, (V, PARTS)."""
+        """The rows of each token's parts in a table, (V, PARTS)."""
 
 
 class _SumOfParts(torch.autograd.Function):
@@ -42,7 +42,8 @@ class _SumOfParts(torch.autograd.Function):
 class Parts(nn.Module):
     """A vector for each token: the sum of those of the parts of its spelling.
 
-    Tokens that are spelled alike, as a word with and without its capital, so learn from each other.
+    Tokens spelled alike, such as a word with and without a capital, thus learn from each other.
+    `lit_gpt.text.spelling` says what the parts are.
     """
 
     rows: Tensor  # (V, PARTS) of the table, of each token

@@ -1,4 +1,4 @@
-"""The output layer and its cross-entropy, of a large vocabulary in parts or in two steps.
+"""The output layer and its cross-entropy; for a large vocabulary, in parts or in two steps.
 
 Shapes: N targets, C d_model, V vocabulary.
 """
@@ -29,7 +29,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def rows_at_once(hidden_states: Tensor, vocab_size: int) -> int:
-    """For how many of the hidden states (N, C) the logits are best computed at a time."""
+    """For how many of the hidden states (N, C) to compute logits at a time."""
     count, size = hidden_states.shape
     if hidden_states.is_cpu and count * vocab_size > CACHED_LOGITS:
         parts = -(-count * vocab_size // CACHED_LOGITS)
@@ -51,8 +51,9 @@ class OutputLayer(nn.Linear):
 
     Args:
         cutoff: it decides in two steps (adaptive softmax, Grave et al. 2017), first between the
-            tokens below this one and, as one, all others, then between those. Training computes the
-            second step only for the targets that need it: BPE's first tokens are the frequent ones.
+            tokens below this one and all others taken as one, then among those. Training computes
+            the second step only for the targets that need it: BPE's first tokens are the frequent
+            ones.
             0: in one step.
         spelling_rows: of a table of the parts of tokens' spelling, which are added to their
             vectors; 0: no table.

@@ -48,12 +48,12 @@ class Candidate:
 
     @cached_property
     def weights(self) -> int:
-        """Of the blocks, without biases and norms: what scaling laws count."""
+        """Weights of the blocks, without biases and norms: what scaling laws count."""
         return self.config.num_blocks * sum(m * n for m, n in matrices(self.config))
 
     @cached_property
     def vocabulary_weights(self) -> int:
-        """Of the embedding, the output layer, the pairs of tokens and the parts of tokens."""
+        """Weights of the embedding, the output layer, pairs of tokens and parts of tokens."""
         config = self.config
         assert config.bigram_rows is not None
         rows = config.vocab_size * (1 if config.tie_embeddings else 2) + config.bigram_rows
@@ -62,12 +62,12 @@ class Candidate:
 
     @property
     def weights_per_token(self) -> float:
-        """Of the training text."""
+        """Weights for each token of the training text."""
         return (self.weights + self.vocabulary_weights) / self.tokenizer.train_tokens
 
     @property
     def own_weights_per_token(self) -> float:
-        """Without those of spelling, which tokens share."""
+        """The same without the weights of spelling, which tokens share."""
         config = self.config
         shared = (config.spelling_rows + config.output_spelling_rows) * config.d_model
         return self.weights_per_token - shared / self.tokenizer.train_tokens
@@ -80,13 +80,13 @@ class Candidate:
 
     @property
     def frequent(self) -> float:
-        """Share of the text's tokens below the cutoff; a power of it, exact for the recipe's."""
+        """Share of the text's tokens below the cutoff: a power law, exact at the recipe's."""
         power = math.log(self.config.softmax_cutoff) / math.log(recipe.SOFTMAX_CUTOFF)
         return self.tokenizer.frequent**power
 
     @property
     def flops(self) -> float:
-        """Of a step: each weight multiplies and adds twice backward and once forward.
+        """Operations of a step: each weight multiplies and adds twice backward and once forward.
 
         Attention multiplies each pair of tokens twice more, and Muon's iteration each matrix with
         itself.
@@ -105,7 +105,7 @@ class Candidate:
 
     @property
     def bytes_moved(self) -> float:
-        """Of a step, roughly, in arithmetic that waits for the memory: logits, moments, norms."""
+        """Bytes that a step moves, roughly: where arithmetic waits for memory."""
         config = self.config
         logits = 5 * self.step_tokens * self.head_rows
         moments = 7 * (self.weights + self.vocabulary_weights)

@@ -27,7 +27,7 @@ STATE = 12  # bytes of a weight in a checkpoint, with its moments
 FILES = 2  # checkpoints at an evaluation
 LEAST_STEPS = 20
 LONGEST_STEP = 0.02  # of the budget: a trial has to take a few
-ALIKE = 1.005  # bits per byte, relative: within a text, the law is off by 1.5 %
+ALIKE = 1.005  # bits per byte, relative: less than the law's error within a text
 AS_LONG = 0.9  # of the best plan's seconds
 TOKENIZER = 1  # the place of its reason
 
@@ -43,7 +43,7 @@ CHOSEN = (  # plain names of the options that are chosen, unless they are given
 
 @dataclass(frozen=True)
 class Budget:
-    """What there is to choose within.
+    """The limits of the choice.
 
     Args:
         seconds: of the whole process.
@@ -151,7 +151,7 @@ def best_of_each(plans: list[Plan]) -> list[Candidate]:
 
 
 def smallest_of_the_best(plans: list[Plan]) -> Plan:
-    """The smallest model that the law can't tell from the best one, and that takes the time, too.
+    """The smallest model that the law can't tell from the best one, and that uses the time as well.
 
     Twice the weights change little where a size is about right, but learn a text by heart sooner.
     """
@@ -282,9 +282,9 @@ def reasons_of(budget: Budget, plans: list[Plan], best: Plan, options: dict[str,
         f"{duration(best.steps * best.times.step)} are for training",
         f"Tokenizer: {tokenizer_reason(given, plans, best)}",
         f"Model: {config.num_blocks} block{'s' if config.num_blocks > 1 else ''} of width "
-        f"{config.d_model}, "
-        f"{best.candidate.weights:,} weights and {best.candidate.vocabulary_weights:,} of the "
-        f"vocabulary{model_reason(given, plans, best)}",
+        f"{config.d_model}, {best.candidate.weights:,} weights in them and "
+        f"{best.candidate.vocabulary_weights:,} in the vocabulary's tables"
+        f"{model_reason(given, plans, best)}",
         f"Batch: {best.candidate.batch_size} x {config.context_length} tokens"
         f"{marked(given, 'batch_size')}, {duration(best.times.step)} a step"
         f"{' on one thread, as more are hardly faster' if budget.threads == 1 else ''}"

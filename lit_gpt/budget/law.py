@@ -32,15 +32,16 @@ class Law:
     """Bits per byte = difficulty + size / N**weights + data / D**tokens + repeated * overfitting.
 
     All of it is multiplied by 1 - spelling * (V / 10,000)**vocabulary for models that have
-    `spelling_rows` and a vocabulary of V tokens, and likewise for `output_spelling_rows`. N is
-    millions of weights, D millions of useful tokens. Counting pairs of tokens reaches T bits per
+    `spelling_rows` and a vocabulary of V tokens. `output_spelling_rows` save OUTPUT times as much
+    again, and an output layer in two steps costs ADAPTIVE. N is millions of weights in the blocks,
+    D millions of useful tokens. Counting pairs of tokens reaches T bits per
     byte with the best tokenizer and B with this one; the difficulty, which no model and no amount
     of text takes away, is floor * T**text * (B / T)**pairs.
 
     Args:
         floor: scale of the difficulty.
         size: bits per byte that a model of a million weights loses by being small.
-        data: bits per byte that a million tokens are too few.
+        data: bits per byte lost with only a million useful tokens.
         weights: exponent of N.
         tokens: exponent of D.
         text: exponent of T.

@@ -48,7 +48,7 @@ class Corrected:
         return Times(times.step * factor, times.eval_batch * factor, times.token)
 
     def time(self, candidate: Candidate) -> bool:
-        """Times it; False: that has been done."""
+        """Times it; False if that was done before."""
         if candidate.key in self.timed:
             return False
         times = self.timed[candidate.key] = self.trial.time(candidate)

@@ -63,7 +63,7 @@ def bfloat16_slowdown(config: GPTConfig, precision: str, batch_size: int) -> flo
     Args:
         config: of the model; all but a block and a small vocabulary is left out.
         precision: bf16-mixed or bf16-true.
-        batch_size: windows of a batch; no more than have 128 tokens are used.
+        batch_size: windows of a batch, of which 128 tokens' worth are used at most.
     """
     length = min(config.context_length, 128)
     small = replace(

@@ -7,8 +7,7 @@ import math
 TABLE_RATE = 3.0
 TABLE_EPS = 1e-4
 SPELLING_ROWS = 4096  # in the fast style, of the embedding and of the output layer
-# In the fast style, where it pays. Runs ended 0.2 % higher than with one softmax, and as many with
-# 0.4, which is a little slower; with 0.25, which is a little faster, 0.4 % higher.
+# In the fast style, where it pays: runs end 0.2 % higher (docs/benchmarks.md#cutoff).
 SOFTMAX_CUTOFF = 0.35
 LEAST_ADAPTIVE = 1024  # tokens: in a smaller vocabulary it saves no time
 FIXED = {  # for all: what learns most from a token
@@ -76,7 +75,7 @@ def clamp(value: float, limits: tuple[float, float]) -> float:
 
 
 def dropout(epochs: float, weights_per_token: float) -> float:
-    """Only for more passes than are ever planned, when the steps are given.
+    """0.1 only where the given steps make more passes than MOST_EPOCHS.
 
     On tinyshakespeare, read 3.8 times with a weight decay of 1.0, a dropout of 0.1 changed 2.088
     bits per byte to 2.108.

@@ -111,7 +111,7 @@ def take_sample(text: TextFiles, train_fraction: float, val_path: str | list[str
     """Reads the text to count its bytes, and again to take blocks of it.
 
     Args:
-        val_path: another text, which validates: a ninth as much of it is taken.
+        val_path: a separate validation text: a ninth as much of it is taken.
 
     Raises:
         UserError: the text can't be read.
@@ -154,7 +154,7 @@ def measure_text(
     """Tries all tokenizers on a sample of a text.
 
     Args:
-        val_path: another text, which validates.
+        val_path: a separate validation text.
         is_compact: whether the run leaves out the tokens that the training text never uses.
 
     Raises:
@@ -173,7 +173,7 @@ def byte_facts(sample: Sample) -> TokenizerFacts:
 
 
 def named_facts(sample: Sample, is_compact: bool) -> TokenizerFacts:
-    """Of cl100k_base, whose compact vocabulary grows with the text.
+    """Facts of cl100k_base, whose compact vocabulary grows with the text.
 
     The number of different tokens grows as a power of the text's length (Heaps' law), whose
     exponent is taken from the first half and the whole of the sample's training part. The whole
@@ -207,7 +207,7 @@ def used(tokenizer: Tokenizer, parts: Parts) -> np.ndarray:
 
 
 def bpe_facts(sample: Sample) -> list[TokenizerFacts]:
-    """Of bpe:N, all from one training: a small vocabulary is the beginning of a larger one."""
+    """Facts of each bpe:N, from one training: a small vocabulary begins a larger one."""
     start = time.perf_counter()
     most = (sample.train_bytes + sample.val_bytes) // BYTES_PER_ENTRY
     sizes = [size for size in BPE_SIZES if size <= max(most, BPE_SIZES[0])]
@@ -275,7 +275,7 @@ def bigram_bits(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> flo
 
 
 def exact_facts(splits: Splits, name: str, text_bits: float = math.inf) -> TextFacts:
-    """Of a text that is encoded already, by that one tokenizer.
+    """Facts of a text that one tokenizer has encoded already.
 
     Pairs of tokens are counted in the first SAMPLE bytes or so of the training split.
 

@@ -130,7 +130,7 @@ class Trial:
         return min(most, share * self.budget)
 
     def rates(self) -> Rates:
-        """Times models from tiny to as large as this machine computes in a second."""
+        """Times models, from tiny ones to those whose step takes LONGEST, while its time lasts."""
         share, least, most = WHOLE
         whole = min(most, max(least, share * self.budget))
         start = time.perf_counter()
@@ -159,7 +159,7 @@ class Trial:
         return Candidate(tokenizer, config, batch, self.optimizer)
 
     def time(self, candidate: Candidate) -> Times:
-        """Measures a candidate; infinite times where the memory is too small for it."""
+        """Measures a candidate; its times are infinite where the memory is too small for it."""
         try:
             return self._time(candidate)
         except Exception as error:
