@@ -168,7 +168,7 @@ def test_options_and_defaults_are_those_of_train_py(train):
     config = yaml.safe_load(train("--print_config", defaults={}).out)
     for text in TEXTS.values():
         pairs = options_table(text)
-        assert len(pairs) == 12  # ten rows, one of them with three names
+        assert len(pairs) == 13  # eleven rows, one of them with three names
         for name, value in pairs[1:]:  # the first is the sample corpus, wherever it is installed
             default = look_up(config, name)
             written = {"none": "null", "无": "null"}.get(value, value)

@@ -231,7 +231,6 @@ def export(
     Raises:
         UserError: a checkpoint, text or folder that can't be used, or a comparison that failed.
     """
-    import_transformers()
     target = Path(os.path.expanduser(out))
     is_gguf = format == "gguf"
     check_format(target, format, type)
@@ -243,6 +242,7 @@ def export(
     label = layout_of(model.config).label
     if is_gguf:
         check_can_be_gguf(model.config, tokenizer)
+    import_transformers()  # after what no package would help with
     given = {"encoding": encoding, "text_field": text_field}
     fraction = checkpoint.data_hyperparameters.get("train_fraction")
     if not (isinstance(fraction, float) and 0 < fraction < 1):
