@@ -524,16 +524,18 @@ def test_without_a_run_or_a_checkpoint_it_says_so(tmp_path, capsys):
     assert "name a checkpoint with --ckpt_path" in err
 
 
-def test_without_transformers_it_says_what_to_install(tmp_path, capsys, monkeypatch):
+def test_without_transformers_it_says_what_to_install(text, tmp_path, capsys, monkeypatch):
     status, _, err = run_export(capsys)
     assert (status, err) == (
         2,
         "error: the following arguments are required: --out; --help lists all options\n",
     )
     monkeypatch.setitem(sys.modules, "transformers", None)
-    status, _, err = run_export(capsys, out=tmp_path / "folder")
+    path = write_checkpoint(tmp_path, compact(text), text)
+    status, _, err = run_export(capsys, ckpt_path=path, out=tmp_path / "folder")
     assert (status, err.count("\n")) == (2, 1)
     assert 'pip install -e ".[hf]"' in err
+    assert not (tmp_path / "folder").exists()
 
 
 def card_of(checkpoint: Checkpoint, built: tuple[GPT, Tokenizer]) -> str:
