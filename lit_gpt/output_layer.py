@@ -53,8 +53,7 @@ class OutputLayer(nn.Linear):
         cutoff: it decides in two steps (adaptive softmax, Grave et al. 2017), first between the
             tokens below this one and all others taken as one, then among those. Training computes
             the second step only for the targets that need it: BPE's first tokens are the frequent
-            ones.
-            0: in one step.
+            ones. 0: in one step.
         spelling_rows: of a table of the parts of tokens' spelling, which are added to their
             vectors; 0: no table.
     """

@@ -34,9 +34,9 @@ class Law:
     All of it is multiplied by 1 - spelling * (V / 10,000)**vocabulary for models that have
     `spelling_rows` and a vocabulary of V tokens. `output_spelling_rows` save OUTPUT times as much
     again, and an output layer in two steps costs ADAPTIVE. N is millions of weights in the blocks,
-    D millions of useful tokens. Counting pairs of tokens reaches T bits per
-    byte with the best tokenizer and B with this one; the difficulty, which no model and no amount
-    of text takes away, is floor * T**text * (B / T)**pairs.
+    D millions of useful tokens. Counting pairs of tokens reaches T bits per byte with the best
+    tokenizer and B with this one; the difficulty, which no model and no amount of text takes away,
+    is floor * T**text * (B / T)**pairs.
 
     Args:
         floor: scale of the difficulty.

@@ -139,7 +139,7 @@ def test_a_trial_ends_when_its_time_is_over(quick, monkeypatch):
 
 
 def test_a_probe_that_would_end_too_late_is_left_out(quick, monkeypatch):
-    """Of three seconds, a model of half a second a step would take half."""
+    """After one second of two, three steps of 0.4 seconds would take too long."""
     clock = iter(range(100))
     monkeypatch.setattr(trial_module.time, "perf_counter", lambda: 0.5 * next(clock))
     sizes = [(64, 16, 1, 16, windows) for windows in (1, 1, 1, 1, 2, 8)]
